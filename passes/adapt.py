@@ -1,0 +1,99 @@
+"""Adaptation: a local layer's architecture behind another input, by repair where possible.
+
+For each layer a few ways of meeting the downsampling asked for are tried in turn (:mod:`passes.trial` runs one): the
+layer as it is; its own downsampling taken out; a stride on its first spatial convolution; a pooling layer in front.
+Where repair cannot reach, an adapter in front of an unchanged copy restores the channels it expects, and that is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from passes.errors import AdaptError
+from passes.ir import Network, TensorSpec
+from passes.recipe import Body, Front, Recipe, body_of
+from passes.resolution import Downsampling, reduction
+from passes.trial import Attempt, Trial, Unreachable
+
+
+class Adapter:
+    """Adapts layers of one network; keeps recipes, since layers of one signature share them."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._recipes: dict[Any, Recipe | str] = {}
+        self._bodies: dict[int, Body] = {}
+        self._signatures: dict[int, Any] = {}
+
+    def body(self, index: int) -> Body:
+        """The graph of a layer, see :func:`passes.recipe.body_of`."""
+        if index not in self._bodies:
+            self._bodies[index] = body_of(self.network, index)
+        return self._bodies[index]
+
+    def adapt(self, source: int, spec: TensorSpec, stride: int, downsampling: Downsampling) -> Recipe:
+        """Fits layer ``source`` behind an input of ``spec``, downsampling it by ``stride``.
+
+        Args:
+            source: Index of the local layer.
+            spec: The input, batch first.
+            stride: 1 or 2.
+            downsampling: How the network halves resolution.
+
+        Raises:
+            AdaptError: Neither repair nor an adapter in front can place the layer; says what each attempt met.
+        """
+        key = (self._signature(source), spec, stride, downsampling)
+        if key not in self._recipes:
+            self._recipes[key] = self._find(source, spec, stride, downsampling)
+        found = self._recipes[key]
+        if isinstance(found, str):
+            raise AdaptError(
+                f"layer {source} cannot be placed behind an input of {spec} ({spec.layout})",
+                where=self.network.layers[source].name,
+                why=found,
+            )
+        return replace(found, source=source)
+
+    def _find(self, source: int, spec: TensorSpec, stride: int, downsampling: Downsampling) -> Recipe | str:
+        reasons = []
+        for attempt in self._attempts(source, spec, stride, downsampling):
+            try:
+                return Trial(self.network, self.body(source), source, spec, attempt).run()
+            except Unreachable as reason:
+                reasons.append(f"{attempt.mode}: {reason}")
+        return "; ".join(reasons)
+
+    def _attempts(self, source: int, spec: TensorSpec, stride: int, downsampling: Downsampling) -> list[Attempt]:
+        layer = self.network.layers[source]
+        native = reduction(layer.input, layer.output)
+        pool: Downsampling = "avg_pool" if downsampling == "stride" else downsampling
+        attempts = [Attempt("native", None)] if stride == native else []
+        if stride > 1:
+            strided = Attempt("strided", None)
+            pooled = Attempt("unit", Front(spec.channels, spec.channels, pool, spec.layout))
+            attempts += [strided, pooled] if downsampling == "stride" else [pooled, strided]
+        elif native > 1:
+            attempts.append(Attempt("unit", None))
+        front = Front(spec.channels, layer.input.channels, pool if stride > native else None, spec.layout)
+        attempts.append(Attempt("adapter", front))
+        return attempts
+
+    def _signature(self, index: int) -> Any:
+        """What two layers must have in common for one recipe to serve both."""
+        if index not in self._signatures:
+            body, shapes, captured = self.body(index), self.network.shapes, self.network.captured
+            parts = []
+            for node in body.nodes:
+                target: Any = node.target if node.op.startswith("call") else node.op
+                module = captured.module(node)
+                if module is not None:
+                    tensors = (*module.named_parameters(), *module.named_buffers())
+                    target = (type(module), repr(module), tuple((name, tuple(t.shape)) for name, t in tensors))
+                references = fx.map_arg((node.args, node.kwargs), lambda n: body.position.get(n.name, -1))
+                parts.append((node.op, target, repr(references), shapes.specs[node.name]))
+            self._signatures[index] = (tuple(parts), shapes.specs[body.entry], body.position[body.exit])
+        return self._signatures[index]

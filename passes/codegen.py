@@ -1,0 +1,151 @@
+"""Codegen: a set of nodes -> a GraphModule that calls the user's own modules.
+
+A call whose nodes all lie in the set becomes one ``call_module``: the user's module runs its own forward, with its
+hooks, its train/eval behaviour and its Python control flow. Only what stands between such modules is written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from passes.ir import Call, Captured
+
+PRIMARY = "primary"
+"""Name under which generated code finds the user's model."""
+
+
+def generate(
+    captured: Captured,
+    members: Collection[str],
+    shared: Collection[str],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    name: str,
+) -> fx.GraphModule:
+    """A module that computes ``outputs`` from ``inputs`` by running ``members``.
+
+    Args:
+        captured: The graph, and the model whose modules the code calls.
+        members: Nodes to run.
+        shared: Nodes that do not depend on the input; those needed are run too.
+        inputs: Values handed in, in order.
+        outputs: Values returned; one is returned as it is, several as a tuple.
+        name: Class name of the module.
+
+    Returns:
+        A GraphModule whose submodule ``primary`` is the user's model itself, so that code sees what changes in it.
+    """
+    writer = _Writer(captured, frozenset(members), frozenset(shared), inputs, outputs)
+    graph = writer.write()
+    root: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            path = str(node.target).removeprefix(f"{PRIMARY}.")
+            root[str(node.target)] = captured.attribute(path)
+    module = fx.GraphModule(root, graph, name)
+    setattr(module, PRIMARY, captured.model)
+    return module
+
+
+class _Writer:
+    def __init__(
+        self,
+        captured: Captured,
+        members: frozenset[str],
+        shared: frozenset[str],
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+    ) -> None:
+        self.captured = captured
+        self.nodes = captured.nodes
+        self.members = members
+        self.inputs, self.outputs = inputs, outputs
+        self.graph = fx.Graph()
+        self.values: dict[str, fx.Node] = {}
+        self.wanted = members | self._needed(shared)
+        self.folds = {call.first: call for call in reversed(captured.calls) if self._folds(call)}
+
+    def write(self) -> fx.Graph:
+        for name in self.inputs:
+            self.values[name] = self.graph.placeholder(name)
+        position = 0
+        while position < len(self.nodes):
+            call = self.folds.get(position)
+            if call is not None:
+                self._write_call(call)
+                position = call.last + 1
+                continue
+            node = self.nodes[position]
+            if node.name in self.wanted and node.name not in self.values:
+                self._write_node(node)
+            position += 1
+        results = tuple(self.values[name] for name in self.outputs)
+        self.graph.output(results[0] if len(results) == 1 else results)
+        self._drop_unused_constants()
+        self.graph.lint()
+        return self.graph
+
+    def _needed(self, shared: frozenset[str]) -> frozenset[str]:
+        needed: set[str] = set()
+        pending = [node for node in self.nodes if node.name in self.members]
+        while pending:
+            for parent in pending.pop().all_input_nodes:
+                if parent.name in shared and parent.name not in needed:
+                    needed.add(parent.name)
+                    pending.append(parent)
+        return frozenset(needed)
+
+    def _folds(self, call: Call) -> bool:
+        """Whether the call can stand as one node: all of it is wanted, and others use only what it returns."""
+        if call.last < call.first or not isinstance(call.result, fx.Node):
+            return False
+        inside = {node.name for node in self.nodes[call.first : call.last + 1]}
+        if not inside <= self.wanted or call.result.name not in inside or not inside & self.members:
+            return False
+        leaking = (n for n in self.nodes[call.first : call.last + 1] if n is not call.result)
+        if any(user.name not in inside for node in leaking if node.op != "get_attr" for user in node.users):
+            return False
+        if any(name in inside and name != call.result.name for name in self.outputs):
+            return False
+        return _plain((call.args, call.kwargs))
+
+    def _write_call(self, call: Call) -> None:
+        args, kwargs = fx.map_arg((call.args, call.kwargs), self._value)
+        result = call.result.name
+        self.values[result] = self.graph.create_node(
+            "call_module", f"{PRIMARY}.{call.path}", args, kwargs, call.path.replace(".", "_")
+        )
+
+    def _write_node(self, node: fx.Node) -> None:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
+        target: Any = node.target
+        if node.op == "call_module" or (node.op == "get_attr" and node.target not in self.captured.constants):
+            target = f"{PRIMARY}.{node.target}"
+        self.values[node.name] = self.graph.create_node(node.op, target, args, kwargs, node.name)
+
+    def _value(self, node: fx.Node) -> fx.Node:
+        if node.name not in self.values:
+            # A parameter that fx read once, inside a call that is now folded, and that is used outside it too.
+            self._write_node(node)
+        return self.values[node.name]
+
+    def _drop_unused_constants(self) -> None:
+        # Only reads of attributes: anything else might change a tensor that is used later.
+        for node in reversed(list(self.graph.nodes)):
+            if node.op == "get_attr" and not node.users:
+                self.graph.erase_node(node)
+
+
+def _plain(value: Any) -> bool:
+    """Whether fx can write the value as an argument."""
+    if isinstance(value, (fx.Node, int, float, bool, str, type(None), torch.dtype, torch.device)):
+        return True
+    if type(value) in (tuple, list):
+        return all(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _plain(item) for key, item in value.items())
+    return False

@@ -1,0 +1,67 @@
+"""Errors for users: what is wrong, where, why, and what to do next. Bugs of our own are assertions instead."""
+
+from __future__ import annotations
+
+
+class LocalizeError(ValueError):
+    """Root of every error that a user of the compiler can cause and mend.
+
+    Args:
+        what: The fact, in one clause.
+        where: Module path in the user's model, such as ``layer1.0``.
+        source: Source line, ``file.py:12``.
+        why: The cause, when it is not evident from ``what``.
+        remedy: What to do next.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        source: str | None = None,
+        why: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.source = source
+        self.why = why
+        self.remedy = remedy
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        place = ", ".join(
+            part for part in (self.where and f"in {self.where}", self.source and f"at {self.source}") if part
+        )
+        text = self.what + (f" ({place})" if place else "")
+        if self.why:
+            text += f": {self.why}"
+        text = " ".join(text.split())
+        if self.remedy:
+            text += f". {self.remedy}" if not text.endswith((".", "?", "!")) else f" {self.remedy}"
+        return text
+
+
+class CaptureError(LocalizeError):
+    """The model cannot be turned into a graph."""
+
+
+class PartitionError(LocalizeError):
+    """The graph cannot be cut as asked."""
+
+
+class AdaptError(LocalizeError):
+    """A layer cannot be made to fit behind another input."""
+
+
+class MethodError(LocalizeError):
+    """A learning rule is unknown, or its options or the model do not fit it."""
+
+
+class InputError(LocalizeError):
+    """A tensor handed to the localized model does not fit it."""
+
+
+class PlanError(LocalizeError):
+    """A plan cannot be read, or does not belong to this model."""

@@ -1,0 +1,203 @@
+"""Records that pass between stages: frozen, slotted, keyed by node name.
+
+Terms: a *value* is what an fx node computes. A *segment* is the part of the graph between two consecutive values that
+every path from input to output goes through. A *cut* is such a value, chosen as the border of two local layers. A
+*call* is one invocation of a module whose inside was traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+Layout = Literal["NCHW", "NHWC", "NLC", "NC", "other"]
+"""Where channels are: images channels-first and channels-last, tokens, plain features, or nothing we know."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape (batch first), dtype and layout of a value."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    layout: Layout = "other"
+
+    @property
+    def channel_dim(self) -> int:
+        """Index of the channel dimension."""
+        return 1 if self.layout in ("NCHW", "NC") or (self.layout == "other" and len(self.shape) > 1) else -1
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.shape[self.channel_dim]
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Height and width; for tokens their number; empty for features."""
+        if self.layout == "NCHW":
+            return self.shape[2:]
+        if self.layout in ("NHWC", "NLC"):
+            return self.shape[1:-1]
+        return ()
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes that one sample of this value takes."""
+        count = 1
+        for size in self.shape[1:]:
+            count *= size
+        return count * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return "x".join(str(size) for size in self.shape[1:]) or "scalar"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a node costs at batch 1, as seen at the level of ATen operators."""
+
+    macs: int = 0
+    """Multiply-accumulates of convolutions and linear layers."""
+    mixing: bool = False
+    """Whether it mixes all channels: a convolution that is not depthwise, a linear layer, an attention."""
+    depthwise: bool = False
+    """Whether it holds a depthwise convolution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One invocation of a module whose inside was traced; ``first`` and ``last`` are node positions in the graph."""
+
+    path: str
+    type_name: str
+    args: Any
+    kwargs: Any
+    result: Any
+    first: int
+    last: int
+    parent: int
+    """Index of the enclosing call in :attr:`Captured.calls`; -1 for the root."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """A submodule kept whole because its forward could not be traced. It still runs its own code."""
+
+    path: str
+    source: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """The user's model as a graph: every tensor operation of one training forward pass, leaf modules unopened."""
+
+    model: nn.Module
+    graph: fx.Graph
+    calls: tuple[Call, ...]
+    """Invocations of opened modules, outermost first."""
+    scopes: Mapping[str, int]
+    """Node name -> index of the innermost call it was recorded in; -1 for the root's own forward."""
+    sources: Mapping[str, str]
+    """Node name -> source line of the user's code, ``file.py:12``."""
+    constants: Mapping[str, torch.Tensor]
+    """Tensors made in the forward itself, by the name under which the graph reads them."""
+    opaque: tuple[Opaque, ...] = ()
+    nodes: tuple[fx.Node, ...] = field(init=False)
+    """All nodes, in execution order; the first is the input, the last the output."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", tuple(self.graph.nodes))
+
+    @property
+    def input(self) -> str:
+        """Name of the node that is the model's input."""
+        return self.nodes[0].name
+
+    @property
+    def result(self) -> fx.Node:
+        """The node whose value the model returns."""
+        node = self.nodes[-1].args[0]
+        assert isinstance(node, fx.Node)
+        return node
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The leaf module a node calls; None for other nodes."""
+        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def attribute(self, path: str) -> Any:
+        """The parameter, buffer or constant that a ``get_attr`` node of this target reads."""
+        if path in self.constants:
+            return self.constants[path]
+        owner, _, name = path.rpartition(".")
+        return getattr(self.model.get_submodule(owner), name)
+
+    def scope_path(self, name: str) -> str:
+        """Path of the opened module in whose forward the node stands; empty for the root."""
+        index = self.scopes[name]
+        return "" if index < 0 else self.calls[index].path
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What every node yields and costs, inferred on fake tensors."""
+
+    specs: Mapping[str, TensorSpec | None]
+    """Node name -> spec; None where the value is no tensor."""
+    costs: Mapping[str, Cost]
+    numbers: frozenset[str]
+    """Nodes whose value holds no tensor, also no tuple of tensors: sizes and the like."""
+    input: TensorSpec
+    output: TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A local layer: a minimal indivisible unit of the primary network."""
+
+    index: int
+    name: str
+    params: int
+    """Number of parameter elements."""
+    macs: int
+    """Convolution and linear multiply-accumulates at batch 1."""
+    activation_bytes: int
+    """Bytes of all values the layer computes, for one sample."""
+    input: TensorSpec
+    output: TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Layers and classifier: which nodes belong to which, and the values between them."""
+
+    layers: tuple[Layer, ...]
+    nodes: tuple[tuple[str, ...], ...]
+    """Node names of each layer, in execution order."""
+    cuts: tuple[str, ...]
+    """``cuts[i]`` is the value that leaves layer i."""
+    classifier: tuple[str, ...]
+    """Node names of the classifier."""
+    classifier_params: int
+    classifier_macs: int
+    shared: tuple[str, ...]
+    """Nodes that do not depend on the input: each local module computes them for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A captured, measured and partitioned model: what learning rules plan on."""
+
+    captured: Captured
+    shapes: Shapes
+    partition: Partition
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The L local layers."""
+        return self.partition.layers

@@ -1,0 +1,32 @@
+"""What changes a tensor in place, and what merely looks at one."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from passes.ir import Captured
+
+_VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze", "contiguous", "chunk", "split"}
+
+
+def mutates_input(captured: Captured, node: fx.Node) -> bool:
+    """Whether a node overwrites its first argument."""
+    module = captured.module(node)
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    name = getattr(node.target, "__name__", "")
+    return bool(node.kwargs.get("inplace")) or name in ("iadd", "imul", "isub", "itruediv", "setitem")
+
+
+def is_view(captured: Captured, node: fx.Node) -> bool:
+    """Whether a node may hand on its input's own memory."""
+    module = captured.module(node)
+    if module is not None:
+        return isinstance(module, (nn.Identity, nn.Flatten, nn.Dropout))
+    if node.op == "call_method":
+        return node.target in _VIEWS
+    return node.target in {getattr(torch, name) for name in _VIEWS if hasattr(torch, name)}

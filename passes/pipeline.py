@@ -1,0 +1,44 @@
+"""Runs the passes that make a Network of a model, and verifies each stage's value before the next one sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from passes import verify
+from passes.capture import LeafPolicy, capture
+from passes.ir import Network
+from passes.partition import partition
+from passes.shapes import infer_shapes
+
+
+def analyse(
+    model: nn.Module, shape: Sequence[int], dtype: torch.dtype = torch.float32, policy: LeafPolicy | None = None
+) -> Network:
+    """Capture, shapes, partition.
+
+    Args:
+        model: The user's model; left as it is.
+        shape: Shape of an example input, batch first, the batch at least 2.
+        dtype: Type of the input.
+        policy: What stays a leaf when tracing.
+
+    Raises:
+        CaptureError: See :func:`passes.capture.capture` and :func:`passes.shapes.infer_shapes`.
+        PartitionError: See :func:`passes.partition.partition`.
+    """
+    captured = capture(model, policy)
+    expect("capture", verify.captured(captured))
+    shapes = infer_shapes(captured, shape, dtype)
+    expect("shapes", verify.shapes(captured, shapes))
+    network = Network(captured, shapes, partition(captured, shapes))
+    expect("partition", verify.partition(network))
+    return network
+
+
+def expect(stage: str, violations: Sequence[str] | Callable[[], Sequence[str]]) -> None:
+    """Asserts that a stage's value meets its specification; names the stage that failed."""
+    found = violations() if callable(violations) else violations
+    assert not found, f"{stage} produced an invalid value: " + "; ".join(found)

@@ -1,0 +1,99 @@
+"""Rebuilding: Recipe -> a GraphModule with fresh weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from passes.adapt import Adapter
+from passes.ir import Captured
+from passes.mutation import is_view, mutates_input
+from passes.recipe import Body, Recipe, build_front, build_projection
+from passes.retype import clone
+from passes.weights import Initializer
+
+
+def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModule:
+    """The block that ``recipe`` describes: one input of ``recipe.input``, one output of ``recipe.output``."""
+    captured, body = adapter.network.captured, adapter.body(recipe.source)
+    root: dict[str, Any] = {}
+    graph = fx.Graph()
+    value: Any = graph.placeholder("x")
+    if recipe.front is not None:
+        root["adapter"] = build_front(recipe.front, draw)
+        value = graph.call_module("adapter", (value,))
+    live = body.live(recipe.edits)
+    if any(i in live and _overwrites_entry(captured, body, recipe, i) for i in range(len(body.nodes))):
+        # The value belongs to the primary network, whose next layer still reads it.
+        value = graph.call_method("clone", (value,))
+    values: dict[int, Any] = {-1: value}
+    for i, node in enumerate(body.nodes):
+        if i in recipe.edits.bypassed:
+            parent = node.all_input_nodes[0]
+            values[i] = values[_position(body, parent)]
+        elif i in live:
+            values[i] = _copy(graph, root, captured, body, recipe, i, values, draw)
+    graph.output(values[body.position[body.exit]])
+    graph.lint()
+    name = re.sub(r"\W", "_", adapter.network.layers[recipe.source].name)
+    block = fx.GraphModule(root, graph, f"Block_{name}")
+    block.train()
+    return block
+
+
+def _position(body: Body, node: fx.Node) -> int:
+    return -1 if node.name == body.entry else body.position[node.name]
+
+
+def _overwrites_entry(captured: Captured, body: Body, recipe: Recipe, i: int) -> bool:
+    """Whether a node changes the block's input in place, directly or through nodes that hand it on."""
+    if not mutates_input(captured, body.nodes[i]):
+        return False
+    parent = body.nodes[i].all_input_nodes[0]
+    while parent.name != body.entry:
+        passes_on = body.position.get(parent.name) in recipe.edits.bypassed or is_view(captured, parent)
+        if not passes_on or parent.name not in body.position:
+            return False
+        parent = parent.all_input_nodes[0]
+    return True
+
+
+def _copy(
+    graph: fx.Graph,
+    root: dict[str, Any],
+    captured: Captured,
+    body: Body,
+    recipe: Recipe,
+    i: int,
+    values: dict[int, Any],
+    draw: Initializer,
+) -> fx.Node:
+    node, edits = body.nodes[i], recipe.edits
+
+    def value_of(parent: fx.Node) -> Any:
+        return values[_position(body, parent)]
+
+    if node.op == "get_attr":
+        root[node.name] = _tensor(captured, str(node.target), edits.shapes.get(i), draw)
+        return graph.get_attr(node.name)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
+    if node.op == "call_module":
+        root[node.name] = clone(captured.model.get_submodule(str(node.target)), edits.changes.get(i, {}), draw)
+        return graph.create_node("call_module", node.name, args, kwargs, node.name)
+    arguments = list(args)
+    for k in range(len(arguments)):
+        if (i, k) in edits.projections:
+            name = f"projection_{node.name}"
+            root[name] = build_projection(edits.projections[i, k], draw)
+            arguments[k] = graph.call_module(name, (arguments[k],))
+    return graph.create_node(node.op, node.target, tuple(arguments), kwargs, node.name)
+
+
+def _tensor(captured: Captured, target: str, shape: tuple[int, ...] | None, draw: Initializer) -> torch.Tensor:
+    value: torch.Tensor = captured.attribute(target)
+    if isinstance(value, nn.Parameter):
+        return draw.like(value, shape or tuple(value.shape))
+    return value.detach().clone()

@@ -1,0 +1,195 @@
+"""Shapes and costs: Captured -> Shapes, on fake tensors. Nothing is computed, and no real memory is taken.
+
+Costs are counted at the level of ATen operators, so a convolution counts wherever it hides: in a leaf module, in a
+functional call, in a class of the user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from passes.capture import source_of, untouched
+from passes.errors import CaptureError
+from passes.ir import Captured, Cost, Layout, Shapes, TensorSpec
+
+_aten = torch.ops.aten
+
+
+class CostMode(TorchDispatchMode):
+    """Adds up what passes through it; :meth:`take` reads the tally and starts anew."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.batch = batch
+        self._clear()
+
+    def _clear(self) -> None:
+        self.macs = 0
+        self.mixing = False
+        self.depthwise = False
+
+    def take(self) -> Cost:
+        """The cost since the last call, for one sample."""
+        cost = Cost(self.macs // self.batch, self.mixing, self.depthwise)
+        self._clear()
+        return cost
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = getattr(func, "overloadpacket", func)
+        if packet is _aten.convolution:
+            weight, transposed = args[1], args[6]
+            positions = args[0] if transposed else out
+            self.macs += positions.numel() // positions.shape[1] * weight.numel()
+            depthwise = weight.shape[1] == 1 and args[8] > 1
+            self.depthwise |= depthwise
+            self.mixing |= not depthwise
+        elif packet in (_aten.mm, _aten.addmm):
+            matrix = args[0] if packet is _aten.mm else args[1]
+            self.macs += matrix.shape[0] * matrix.shape[1] * out.shape[1]
+            self.mixing = True
+        elif packet in _ATTENTION:
+            self.mixing = True
+        return out
+
+
+_ATTENTION = {
+    _aten.bmm,
+    _aten.baddbmm,
+    _aten._scaled_dot_product_flash_attention_for_cpu,
+    _aten._scaled_dot_product_flash_attention,
+    _aten._scaled_dot_product_efficient_attention,
+    _aten._scaled_dot_product_cudnn_attention,
+}
+
+
+def fake_mode() -> FakeTensorMode:
+    """A mode under which real parameters and buffers are read as fake tensors."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def infer_shapes(captured: Captured, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Shapes:
+    """Runs the graph once on fake tensors.
+
+    Args:
+        captured: The graph.
+        shape: Shape of the input, batch first; the batch should be at least 2, for batch norm in train mode.
+        dtype: Type of the input.
+
+    Returns:
+        Shape, dtype, layout and cost of every node.
+
+    Raises:
+        CaptureError: The graph does not run on an input of this shape; names the node's module and source line.
+    """
+    runner = _Runner(captured, max(1, shape[0]))
+    # Parameters live on the model's device: the fake input must say it is there too.
+    device = next((p.device for p in captured.model.parameters()), torch.device("cpu"))
+    with untouched(captured.model), fake_mode(), runner.cost:
+        runner.run(torch.empty(tuple(shape), dtype=dtype, device=device))
+    specs = _with_layouts(captured, runner.specs)
+    source, result = specs[captured.input], specs[captured.result.name]
+    if source is None or result is None:
+        raise CaptureError(
+            "the model does not return a tensor",
+            where=type(captured.model).__name__,
+            remedy="Wrap it in a module that returns the tensor the loss is computed from",
+        )
+    return Shapes(specs, runner.costs, frozenset(runner.numbers), source, result)
+
+
+class _Runner(fx.Interpreter):
+    """Runs the graph, keeping a spec and a cost a node, and naming the node that fails."""
+
+    def __init__(self, captured: Captured, batch: int) -> None:
+        super().__init__(captured.model, graph=captured.graph)
+        self.captured = captured
+        self.cost = CostMode(batch)
+        self.specs: dict[str, TensorSpec | None] = {}
+        self.costs: dict[str, Cost] = {}
+        self.numbers: set[str] = set()
+        self.extra_traceback = False
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.captured.attribute(target)
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            value = super().run_node(n)
+        except Exception as error:
+            where = n.target if n.op == "call_module" else self.captured.scope_path(n.name)
+            raise CaptureError(
+                "the model does not run on this input",
+                where=str(where) or type(self.captured.model).__name__,
+                source=self.captured.sources.get(n.name) or source_of(error),
+                why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+                remedy="Give an input of the shape the model expects as example_inputs",
+            ) from error
+        is_tensor = isinstance(value, torch.Tensor)
+        self.specs[n.name] = TensorSpec(tuple(value.shape), value.dtype) if is_tensor else None
+        self.costs[n.name] = self.cost.take()
+        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value)):
+            self.numbers.add(n.name)
+        return value
+
+
+def _with_layouts(captured: Captured, specs: Mapping[str, TensorSpec | None]) -> dict[str, TensorSpec | None]:
+    layouts: dict[str, Layout] = {}
+    known: dict[str, TensorSpec | None] = {}
+    for node in captured.nodes:
+        spec = specs[node.name]
+        if spec is None:
+            known[node.name] = None
+            continue
+        layout = layouts[node.name] = _layout(captured, node, spec, layouts, specs)
+        known[node.name] = TensorSpec(spec.shape, spec.dtype, layout)
+    return known
+
+
+def _layout(
+    captured: Captured,
+    node: fx.Node,
+    spec: TensorSpec,
+    layouts: Mapping[str, Layout],
+    specs: Mapping[str, TensorSpec | None],
+) -> Layout:
+    rank = len(spec.shape)
+    if rank != 4:
+        return {2: "NC", 3: "NLC"}.get(rank, "other")  # type: ignore[return-value]
+    if node.op == "placeholder":
+        return "NCHW"
+    if node.op == "call_module":
+        module = captured.model.get_submodule(str(node.target))
+        if isinstance(module, nn.Linear) or type(module).forward is nn.LayerNorm.forward:
+            return "NHWC"
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm)):
+            return "NCHW"
+    order = _permutation(node)
+    source = next((n for n in node.all_input_nodes if layouts.get(n.name) in ("NCHW", "NHWC")), None)
+    if order == (0, 2, 3, 1):
+        return "NHWC"
+    if order == (0, 3, 1, 2):
+        return "NCHW"
+    if source is not None:
+        return layouts[source.name]
+    # Tokens folded back into an image: channels are where the tokens' channels went.
+    tokens = next((specs[n.name] for n in node.all_input_nodes if layouts.get(n.name) == "NLC"), None)
+    return "NHWC" if tokens is not None and tokens.shape[-1] == spec.shape[-1] else "NCHW"
+
+
+def _permutation(node: fx.Node) -> tuple[int, ...] | None:
+    if node.op == "call_module" or node.target not in ("permute", torch.permute):
+        return None
+    dims: tuple[Any, ...] = node.args[1:]
+    if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
+        dims = tuple(dims[0])
+    return tuple(int(d) % 4 for d in dims) if len(dims) == 4 and all(isinstance(d, int) for d in dims) else None

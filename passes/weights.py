@@ -1,0 +1,125 @@
+"""Fresh weights in the scale of a layer's own initializer, drawn from an explicit generator.
+
+Which initializer a model used cannot be asked, but it shows: a constant tensor stays that constant (zero-initialized
+norms, layer scale, zero biases), one whose spread is torch.nn's default for its fan-in is drawn so again for the new
+fan-in, and any other is drawn from a normal distribution with its own mean and standard deviation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.utils import skip_init
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+
+@dataclass(slots=True)
+class Initializer:
+    """Draws fresh parameters; remembers the statistics of the tensors it imitates.
+
+    Args:
+        generator: Source of randomness on the CPU, whatever device parameters live on; None for torch's global one.
+    """
+
+    generator: torch.Generator | None = None
+    _statistics: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    def like(
+        self, source: torch.Tensor, shape: tuple[int, ...], *, norm: bool = False, fan_in: int = 0
+    ) -> nn.Parameter:
+        """A parameter of ``shape`` that imitates how ``source`` was initialized.
+
+        Args:
+            source: The parameter to imitate.
+            shape: Shape of the new one.
+            norm: Whether it scales or shifts a normalization: then anything but a constant becomes ones.
+            fan_in: Inputs of one output of the layer it belongs to, after retyping; 0 when that has no meaning.
+        """
+        target = torch.empty(shape, dtype=source.dtype, device=source.device)
+        if source.device.type == "meta" or isinstance(source, FakeTensor) or isinstance(target, FakeTensor):
+            return nn.Parameter(target, requires_grad=source.requires_grad or source.is_floating_point())
+        mean, spread = self._measure(source)
+        with torch.no_grad():
+            if spread == 0.0:
+                target.fill_(mean)
+            elif norm:
+                target.fill_(1.0)
+            else:
+                self._draw_(target, source, mean, spread, fan_in)
+        return nn.Parameter(target)
+
+    def _measure(self, source: torch.Tensor) -> tuple[float, float]:
+        if id(source) not in self._statistics:
+            values = source.detach().float()
+            constant = bool((values == values.flatten()[0]).all()) if values.numel() else True
+            spread = 0.0 if constant else float(values.std())
+            mean = (
+                float(values.flatten()[0])
+                if constant and values.numel()
+                else float(values.mean())
+                if values.numel()
+                else 0.0
+            )
+            self._statistics[id(source)] = (mean, spread)
+        return self._statistics[id(source)]
+
+    def _draw_(self, target: torch.Tensor, source: torch.Tensor, mean: float, spread: float, fan_in: int) -> None:
+        if fan_in and (source.ndim == 1 or self._is_default(source, spread)):
+            self._uniform_(target, 1 / math.sqrt(fan_in))
+        else:
+            self._normal_(target, 0.0 if fan_in else mean, spread)
+
+    def _is_default(self, source: torch.Tensor, spread: float) -> bool:
+        """Whether ``source`` looks drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as torch.nn does."""
+        bound = 1 / math.sqrt(math.prod(source.shape[1:]))
+        default = bound / math.sqrt(3)
+        # A deviation estimated from n values is itself off by about 1/sqrt(2n).
+        tolerance = default * max(0.02, 3 / math.sqrt(2 * source.numel()))
+        return abs(spread - default) < tolerance and float(source.detach().abs().max()) <= bound * 1.001
+
+    def _uniform_(self, target: torch.Tensor, bound: float) -> None:
+        # Drawn on the CPU, so that a seed means the same weights on every device.
+        drawn = target if target.device.type == "cpu" else torch.empty(target.shape, dtype=target.dtype)
+        drawn.uniform_(-bound, bound, generator=self.generator)
+        if drawn is not target:
+            target.copy_(drawn)
+
+    def _normal_(self, target: torch.Tensor, mean: float, spread: float) -> None:
+        drawn = target if target.device.type == "cpu" else torch.empty(target.shape, dtype=target.dtype)
+        drawn.normal_(mean, spread, generator=self.generator)
+        if drawn is not target:
+            target.copy_(drawn)
+
+    def plain_(self, module: nn.Module) -> nn.Module:
+        """Initializes convolutions (He, fan out: AugLocal, appendix A.2) and linear layers (torch.nn) in place."""
+        for part in module.modules():
+            weight = getattr(part, "weight", None)
+            if not isinstance(weight, nn.Parameter) or weight.ndim < 2:
+                continue
+            if weight.device.type == "meta" or isinstance(weight, FakeTensor):
+                continue
+            with torch.no_grad():
+                fan_in = math.prod(weight.shape[1:])
+                if isinstance(part, nn.Linear):
+                    self._uniform_(weight, 1 / math.sqrt(fan_in))
+                else:
+                    fan_out = weight.shape[0] * math.prod(weight.shape[2:])
+                    self._normal_(weight, 0.0, math.sqrt(2 / fan_out))
+                bias = getattr(part, "bias", None)
+                if isinstance(bias, nn.Parameter):
+                    self._uniform_(bias, 1 / math.sqrt(fan_in))
+        return module
+
+
+def bare(kind: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+    """A layer with uninitialized weights: drawing them twice would cost time and move torch's global generator."""
+    if _get_current_dispatch_mode_stack():
+        return kind(*args, **kwargs)
+    module: nn.Module = skip_init(kind, *args, **kwargs)
+    return module
