@@ -1,0 +1,57 @@
+"""localize: a compiler for supervised local learning. Any vision model in, gradient-isolated local modules out."""
+
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _version
+
+import passes as _passes
+
+if getattr(_passes, "OWNER", None) != "localize":
+    raise ImportError(
+        f"localize needs its own package 'passes', and {getattr(_passes, '__file__', None) or list(_passes.__path__)} "
+        "shadows it. Rename or remove that one, or run Python from another folder."
+    )
+
+from localize.api import Obstacle, check, localize
+from localize.local_module import LocalGraphModule, LocalModule, LocalOutput
+from localize.methods import METHODS
+from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan
+from passes.capture import LeafPolicy
+from passes.errors import (
+    AdaptError,
+    CaptureError,
+    InputError,
+    LocalizeError,
+    MethodError,
+    PartitionError,
+    PlanError,
+)
+from passes.ir import Layer, TensorSpec
+
+try:
+    __version__ = _version("localize")
+except PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "METHODS",
+    "AdaptError",
+    "Auxiliary",
+    "AuxiliaryBlock",
+    "CaptureError",
+    "InputError",
+    "Layer",
+    "LeafPolicy",
+    "LocalGraphModule",
+    "LocalModule",
+    "LocalModulePlan",
+    "LocalOutput",
+    "LocalizeError",
+    "MethodError",
+    "Obstacle",
+    "PartitionError",
+    "Plan",
+    "PlanError",
+    "TensorSpec",
+    "check",
+    "localize",
+]

@@ -1,0 +1,91 @@
+"""All local losses behind one scalar: gradients during the forward, delivered on the one backward.
+
+A GradScaler's factor arrives with that backward, after the gradients were computed. Under float16 autocast small ones
+would have vanished by then, so each step computes with the factor that the last one saw, and corrects for the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+class _HasLoss(Protocol):
+    @property
+    def loss(self) -> torch.Tensor: ...
+
+
+class LossScale:
+    """The factor the last backward saw under float16 autocast."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: torch.Tensor | None = None
+
+
+def fused_loss(
+    steps: Iterable[_HasLoss], owned: Sequence[Sequence[nn.Parameter]], scale: LossScale, device: str
+) -> torch.Tensor:
+    """Sum of the losses of ``steps``.
+
+    Args:
+        steps: Yields something with a ``loss``, a local module after the other; it is taken one at a time.
+        owned: Parameters each loss reaches, in the same order; no parameter twice.
+        scale: Carried from step to step.
+        device: Type of the device the step runs on, for its autocast state.
+
+    Returns:
+        A scalar. Its backward adds ``grad_output * gradient`` to each parameter's ``grad``, once.
+    """
+    parameters = [p for group in owned for p in group]
+    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    total: torch.Tensor = _FusedLoss.apply(steps, owned, scale if half else None, *parameters)
+    return total
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        steps: Iterable[_HasLoss],
+        owned: Sequence[Sequence[nn.Parameter]],
+        scale: LossScale | None,
+        *parameters: Any,
+    ) -> Any:
+        factor = scale.value if scale is not None else None
+        gradients: list[torch.Tensor | None] = []
+        total: torch.Tensor | None = None
+        iterator = iter(steps)
+        for group in owned:
+            with torch.enable_grad():
+                loss = next(iterator).loss
+                if group:
+                    scaled = loss if factor is None else loss * factor
+                    gradients += torch.autograd.grad(scaled, group, allow_unused=True)
+                    del scaled
+            value = loss.detach()
+            total = value.clone() if total is None else total + value
+            del loss
+        # Runs what stands after the last yield.
+        next(iterator, None)
+        ctx.gradients, ctx.factor, ctx.scale = gradients, factor, scale
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError(
+                "local.loss(...) has gone backward already; its gradients are computed once, in the forward"
+            )
+        factor = grad_output if ctx.factor is None else grad_output / ctx.factor
+        if ctx.scale is not None:
+            usable = torch.isfinite(grad_output) & (grad_output > 0)
+            ctx.scale.value = torch.where(usable, grad_output, torch.ones_like(grad_output))
+        return (None, None, None, *(None if g is None else g.mul_(factor.to(g.dtype)) for g in gradients))

@@ -1,0 +1,235 @@
+"""What the user holds: LocalGraphModule, its local modules, and the outputs of its steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import fx, nn
+
+from localize.fused import LossScale, fused_loss
+from localize.losses import checked
+from localize.plan import LocalModulePlan, Plan
+from passes.codegen import PRIMARY
+from passes.errors import InputError, LocalizeError
+
+
+class LocalOutput(NamedTuple):
+    """What one local module gives in one training step."""
+
+    name: str
+    """Name of the local module."""
+    loss: torch.Tensor
+    """Local loss, a scalar; its backward reaches this module's parameters and its auxiliary network's, and no other."""
+    logits: torch.Tensor
+    """What the loss was computed from, (N, classes)."""
+
+
+class LocalModule(nn.Module):
+    """One local module: generated code over the user's layers, and the auxiliary network that trains them.
+
+    The layers belong to ``LocalGraphModule.primary``; here they are only called, so every parameter has one name.
+    """
+
+    def __init__(
+        self,
+        plan: LocalModulePlan,
+        stage: fx.GraphModule,
+        auxiliary: nn.Module | None,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.plan = plan
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.auxiliary = auxiliary
+        # Not registered: its submodules are the user's, and have their names in the primary network already.
+        self.__dict__["stage"] = stage
+
+    @property
+    def code(self) -> str:
+        """The generated Python of this module."""
+        return str(self.__dict__["stage"].code)
+
+    def forward(self, *values: Any) -> Any:
+        """Runs the module's layers on detached values; returns the cut, with sizes later modules need beside it."""
+        return self.__dict__["stage"](*[v.detach() if isinstance(v, torch.Tensor) else v for v in values])
+
+    def logits(self, cut: torch.Tensor) -> torch.Tensor:
+        """What the local loss is computed from: the auxiliary network's output, or the primary's in the last module."""
+        if self.auxiliary is None:
+            return cut
+        result: torch.Tensor = self.auxiliary(cut)
+        return result
+
+    def extra_repr(self) -> str:
+        """Name and layers."""
+        return f"{self.plan.name}, layers={list(self.plan.layers)}"
+
+
+class LocalGraphModule(fx.GraphModule):
+    """A model that learns by local losses; made by :func:`localize.localize`.
+
+    ``primary`` is the user's own model object. Its parameters are named ``primary.<own name>`` here; those of auxiliary
+    networks ``module_<k>.auxiliary.<...>``. Calling it gives the primary network's output; in eval mode the user's
+    model itself runs.
+    """
+
+    primary: nn.Module
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        modules: Sequence[LocalModule],
+        graph: fx.Graph,
+        plan: Plan,
+        criterion: Callable[[torch.Tensor, Any], torch.Tensor],
+        *origin: Any,
+    ) -> None:
+        training = primary.training
+        super().__init__({f"module_{k}": module for k, module in enumerate(modules)}, graph, "LocalGraphModule")
+        self._modules = {PRIMARY: primary, **self._modules}
+        self._plan = plan
+        self._origin = origin
+        self._loss_scale = LossScale()
+        self.criterion = criterion
+        self.training = training
+        for module in modules:
+            module.train(training)
+
+    def recompile(self) -> Any:
+        """Compiles the graph, and puts the choice between training and inference before it."""
+        result = super().recompile()
+        kind: Any = type(self)
+        generated = kind.forward
+
+        def forward(self: LocalGraphModule, x: torch.Tensor, y: Any = None) -> Any:
+            if y is not None:
+                return self.loss(x, y)
+            # Functional dropout and the like bake the training flag into a trace: inference runs the user's own module.
+            return generated(self, x) if self.training else self.primary(x)
+
+        kind.forward = forward
+        return result
+
+    @property
+    def plan(self) -> Plan:
+        """Everything that was decided."""
+        return self._plan
+
+    @property
+    def local_modules(self) -> tuple[LocalModule, ...]:
+        """The K local modules, input to output."""
+        found = tuple(self._modules[f"module_{k}"] for k in range(len(self._plan.modules)))
+        return found  # type: ignore[return-value]
+
+    def steps(self, x: torch.Tensor, y: Any) -> Iterator[LocalOutput]:
+        """One training step, a local module at a time.
+
+        Call ``backward`` on each loss before taking the next: a module's graph is then freed before the next one runs.
+
+        Args:
+            x: Input of the primary network, batch first.
+            y: Target, handed to the criterion; class indices (N,) for cross-entropy.
+
+        Yields:
+            One :class:`LocalOutput` per local module, input to output.
+
+        Raises:
+            InputError: ``x`` or ``y`` does not fit the model.
+        """
+        self._check(x, y)
+        values: dict[str, Any] = {self.local_modules[0].inputs[0]: x}
+        for module in self.local_modules:
+            try:
+                out = self._run(module, values)
+                logits = module.logits(out)
+            except (RuntimeError, AssertionError, ValueError) as error:
+                self._explain(x, error)
+                raise
+            loss = checked(self.criterion, logits, y, module.plan.name)
+            del out
+            yield LocalOutput(module.plan.name, loss, logits)
+            # The caller has gone backward: nothing here may keep the module's graph alive while the next one runs.
+            del logits, loss
+
+    def _run(self, module: LocalModule, values: dict[str, Any]) -> torch.Tensor:
+        """Runs a module; leaves in ``values`` what later modules read, without graph. Returns the attached cut."""
+        result = module(*[values[name] for name in module.inputs])
+        results = (result,) if len(module.outputs) == 1 else result
+        carried = {k: v for k, v in values.items() if not isinstance(v, torch.Tensor)}
+        values.clear()
+        values.update(carried)
+        for name, value in zip(module.outputs, results, strict=True):
+            values[name] = value.detach() if isinstance(value, torch.Tensor) else value
+        cut: torch.Tensor = results[0]
+        return cut
+
+    def loss(self, x: torch.Tensor, y: Any) -> torch.Tensor:
+        """The sum of the local losses, as one scalar whose one backward delivers the gradients of :meth:`steps`.
+
+        Bit for bit the same gradients: each module's are computed during this call, and its graph is freed at once; the
+        backward hands ``grad_output * gradient`` to the parameters. ``local(x, y)`` is the same, and the form to use
+        under ``DistributedDataParallel``.
+
+        Args:
+            x: Input of the primary network, batch first.
+            y: Target, handed to the criterion.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            InputError: ``x`` or ``y`` does not fit the model.
+        """
+        if not torch.is_grad_enabled():
+            return torch.stack([out.loss for out in self.steps(x, y)]).sum()
+        owned = [self.parameters_of(k) for k in range(len(self._plan.modules))]
+        return fused_loss(self.steps(x, y), owned, self._loss_scale, x.device.type)
+
+    def parameters_of(self, index: int) -> list[nn.Parameter]:
+        """What the loss of module ``index`` trains: its part of the primary network, and its auxiliary network."""
+        module = self.local_modules[index]
+        primary = [self.primary.get_parameter(name) for name in module.plan.parameters]
+        return [p for p in (*primary, *module.parameters()) if p.requires_grad]
+
+    def _check(self, x: torch.Tensor, y: Any) -> None:
+        spec = self._plan.input
+        if not isinstance(x, torch.Tensor) or x.ndim != len(spec.shape) or not x.shape[0]:
+            got = f"a {type(x).__name__}" if not isinstance(x, torch.Tensor) else f"shape {tuple(x.shape)}"
+            raise InputError(
+                f"the input must be a tensor of shape (batch, {', '.join(map(str, spec.shape[1:]))}); it has {got}"
+            )
+        if x.shape[1] != spec.shape[1] and spec.layout == "NCHW":
+            raise InputError(f"the input has {x.shape[1]} channels, and the model was localized for {spec.shape[1]}")
+        if isinstance(y, torch.Tensor) and y.ndim and y.shape[0] != x.shape[0]:
+            raise InputError(f"the input has {x.shape[0]} samples and the target {y.shape[0]}")
+
+    def _explain(self, x: torch.Tensor, error: Exception) -> None:
+        """Puts an error from within the network in terms of the input, if the input is not what was planned for."""
+        spec = self._plan.input
+        if tuple(x.shape[1:]) != spec.shape[1:] or x.dtype != spec.dtype:
+            got = f"{'x'.join(map(str, x.shape[1:]))}, {str(x.dtype).removeprefix('torch.')}"
+            raise InputError(
+                f"the model does not run on an input of {got}",
+                why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+                remedy=f"It was localized for {spec}, {str(spec.dtype).removeprefix('torch.')}; give example_inputs of "
+                "another shape to localize() if the model takes one",
+            ) from error
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalGraphModule:
+        from localize.api import relocalize
+
+        twin = relocalize(self, copy.deepcopy(self.primary, memo))
+        memo[id(self)] = twin
+        return twin
+
+    def __reduce__(self) -> NoReturn:
+        raise LocalizeError(
+            "a LocalGraphModule is rebuilt, not pickled",
+            why="unpickling a GraphModule traces its source again and may change it",
+            remedy="Save local.state_dict() and local.plan.to_json(); call localize() on a new model before loading",
+        )

@@ -1,0 +1,27 @@
+"""Learning rules, one file each. A new rule is a new file and a line in :data:`METHODS`."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from localize.methods import auglocal, bp
+from localize.methods.base import Context, Method, read_options
+from passes.errors import MethodError
+
+__all__ = ["METHODS", "Context", "Method", "get_method", "read_options"]
+
+METHODS: dict[str, Method] = {
+    "auglocal": cast(Method, auglocal),
+    "bp": cast(Method, bp),
+}
+
+
+def get_method(name: str) -> Method:
+    """The learning rule of that name.
+
+    Raises:
+        MethodError: There is none; the message lists those there are.
+    """
+    if name not in METHODS:
+        raise MethodError(f"unknown method {name!r}", remedy=f"Known methods: {', '.join(METHODS)}")
+    return METHODS[name]

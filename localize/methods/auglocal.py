@@ -1,0 +1,150 @@
+"""AugLocal: auxiliary networks made of the architecture of later layers.
+
+Ma, Wu, Si, Tan: "Scaling Supervised Local Learning with Augmented Auxiliary Networks", ICLR 2024.
+Selection: section 3.2. Pyramid: section 3.3, equation 3. Classifier: section 3.2.
+
+Deviations, and choices the paper leaves open:
+
+- A halving is owed by the primary's true resolution, not by its width (:func:`passes.resolution.owed_halvings`); on
+  ResNets the two agree. A network that halves by pooling (VGG) halves by pooling before the copied block.
+- With one hidden layer, batch norm stands before the linear classifier, as in the released CIFAR code; the released
+  ImageNet code has none (``head_norm=False``).
+- ``last="joint"`` trains the last d layers and the classifier by the output loss, as the released CIFAR code does;
+  ``last="single"`` only the last layer and the classifier, as the paper's text and the released ImageNet code do.
+- Where the classifier of the primary has hidden layers (VGG), auxiliary networks have one linear layer.
+- Weights are drawn fresh, in the scale of the layers they copy (:mod:`passes.weights`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from localize.heads import describe_head, head_cost, linear_head
+from localize.methods.base import Context, group_name
+from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
+from passes.errors import AdaptError, MethodError
+from passes.group import join_last
+from passes.ir import TensorSpec
+from passes.rebuild import rebuild
+from passes.recipe import Recipe
+from passes.resolution import downsampling_of, owed_halvings
+from passes.select import pyramid, uniform
+from passes.weights import Initializer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """AugLocal's options; the defaults are the paper's and the released CIFAR code's."""
+
+    d: int = 4
+    """Depth: trainable layers of an auxiliary network, its classifier included. 1 is a linear classifier."""
+    tau: float = 0.5
+    """Decay of depth towards the output; 0 switches the pyramid off."""
+    last: Literal["joint", "single"] = "joint"
+    """How many layers the output loss trains: the last d, or the last one. Without effect when ``modules`` is given."""
+    head_norm: bool = True
+    """Batch norm before the linear classifier of auxiliary networks with one hidden layer."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.d, int) or isinstance(self.d, bool) or self.d < 1:
+            raise MethodError(f"d={self.d!r} is no depth", remedy="Give a whole number of at least 1")
+        if not isinstance(self.tau, (int, float)) or not 0 <= self.tau <= 1:
+            raise MethodError(f"tau={self.tau!r} is no decay", remedy="Give a number from 0 (no pyramid) to 1")
+        if self.last not in ("joint", "single"):
+            raise MethodError(f"last={self.last!r} is unknown", remedy="Give 'joint' or 'single'")
+
+
+def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
+    """Local modules with their auxiliary networks.
+
+    Raises:
+        MethodError: No later layer can be placed behind a module.
+    """
+    network = context.network
+    count = len(network.layers)
+    groups = context.groups or join_last(count, options.d if options.last == "joint" else 1)
+    planned = []
+    for index, layers in enumerate(groups):
+        auxiliary = None
+        if index < len(groups) - 1:
+            hidden = options.d - 1
+            if options.tau and hidden:
+                hidden = pyramid(hidden, index, len(groups), options.tau)
+            recipes = _recipes(context, layers[-1], uniform(layers[-1], hidden, count))
+            auxiliary = _describe(context, options, layers[-1], recipes)
+        planned.append(LocalModulePlan(index, group_name(network, layers), layers, auxiliary, ()))
+    return tuple(planned)
+
+
+def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
+    """The auxiliary network of a planned module: hidden blocks, then the head."""
+    if module.auxiliary is None:
+        return None
+    recipes = _recipes(context, module.layers[-1], module.auxiliary.selected)
+    spec = recipes[-1].output if recipes else context.network.layers[module.layers[-1]].output
+    network = nn.Sequential()
+    for position, recipe in enumerate(recipes):
+        network.add_module(f"block_{position}", rebuild(context.adapter, recipe, draw))
+    head = linear_head(spec, context.outputs, batch_norm=_normed(options, len(recipes)), draw=draw)
+    network.add_module("head", head)
+    return network
+
+
+def _normed(options: Options, hidden: int) -> bool:
+    return options.head_norm and hidden == 1
+
+
+def _recipes(context: Context, layer: int, selected: tuple[int, ...]) -> list[Recipe]:
+    """Fits the selected layers one behind the other; where one cannot be placed, the nearest one that can."""
+    network = context.network
+    spec = network.layers[layer].output
+    found: list[Recipe] = []
+    downsampling = downsampling_of(network)
+    for position, source in enumerate(selected):
+        stop = selected[position + 1] if position + 1 < len(selected) else len(network.layers)
+        candidates = [*range(source, stop), *range(source - 1, found[-1].source if found else layer, -1)]
+        failures = []
+        for candidate in candidates:
+            owed = owed_halvings(spec, network.layers[candidate].output)
+            try:
+                found.append(context.adapter.adapt(candidate, spec, min(2, 2**owed), downsampling))
+                break
+            except AdaptError as error:
+                failures.append(error)
+        else:
+            raise MethodError(
+                f"no layer can follow layer {layer} in an auxiliary network",
+                where=network.layers[layer].name,
+                why=str(failures[0]),
+                remedy="Use a smaller d, fewer modules, or method='bp'",
+            )
+        spec = found[-1].output
+    return found
+
+
+def _describe(context: Context, options: Options, layer: int, recipes: list[Recipe]) -> Auxiliary:
+    spec: TensorSpec = recipes[-1].output if recipes else context.network.layers[layer].output
+    normed = _normed(options, len(recipes))
+    params, macs = head_cost(spec, context.outputs, normed)
+    return Auxiliary(
+        selected=tuple(recipe.source for recipe in recipes),
+        depth=len(recipes) + 1,
+        params=params + sum(recipe.params for recipe in recipes),
+        macs=macs + sum(recipe.macs for recipe in recipes),
+        blocks=tuple(_block(recipe) for recipe in recipes),
+        head=describe_head(spec, context.outputs, normed),
+    )
+
+
+def _block(recipe: Recipe) -> AuxiliaryBlock:
+    return AuxiliaryBlock(
+        source=recipe.source,
+        in_channels=recipe.input.channels,
+        out_channels=recipe.output.channels,
+        stride=recipe.stride,
+        projection=recipe.projection,
+        adapter=str(recipe.front) if recipe.front and not recipe.repaired else None,
+    )

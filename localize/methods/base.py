@@ -1,0 +1,62 @@
+"""What a learning rule is: a module with ``Options`` and two functions, listed in :data:`localize.methods.METHODS`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+from localize.plan import LocalModulePlan
+from passes.adapt import Adapter
+from passes.errors import MethodError
+from passes.ir import Network
+from passes.weights import Initializer
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Context:
+    """What a method plans on."""
+
+    network: Network
+    adapter: Adapter
+    outputs: int
+    """Number of outputs of the primary network, its classes."""
+    groups: tuple[tuple[int, ...], ...] | None
+    """The user's grouping of layers; None where the method decides."""
+
+
+class Method(Protocol):
+    """A learning rule."""
+
+    Options: type[Any]
+    """Frozen dataclass; its defaults are the paper's."""
+
+    def plan(self, context: Context, options: Any) -> tuple[LocalModulePlan, ...]:
+        """Local modules in order, the last without auxiliary network; ``parameters`` are filled in by the caller."""
+
+    def build(self, context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> nn.Module | None:
+        """The auxiliary network of a planned module, from the module's output to the logits of its loss."""
+
+
+def read_options(name: str, kind: type[Any], given: Mapping[str, Any]) -> Any:
+    """Makes a method's options, refusing unknown ones with the list of the known.
+
+    Raises:
+        MethodError: An option is unknown or has a value that ``kind`` refuses.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        options = ", ".join(known) if known else "none"
+        raise MethodError(
+            f"method {name!r} has no option {', '.join(map(repr, unknown))}", remedy=f"Its options: {options}"
+        )
+    return kind(**given)
+
+
+def group_name(network: Network, layers: Sequence[int]) -> str:
+    """Name of a local module: its layer's, or the first and the last one's."""
+    first, last = network.layers[layers[0]].name, network.layers[layers[-1]].name
+    return first if len(layers) == 1 else f"{first}..{last}"

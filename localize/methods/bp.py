@@ -1,0 +1,37 @@
+"""Backpropagation: one local module, no auxiliary network. The yardstick, in the same training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from localize.methods.base import Context, group_name
+from localize.plan import LocalModulePlan
+from passes.errors import MethodError
+from passes.weights import Initializer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Backpropagation has no options."""
+
+
+def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
+    """One module with all layers and the classifier.
+
+    Raises:
+        MethodError: Several modules were asked for.
+    """
+    layers = tuple(range(len(context.network.layers)))
+    if context.groups is not None and len(context.groups) > 1:
+        raise MethodError(
+            f"method 'bp' trains one module, and modules={len(context.groups)} was asked for",
+            remedy="Leave modules out",
+        )
+    return (LocalModulePlan(0, group_name(context.network, layers), layers, None, ()),)
+
+
+def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
+    """Nothing to build."""
+    return None
