@@ -1,7 +1,7 @@
 """All local losses behind one scalar: gradients during the forward, delivered on the one backward.
 
 A GradScaler's factor arrives with that backward, after the gradients were computed. Under float16 autocast small ones
-would have vanished by then, so each step computes with the factor that the last one saw, and corrects for the difference.
+would have vanished by then, so each step computes with the factor that the last one saw, and corrects the difference.
 """
 
 from __future__ import annotations

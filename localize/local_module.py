@@ -95,6 +95,7 @@ class LocalGraphModule(fx.GraphModule):
         self._plan = plan
         self._origin = origin
         self._loss_scale = LossScale()
+        self._last_read = {name: k for k, module in enumerate(modules) for name in module.inputs}
         self.criterion = criterion
         self.training = training
         for module in modules:
@@ -160,11 +161,11 @@ class LocalGraphModule(fx.GraphModule):
         """Runs a module; leaves in ``values`` what later modules read, without graph. Returns the attached cut."""
         result = module(*[values[name] for name in module.inputs])
         results = (result,) if len(module.outputs) == 1 else result
-        carried = {k: v for k, v in values.items() if not isinstance(v, torch.Tensor)}
-        values.clear()
-        values.update(carried)
+        for name in [name for name in values if self._last_read[name] <= module.plan.index]:
+            del values[name]
         for name, value in zip(module.outputs, results, strict=True):
-            values[name] = value.detach() if isinstance(value, torch.Tensor) else value
+            if name in self._last_read:
+                values[name] = value.detach() if isinstance(value, torch.Tensor) else value
         cut: torch.Tensor = results[0]
         return cut
 

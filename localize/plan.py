@@ -62,6 +62,8 @@ class LocalModulePlan:
     """None for the last module, which is trained through the classifier."""
     parameters: tuple[str, ...]
     """Names of the primary network's parameters that this module's loss reaches."""
+    note: str = ""
+    """What the method had to do otherwise than asked, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,7 @@ def _table(plan: Plan) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     notes = [f"kept whole, could not be traced: {', '.join(plan.opaque)}"] if plan.opaque else []
+    notes += [f"module {module.index}: {module.note}" for module in plan.modules if module.note]
     return "\n".join([title, totals, *lines, *notes])
 
 

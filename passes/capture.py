@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType, TracebackType
@@ -62,7 +63,7 @@ class LeafPolicy:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Puts back every attribute, buffer and mode flag of every submodule on leaving the context."""
+    """Silences the hooks of every submodule, and on leaving puts back every attribute, buffer, hook and mode flag."""
     registries = ("_parameters", "_buffers", "_modules")
     saved = [
         (module, dict(module.__dict__), {name: dict(module.__dict__[name]) for name in registries})
@@ -70,6 +71,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
         if not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
+        for module, attributes, _ in saved:
+            # The user's hooks belong to real runs, not to ours on proxies and fake tensors.
+            module.__dict__.update({name: OrderedDict() for name in attributes if is_hook_table(name)})
         yield
     finally:
         for module, attributes, tables in saved:
@@ -78,6 +82,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for name, table in tables.items():
                 module.__dict__[name].clear()
                 module.__dict__[name].update(table)
+
+
+def is_hook_table(name: str) -> bool:
+    """Whether a module's attribute of this name holds hooks."""
+    return "_hooks" in name and name.startswith(("_forward", "_backward"))
 
 
 def capture(model: nn.Module, policy: LeafPolicy | None = None) -> Captured:
@@ -206,7 +215,7 @@ class _Tracer(fx.Tracer):
         self.calls.append(call)
         self.open.append(index)
         try:
-            # The module's forward, not its __call__: the user's hooks belong to real runs, not to tracing.
+            # Not through __call__, which fx has patched: the call is recorded here.
             result = m.forward(*args, **kwargs)
         except Exception:
             self.failed_path = self.failed_path or path

@@ -187,6 +187,8 @@ class Partition:
     classifier_macs: int
     shared: tuple[str, ...]
     """Nodes that do not depend on the input: each local module computes them for itself."""
+    portable: frozenset[str]
+    """Nodes that depend on the input's shape alone; their values may pass any border beside the cut."""
 
 
 @dataclass(frozen=True, slots=True)

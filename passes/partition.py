@@ -41,6 +41,8 @@ class Chain:
     """Tensor node -> its segment i, which ends in ``values[i]``; 0 for the input itself."""
     shared: frozenset[str]
     """Nodes that do not depend on the input."""
+    portable: frozenset[str]
+    """Nodes that depend on the input's shape alone: numbers, and tensors made of them (position tables)."""
 
 
 def partition(captured: Captured, shapes: Shapes) -> Partition:
@@ -93,15 +95,15 @@ def build_chain(captured: Captured, shapes: Shapes) -> Chain:
     source = captured.input
     flow: nx.DiGraph[str] = nx.DiGraph()
     flow.add_node(source)
-    dependent = {source}
-    for node in nodes[1:]:
+    dependent, reached = {source}, {source}
+    for node in nodes[1:-1]:
         parents = [p.name for p in node.all_input_nodes]
-        if node.op != "output" and any(p in dependent for p in parents):
+        if any(p in dependent for p in parents):
             dependent.add(node.name)
+        if node.name in tensors and any(p in reached for p in parents):
+            reached.add(node.name)
             # Sizes are no tensors: what is known from a shape alone never makes a cut wider.
-            flow.add_edges_from(
-                (p, node.name) for p in parents if p in tensors and p in dependent and node.name in tensors
-            )
+            flow.add_edges_from((p, node.name) for p in parents if p in reached)
     result = captured.result
     if result.name not in flow or not nx.has_path(flow, source, result.name):
         raise PartitionError(
@@ -114,9 +116,8 @@ def build_chain(captured: Captured, shapes: Shapes) -> Chain:
     while chain[-1] != source:
         chain.append(dominator[chain[-1]])
     chain.reverse()
-    return Chain(
-        tuple(chain), _segments(captured, chain, flow, dependent), frozenset(n.name for n in nodes) - dependent
-    )
+    shared = frozenset(n.name for n in nodes) - dependent
+    return Chain(tuple(chain), _segments(captured, chain, flow, dependent), shared, frozenset(dependent - reached))
 
 
 def _segments(captured: Captured, chain: Sequence[str], flow: nx.DiGraph[str], dependent: set[str]) -> dict[str, int]:
@@ -175,8 +176,9 @@ def _parameter_spans(captured: Captured, chain: Chain) -> list[tuple[int, int]]:
             continue
         held = {tensor for p in node.all_input_nodes for tensor in carried.get(p.name, ())}
         held |= {id(t) for t in own_tensors(captured, node)}
-        if node.name in chain.shared:
+        if node.name in chain.shared or node.name in chain.portable:
             carried[node.name] = held
+        if node.name in chain.shared:
             continue
         for tensor in held:
             uses.setdefault(tensor, set()).add(chain.segment[node.name])
@@ -254,6 +256,7 @@ def _assemble(captured: Captured, shapes: Shapes, chain: Chain, cuts: Sequence[i
         _count(captured, members[-1], carried),
         sum(shapes.costs[n.name].macs for n in members[-1]),
         tuple(n.name for n in captured.nodes if n.name in chain.shared and n.op != "output"),
+        chain.portable,
     )
 
 

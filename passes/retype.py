@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from passes.capture import is_hook_table
 from passes.ir import TensorSpec
 from passes.weights import Initializer
 
@@ -126,9 +127,7 @@ def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
     """A copy of ``module`` with ``changes`` applied, weights drawn anew, statistics reset and no hooks."""
     twin = copy.copy(module)
     twin.__dict__ = dict(module.__dict__)
-    for name in module.__dict__:
-        if name.endswith("_hooks") or name.endswith("_hooks_with_kwargs") or name.endswith("_hooks_always_called"):
-            twin.__dict__[name] = OrderedDict()
+    twin.__dict__.update({name: OrderedDict() for name in module.__dict__ if is_hook_table(name)})
     for attribute, value in changes.items():
         assert attribute in twin.__dict__, f"{type(module).__name__} has no {attribute}"
         twin.__dict__[attribute] = value

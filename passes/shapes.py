@@ -6,7 +6,9 @@ functional call, in a class of the user's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ class CostMode(TorchDispatchMode):
     """Adds up what passes through it; :meth:`take` reads the tally and starts anew."""
 
     def __init__(self, batch: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.batch = batch
         self._clear()
 
@@ -72,9 +74,20 @@ _ATTENTION = {
 }
 
 
-def fake_mode() -> FakeTensorMode:
-    """A mode under which real parameters and buffers are read as fake tensors."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+@contextlib.contextmanager
+def fake_mode() -> Iterator[FakeTensorMode]:
+    """A mode under which real parameters and buffers are read as fake tensors.
+
+    Torch logs an error for each operator that refuses its shapes; here that is an answer, and is raised anyway.
+    """
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            yield mode
+    finally:
+        logger.disabled = before
 
 
 def infer_shapes(captured: Captured, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Shapes:

@@ -94,7 +94,8 @@ class Trial:
             try:
                 return self._once()
             except _Restart as found:
-                assert found.edits != self.edits, "a restart must change something"
+                if found.edits == self.edits:
+                    raise Unreachable("a repair did not make its operands agree") from found
                 self.edits = found.edits
             except AdaptError as error:
                 raise Unreachable(error.what) from error

@@ -34,7 +34,7 @@ def shapes(graph: Captured, value: Shapes) -> list[str]:
 
 
 def partition(network: Network) -> list[str]:
-    """Layers and classifier cover the graph once, in order; between two of them only the cut and sizes pass."""
+    """Layers and classifier cover the graph once, in order; only the cut, and what depends on sizes alone, passes."""
     part, graph = network.partition, network.captured
     found = []
     groups = [*part.nodes, part.classifier]
@@ -51,14 +51,14 @@ def partition(network: Network) -> list[str]:
 
 
 def _crossings(network: Network, groups: list[tuple[str, ...]]) -> list[str]:
-    part, numbers = network.partition, network.shapes.numbers
+    part = network.partition
     home = {name: i for i, group in enumerate(groups) for name in group}
     home[network.captured.input] = -1
     found = []
     for node in network.captured.nodes:
         for parent in node.all_input_nodes:
             a, b = home.get(parent.name), home.get(node.name)
-            if a is None or b is None or a == b or parent.name in numbers:
+            if a is None or b is None or a == b or parent.name in part.portable:
                 continue
             if a == -1 and b == 0:
                 continue

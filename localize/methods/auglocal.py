@@ -12,6 +12,8 @@ Deviations, and choices the paper leaves open:
 - ``last="joint"`` trains the last d layers and the classifier by the output loss, as the released CIFAR code does;
   ``last="single"`` only the last layer and the classifier, as the paper's text and the released ImageNet code do.
 - Where the classifier of the primary has hidden layers (VGG), auxiliary networks have one linear layer.
+- Where no later layer can be placed behind a module, its auxiliary network is shallower than asked, or the linear
+  classifier alone, and the plan says so.
 - Weights are drawn fresh, in the scale of the layers they copy (:mod:`passes.weights`).
 """
 
@@ -30,7 +32,7 @@ from passes.group import join_last
 from passes.ir import TensorSpec
 from passes.rebuild import rebuild
 from passes.recipe import Recipe
-from passes.resolution import downsampling_of, owed_halvings
+from passes.resolution import Downsampling, downsampling_of, owed_halvings
 from passes.select import pyramid, uniform
 from passes.weights import Initializer
 
@@ -58,24 +60,20 @@ class Options:
 
 
 def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
-    """Local modules with their auxiliary networks.
-
-    Raises:
-        MethodError: No later layer can be placed behind a module.
-    """
+    """Local modules with their auxiliary networks."""
     network = context.network
     count = len(network.layers)
     groups = context.groups or join_last(count, options.d if options.last == "joint" else 1)
     planned = []
     for index, layers in enumerate(groups):
-        auxiliary = None
+        auxiliary, note = None, ""
         if index < len(groups) - 1:
             hidden = options.d - 1
             if options.tau and hidden:
                 hidden = pyramid(hidden, index, len(groups), options.tau)
-            recipes = _recipes(context, layers[-1], uniform(layers[-1], hidden, count))
+            recipes, note = _recipes(context, layers[-1], uniform(layers[-1], hidden, count))
             auxiliary = _describe(context, options, layers[-1], recipes)
-        planned.append(LocalModulePlan(index, group_name(network, layers), layers, auxiliary, ()))
+        planned.append(LocalModulePlan(index, group_name(network, layers), layers, auxiliary, (), note))
     return tuple(planned)
 
 
@@ -83,7 +81,7 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
     """The auxiliary network of a planned module: hidden blocks, then the head."""
     if module.auxiliary is None:
         return None
-    recipes = _recipes(context, module.layers[-1], module.auxiliary.selected)
+    recipes, _ = _recipes(context, module.layers[-1], module.auxiliary.selected)
     spec = recipes[-1].output if recipes else context.network.layers[module.layers[-1]].output
     network = nn.Sequential()
     for position, recipe in enumerate(recipes):
@@ -97,32 +95,42 @@ def _normed(options: Options, hidden: int) -> bool:
     return options.head_norm and hidden == 1
 
 
-def _recipes(context: Context, layer: int, selected: tuple[int, ...]) -> list[Recipe]:
-    """Fits the selected layers one behind the other; where one cannot be placed, the nearest one that can."""
-    network = context.network
-    spec = network.layers[layer].output
+def _recipes(context: Context, layer: int, selected: tuple[int, ...]) -> tuple[list[Recipe], str]:
+    """Fits the selected layers one behind the other; where one cannot be placed, the nearest one that can.
+
+    Returns:
+        The recipes, and what was done otherwise than asked.
+    """
+    spec = context.network.layers[layer].output
+    downsampling = downsampling_of(context.network)
     found: list[Recipe] = []
-    downsampling = downsampling_of(network)
+    notes: list[str] = []
     for position, source in enumerate(selected):
-        stop = selected[position + 1] if position + 1 < len(selected) else len(network.layers)
-        candidates = [*range(source, stop), *range(source - 1, found[-1].source if found else layer, -1)]
-        failures = []
-        for candidate in candidates:
-            owed = owed_halvings(spec, network.layers[candidate].output)
-            try:
-                found.append(context.adapter.adapt(candidate, spec, min(2, 2**owed), downsampling))
-                break
-            except AdaptError as error:
-                failures.append(error)
-        else:
-            raise MethodError(
-                f"no layer can follow layer {layer} in an auxiliary network",
-                where=network.layers[layer].name,
-                why=str(failures[0]),
-                remedy="Use a smaller d, fewer modules, or method='bp'",
-            )
-        spec = found[-1].output
-    return found
+        after = selected[position + 1] if position + 1 < len(selected) else len(context.network.layers)
+        before = found[-1].source if found else layer
+        recipe, failure = _nearest(context, spec, [*range(source, after), *range(source - 1, before, -1)], downsampling)
+        if recipe is None:
+            notes.append(f"layer {source} left out ({failure})")
+            continue
+        if recipe.source != source:
+            notes.append(f"layer {recipe.source} instead of {source} ({failure})")
+        found.append(recipe)
+        spec = recipe.output
+    return found, "; ".join(notes)
+
+
+def _nearest(
+    context: Context, spec: TensorSpec, candidates: list[int], downsampling: Downsampling
+) -> tuple[Recipe | None, str]:
+    """The first candidate that can be placed behind ``spec``, and why those before it cannot."""
+    failure = ""
+    for candidate in candidates:
+        owed = owed_halvings(spec, context.network.layers[candidate].output)
+        try:
+            return context.adapter.adapt(candidate, spec, min(2, 2**owed), downsampling), failure
+        except AdaptError as error:
+            failure = failure or str(error.why)
+    return None, failure
 
 
 def _describe(context: Context, options: Options, layer: int, recipes: list[Recipe]) -> Auxiliary:
