@@ -96,21 +96,6 @@ def _plan(context: Context, method: str, options: Any) -> Plan:
     )
 
 
-def relocalize(local: LocalGraphModule, model: nn.Module) -> LocalGraphModule:
-    """``local`` again, over a copy of its primary network: the same plan, auxiliary networks with the same weights."""
-    context, options = local._origin
-    network = dataclasses.replace(context.network, captured=dataclasses.replace(context.network.captured, model=model))
-    moved = dataclasses.replace(context, network=network, adapter=Adapter(network))
-    twin = emit(local.plan, moved, options, local.criterion, seed=0)
-    for old, new in zip(local.local_modules, twin.local_modules, strict=True):
-        new.load_state_dict(old.state_dict())
-        new.train(old.training)
-    for (_, old_parameter), (_, new_parameter) in zip(local.named_parameters(), twin.named_parameters(), strict=True):
-        new_parameter.requires_grad_(old_parameter.requires_grad)
-    twin.training = local.training
-    return twin
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Obstacle:
     """Something that keeps a model, or a part of it, from being localized."""

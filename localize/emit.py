@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from torch import fx, nn
 from localize.local_module import LocalGraphModule, LocalModule
 from localize.methods import Context, get_method
 from localize.plan import Plan
+from passes.adapt import Adapter
 from passes.codegen import generate
 from passes.ir import Network, Partition
 from passes.partition import own_tensors
@@ -48,7 +52,16 @@ def emit(plan: Plan, context: Context, options: Any, criterion: Criterion, seed:
         if auxiliary is not None and like is not None:
             auxiliary.to(device=like.device, dtype=like.dtype)
         modules.append(LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs))
-    return LocalGraphModule(model, modules, _graph(modules), plan, criterion, context, options)
+    remake = partial(_over, plan, context, options, criterion)
+    return LocalGraphModule(model, modules, _graph(modules), plan, criterion, remake)
+
+
+def _over(plan: Plan, context: Context, options: Any, criterion: Criterion, model: nn.Module) -> LocalGraphModule:
+    """The same plan over a copy of the primary network."""
+    captured = dataclasses.replace(context.network.captured, model=model)
+    network = dataclasses.replace(context.network, captured=captured)
+    moved = dataclasses.replace(context, network=network, adapter=Adapter(network))
+    return emit(plan, moved, options, criterion, seed=0)
 
 
 class Wires:
@@ -108,13 +121,9 @@ def _graph(modules: Sequence[LocalModule]) -> fx.Graph:
             values[module.outputs[0]] = last
         else:
             for i, name in enumerate(module.outputs):
-                values[name] = graph.call_function(_item, (last, i))
+                values[name] = graph.create_node("call_function", operator.getitem, (last, i), {}, name)
     graph.output(last)
     return graph
-
-
-def _item(values: Sequence[Any], index: int) -> Any:
-    return values[index]
 
 
 def parameters_of(network: Network, members: Sequence[str], shared: Sequence[str]) -> tuple[str, ...]:

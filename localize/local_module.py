@@ -87,13 +87,13 @@ class LocalGraphModule(fx.GraphModule):
         graph: fx.Graph,
         plan: Plan,
         criterion: Callable[[torch.Tensor, Any], torch.Tensor],
-        *origin: Any,
+        remake: Callable[[nn.Module], LocalGraphModule],
     ) -> None:
         training = primary.training
         super().__init__({f"module_{k}": module for k, module in enumerate(modules)}, graph, "LocalGraphModule")
         self._modules = {PRIMARY: primary, **self._modules}
         self._plan = plan
-        self._origin = origin
+        self._remake = remake
         self._loss_scale = LossScale()
         self._last_read = {name: k for k, module in enumerate(modules) for name in module.inputs}
         self.criterion = criterion
@@ -222,10 +222,14 @@ class LocalGraphModule(fx.GraphModule):
             ) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalGraphModule:
-        from localize.api import relocalize
-
-        twin = relocalize(self, copy.deepcopy(self.primary, memo))
+        twin = self._remake(copy.deepcopy(self.primary, memo))
         memo[id(self)] = twin
+        for old, new in zip(self.local_modules, twin.local_modules, strict=True):
+            new.load_state_dict(old.state_dict())
+            new.train(old.training)
+        for old_parameter, new_parameter in zip(self.parameters(), twin.parameters(), strict=True):
+            new_parameter.requires_grad_(old_parameter.requires_grad)
+        twin.training = self.training
         return twin
 
     def __reduce__(self) -> NoReturn:

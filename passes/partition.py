@@ -128,10 +128,20 @@ def _segments(captured: Captured, chain: Sequence[str], flow: nx.DiGraph[str], d
             users = [segment[u] for u in flow.successors(node.name) if u in segment]
             if users:
                 segment[node.name] = min(users)
+    # Sizes, and what nothing uses (an assertion, an in-place call), stand with what they are computed from. The size of
+    # a border value stands in the segment that asks for it.
+    position = {name: i for i, name in enumerate(chain)}
+    asked: dict[str, int] = {}
+    for node in reversed(nodes):
+        asked[node.name] = segment.get(
+            node.name, min((asked[u.name] for u in node.users if u.name in asked), default=len(chain) - 1)
+        )
     for node in nodes:
-        # Sizes, and what nothing uses (an assertion, an in-place call), stand with what they are computed from.
         if node.name in dependent and node.name not in segment:
-            segment[node.name] = max(segment[p.name] for p in node.all_input_nodes if p.name in segment)
+            parents = [p.name for p in node.all_input_nodes if p.name in segment]
+            first = max(segment[p] for p in parents)
+            latest = first + all(position.get(p) == first for p in parents)
+            segment[node.name] = max(first, min(asked[node.name], latest))
     return segment
 
 

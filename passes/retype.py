@@ -147,7 +147,18 @@ def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
     }
     twin._modules = {name: None if child is None else clone(child, {}, draw) for name, child in module._modules.items()}
     twin.training = True
-    return twin
+    return _padded(twin) if changes.get("padding") == "same" else twin
+
+
+def _padded(module: nn.Module) -> nn.Module:
+    """A convolution without stride behind the zeros that keep its input's size, one more after than before if need be.
+
+    ``padding="same"`` would do so itself, but torch warns of it where the kernel is even.
+    """
+    assert isinstance(module, nn.Conv2d)
+    module.padding = (0, 0)
+    amounts = [amount for size in reversed(module.kernel_size) for amount in ((size - 1) // 2, size // 2)]
+    return nn.Sequential(nn.ZeroPad2d(tuple(amounts)), module)  # type: ignore[arg-type]
 
 
 def _fresh_buffer(name: str, source: torch.Tensor, shape: tuple[int, ...], norm: bool) -> torch.Tensor:

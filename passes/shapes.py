@@ -7,15 +7,16 @@ functional call, in a class of the user's own.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from passes.capture import source_of, untouched
 from passes.errors import CaptureError
@@ -138,6 +139,8 @@ class _Runner(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         try:
             value = super().run_node(n)
+        except DataDependentOutputException as error:
+            value = self._by_running(n, error)
         except Exception as error:
             where = n.target if n.op == "call_module" else self.captured.scope_path(n.name)
             raise CaptureError(
@@ -147,12 +150,44 @@ class _Runner(fx.Interpreter):
                 why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
                 remedy="Give an input of the shape the model expects as example_inputs",
             ) from error
+        self._record(n, value)
+        return value
+
+    def _record(self, n: fx.Node, value: Any) -> None:
         is_tensor = isinstance(value, torch.Tensor)
         self.specs[n.name] = TensorSpec(tuple(value.shape), value.dtype) if is_tensor else None
         self.costs[n.name] = self.cost.take()
         if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value)):
             self.numbers.add(n.name)
+
+    def _by_running(self, n: fx.Node, error: Exception) -> Any:
+        """The value of a leaf whose forward looks at what its tensors hold: a copy of it runs on random real ones.
+
+        Raises:
+            CaptureError: The node is no leaf module, or its parameters hold no values.
+        """
+        module = self.captured.module(n)
+        real = module is not None and not any(t.is_meta for t in (*module.parameters(), *module.buffers()))
+        if module is None or not real:
+            raise CaptureError(
+                "what is computed depends on the values of a tensor, so shapes cannot be inferred",
+                where=str(n.target) if module is not None else self.captured.scope_path(n.name),
+                source=self.captured.sources.get(n.name) or source_of(error),
+                remedy="Move the code that looks at values into a submodule of its own, and give it real parameters",
+            ) from error
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        with _disable_current_modes(), torch.random.fork_rng(), torch.no_grad():
+            result = copy.deepcopy(module)(*pytree.tree_map(_random, args), **pytree.tree_map(_random, kwargs))
+        self.cost.mixing |= any(p.ndim > 1 for p in module.parameters())
+        return pytree.tree_map(lambda t: torch.empty_like(t) if isinstance(t, torch.Tensor) else t, result)
+
+
+def _random(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
         return value
+    if value.is_floating_point():
+        return torch.randn(tuple(value.shape), dtype=value.dtype, device=value.device)
+    return torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device)
 
 
 def _with_layouts(captured: Captured, specs: Mapping[str, TensorSpec | None]) -> dict[str, TensorSpec | None]:

@@ -122,8 +122,9 @@ class Trial:
                 continue
             if isinstance(module, _ConvNd):
                 # An even kernel without a stride needs unequal padding to keep the size.
-                even = any(size % 2 == 0 for size in module.kernel_size) and module.padding_mode == "zeros"
-                same: retype.Changes = {"padding": "same"} if even else {}
+                zeros = isinstance(module, nn.Conv2d) and module.padding_mode == "zeros"
+                even = zeros and any(size % 2 == 0 for size in module.kernel_size)
+                same: retype.Changes = {"padding": "same"} if even and set(module.dilation) == {1} else {}
                 changes[i] = {"stride": (1,) * len(module.stride), **same}
             elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
                 if module.kernel_size in (module.stride, 2, (2, 2)):
