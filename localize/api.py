@@ -206,6 +206,13 @@ def _require_module(model: Any) -> None:
             f"localize() takes an nn.Module, and got a {type(model).__name__}",
             remedy="Call the class to make a model" if isinstance(model, type) else "Give the model object itself",
         )
+    if isinstance(model, (torch.jit.ScriptModule, LocalGraphModule)):
+        kind = "ScriptModule" if isinstance(model, torch.jit.ScriptModule) else "LocalGraphModule"
+        raise CaptureError(
+            f"a {kind} cannot be localized",
+            why="it is compiled code already",
+            remedy="Give the model it was made from",
+        )
 
 
 def _outputs(network: Network, method: str) -> int:

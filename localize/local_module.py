@@ -153,6 +153,9 @@ class LocalGraphModule(fx.GraphModule):
                 raise
             loss = checked(self.criterion, logits, y, module.plan.name)
             del out
+            if torch.is_grad_enabled() and not loss.requires_grad:
+                # All that this module would train is frozen: the caller's backward should find nothing, not fail.
+                loss = loss.detach().requires_grad_()
             yield LocalOutput(module.plan.name, loss, logits)
             # The caller has gone backward: nothing here may keep the module's graph alive while the next one runs.
             del logits, loss
@@ -186,6 +189,7 @@ class LocalGraphModule(fx.GraphModule):
         Raises:
             InputError: ``x`` or ``y`` does not fit the model.
         """
+        self._check(x, y)
         if not torch.is_grad_enabled():
             return torch.stack([out.loss for out in self.steps(x, y)]).sum()
         owned = [self.parameters_of(k) for k in range(len(self._plan.modules))]

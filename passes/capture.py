@@ -63,15 +63,23 @@ class LeafPolicy:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Silences the hooks of every submodule, and on leaving puts back every attribute, buffer, hook and mode flag."""
+    """Silences hooks, and on leaving puts back every attribute, buffer, hook and mode flag of every submodule.
+
+    Inside, buffers are copies: fake modes run in-place operations on real tensors for real (batch norm's counter).
+    """
     registries = ("_parameters", "_buffers", "_modules")
     saved = [
         (module, dict(module.__dict__), {name: dict(module.__dict__[name]) for name in registries})
         for module in model.modules()
         if not isinstance(module, torch.jit.ScriptModule)
     ]
+    copies: dict[int, torch.Tensor] = {}
     try:
         for module, attributes, _ in saved:
+            buffers = module.__dict__["_buffers"]
+            for name, buffer in buffers.items():
+                if buffer is not None:
+                    buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
             # The user's hooks belong to real runs, not to ours on proxies and fake tensors.
             module.__dict__.update({name: OrderedDict() for name in attributes if is_hook_table(name)})
         yield
@@ -252,7 +260,7 @@ class _Tracer(fx.Tracer):
 
 def _calling_line() -> str | None:
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
+    while frame is not None and frame.f_code is not capture.__code__:
         filename = frame.f_code.co_filename
         if not _is_framework(filename):
             return f"{os.path.basename(filename)}:{frame.f_lineno}"

@@ -231,8 +231,9 @@ class _Borders:
             value = self.node[self.chain.values[i]]
             kept = not any(mutates_input(self.captured, user) for user in value.users)
             crossed = enclosing(self.captured, value.name) ^ enclosing(self.captured, self.first[i + 1])
-            candidates.append((kept, len(crossed), i))
-        return max(candidates)[2] if candidates else None
+            # A value whose channels we cannot name (inside a channel shuffle) is the last that one would hand on.
+            candidates.append((spec.layout != "other", kept, len(crossed), i))
+        return max(candidates)[-1] if candidates else None
 
 
 def enclosing(captured: Captured, name: str) -> frozenset[int]:

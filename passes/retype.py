@@ -6,7 +6,6 @@ the table :data:`FITS`; parameters then follow from the attributes.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from passes.capture import is_hook_table
+from passes.errors import AdaptError
 from passes.ir import TensorSpec
 from passes.weights import Initializer
 
@@ -124,14 +124,26 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
-    """A copy of ``module`` with ``changes`` applied, weights drawn anew, statistics reset and no hooks."""
-    twin = copy.copy(module)
-    twin.__dict__ = dict(module.__dict__)
+    """A copy of ``module`` with ``changes`` applied, weights drawn anew, statistics reset, and no hooks of the user's.
+
+    Raises:
+        AdaptError: The changes would reshape a weight that is computed from others (weight norm, parametrizations).
+    """
+    twin: nn.Module = module.__class__.__new__(module.__class__)
+    twin.__dict__.update(module.__dict__)
     twin.__dict__.update({name: OrderedDict() for name in module.__dict__ if is_hook_table(name)})
+    # Reparametrizations of torch.nn.utils live in a hook that computes the weight before each forward.
+    twin.__dict__["_forward_pre_hooks"] = OrderedDict(
+        (key, hook)
+        for key, hook in module._forward_pre_hooks.items()
+        if type(hook).__module__.startswith("torch.nn.utils.")
+    )
     for attribute, value in changes.items():
         assert attribute in twin.__dict__, f"{type(module).__name__} has no {attribute}"
         twin.__dict__[attribute] = value
     shapes = _shapes(twin) if changes else {}
+    if changes.keys() - {"stride", "padding"} and "weight" in shapes and "weight" not in module._parameters:
+        raise AdaptError(f"the weight of {type(module).__name__} is computed from others, and cannot be reshaped")
     norm = is_norm(module)
     weight = module._parameters.get("weight")
     fan_in = 0
@@ -162,6 +174,7 @@ def _padded(module: nn.Module) -> nn.Module:
 
 
 def _fresh_buffer(name: str, source: torch.Tensor, shape: tuple[int, ...], norm: bool) -> torch.Tensor:
-    if norm:
-        return torch.full(shape, 1.0 if name == "running_var" else 0.0, device=source.device).to(source.dtype)
+    starts = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
+    if norm and name in starts:
+        return torch.full(shape, starts[name], device=source.device).to(source.dtype)
     return source.detach().clone()

@@ -1,0 +1,46 @@
+"""Settings and small models that all tests may use."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from localize.models import CifarResNet, cifar_resnet
+
+# One thread a worker: xdist already uses every core, and results do not depend on how many cores there are.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def resnet() -> CifarResNet:
+    """The smallest CIFAR ResNet: 4 local layers (stem and three blocks), both kinds of shortcut."""
+    return cifar_resnet(8, width=4)
+
+
+@pytest.fixture
+def chain() -> nn.Sequential:
+    """Three convolutions and a classifier, without branches: 3 local layers."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight random images, 8 x 3 x 16 x 16, and labels of ten classes."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(8, 3, 16, 16, generator=generator), torch.randint(10, (8,), generator=generator)

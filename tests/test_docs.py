@@ -1,0 +1,59 @@
+"""README and docs tell the truth about the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from localize import localize
+from localize.models import cifar_resnet
+from localize.runtime.memory import peak_step_bytes
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def _block(language: str) -> str:
+    found = re.search(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def test_readme_code_runs_and_prints_the_plan_it_shows() -> None:
+    names: dict[str, Any] = {"loader": [(torch.randn(2, 3, 64, 64), torch.tensor([1, 2]))]}
+    exec(_block("python"), names)
+    assert str(names["local"].plan) == _block("text").rstrip("\n")
+
+
+def test_readme_on_memory_of_a_shallow_network() -> None:
+    local, plain = (peak_step_bytes(localize(cifar_resnet(8), rule, **d), 256) for rule, d in RULES)
+    assert local > plain
+
+
+RULES: list[tuple[str, dict[str, Any]]] = [("auglocal", {"d": 2}), ("bp", {})]
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    targets = [*re.findall(r"\]\(([^)#]+)\)", README), *re.findall(r'(?:src|srcset)="([^"]+)"', README)]
+    assert targets
+    assert [target for target in targets if not target.startswith("http") and not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize("package", ["passes", "localize"])
+def test_architecture_has_every_room(package: str) -> None:
+    files = [path for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"]
+    names = [path.relative_to(ROOT / package).as_posix() for path in files]
+    missing = [name for name in names if f"`{name}`" not in ARCHITECTURE and f"`{Path(name).name}`" not in ARCHITECTURE]
+    assert missing == []
+
+
+def test_architecture_has_no_room_that_is_gone() -> None:
+    named = set(re.findall(r"^\| `([a-z_/]+\.py)` \|", ARCHITECTURE, re.MULTILINE))
+    known = {p.relative_to(ROOT / top).as_posix() for top in ("passes", "localize") for p in (ROOT / top).rglob("*.py")}
+    assert named
+    assert named - known == set()

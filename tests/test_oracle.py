@@ -1,0 +1,68 @@
+"""Losses and gradients of the emitted module against the slow truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from localize import LocalGraphModule
+from passes.ir import Captured
+from passes.pipeline import analyse
+from tests.oracle import Oracle
+from tests.zoo import ZOO, Entry, assert_same, every_model, gradients, localized
+
+
+def run_oracle(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+    """Losses; gradients stay on the parameters. The model is analysed anew, apart from what ``local`` was made of."""
+    network = analyse(local.primary, (2, *x.shape[1:]))
+    captured: Captured = network.captured
+    modules = local.plan.modules
+    cuts = {network.partition.cuts[module.layers[-1]]: module.index for module in modules[:-1]}
+    cuts[captured.result.name] = modules[-1].index
+    oracle = Oracle(captured, local, cuts, y)
+    oracle.run(x)
+    return oracle.losses
+
+
+def compare(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> None:
+    torch.manual_seed(11)
+    local.zero_grad()
+    losses = []
+    for out in local.steps(x, y):
+        out.loss.backward()
+        losses.append(out.loss.detach())
+    found = gradients(local)
+    torch.manual_seed(11)
+    local.zero_grad()
+    expected_losses = run_oracle(local, x, y)
+    assert len(losses) == len(local.plan.modules)
+    assert torch.equal(torch.stack(losses), torch.stack(expected_losses))
+    assert_same(found, gradients(local))
+    assert sorted(found) == sorted(name for name, _ in local.named_parameters())
+    local.zero_grad()
+
+
+@every_model
+def test_auglocal(entry: Entry) -> None:
+    compare(localized(entry), *entry.batch())
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ZOO if "drop" in entry.name], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("method", ["auglocal", "bp"])
+def test_several_layers_a_module(entry: Entry, method: str) -> None:
+    compare(localized(entry, method, modules=3 if method == "auglocal" else None), *entry.batch())
+
+
+def test_backpropagation_differs() -> None:
+    """The comparison can fail: with gradients flowing through the cuts, the stem's are others."""
+    entry = next(entry for entry in ZOO if entry.name == "cifar_resnet20")
+    local, (x, y) = localized(entry), entry.batch()
+    local.zero_grad()
+    run_oracle(local, x, y)
+    apart = gradients(local)
+    local.zero_grad()
+    torch.nn.functional.cross_entropy(local.primary(x), y).backward()
+    whole = gradients(local)
+    local.zero_grad()
+    assert not torch.allclose(whole["primary.conv1.weight"], apart["primary.conv1.weight"])
+    torch.testing.assert_close(whole["primary.fc.weight"], apart["primary.fc.weight"])

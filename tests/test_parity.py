@@ -1,0 +1,178 @@
+"""AugLocal's auxiliary networks against the authors' released code and the paper's tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from localize import Auxiliary, LocalGraphModule, localize
+from localize.models import cifar_resnet
+
+REFERENCE = Path(__file__).parent / "reference"
+CIFAR = json.loads((REFERENCE / "auglocal_cifar.json").read_text())["models"]
+IMAGENET = json.loads((REFERENCE / "auglocal_imagenet.json").read_text())["models"]
+aten = torch.ops.aten
+
+
+class FvcoreCount(TorchDispatchMode):
+    """Counts as fvcore does: convolutions and linear layers, 2 a batch-norm element, 1 a pooled input element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+        self.others = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func.overloadpacket
+        if packet is aten.convolution:
+            self.macs += out[0, 0].numel() * args[1].numel()
+        elif packet is aten.addmm:
+            self.macs += args[2].numel()
+        elif "batch_norm" in func.__name__:
+            self.others += 2 * args[0].numel()
+        elif packet is aten.mean:
+            self.others += args[0].numel()
+        return out
+
+
+def count(module: nn.Module, shape: Sequence[int]) -> tuple[int, int, tuple[int, ...]]:
+    """Convolution and linear multiply-accumulates, fvcore's count, and the output's shape, at batch 1."""
+    module.eval()
+    with torch.device("meta"), torch.no_grad(), FvcoreCount() as counter:
+        out = module(torch.empty(1, *shape))
+    return counter.macs, counter.macs + counter.others, tuple(out.shape)
+
+
+def params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def auxiliaries(local: LocalGraphModule) -> list[tuple[int, Auxiliary, nn.Module]]:
+    """Index of the layer it reads, plan and module of every auxiliary network."""
+    pairs = list(zip(local.plan.modules, local.local_modules, strict=True))
+    found = []
+    for planned, module in pairs[:-1]:
+        assert planned.auxiliary is not None
+        assert module.auxiliary is not None
+        found.append((planned.layers[-1], planned.auxiliary, module.auxiliary))
+    assert pairs[-1][0].auxiliary is None
+    assert pairs[-1][1].auxiliary is None
+    return found
+
+
+def read(layer: int, auxiliary: Auxiliary) -> dict[str, Any]:
+    blocks = auxiliary.blocks
+    return {
+        "layer": layer,
+        "selected": list(auxiliary.selected),
+        "in_ch": [block.in_channels for block in blocks],
+        "out_ch": [block.out_channels for block in blocks],
+        "stride": [block.stride for block in blocks],
+        "shortcut_conv": [block.projection for block in blocks],
+        "bn1d_before_fc": "batch_norm" in auxiliary.head,
+        "params": auxiliary.params,
+        "macs_conv_linear": auxiliary.macs,
+    }
+
+
+def assert_met(local: LocalGraphModule, config: dict[str, Any]) -> None:
+    """Every auxiliary network, planned and emitted, and the totals."""
+    plan = local.plan
+    found = auxiliaries(local)
+    assert len(found) == len(config["auxiliaries"])
+    fvcore = 0
+    for (layer, auxiliary, module), expected in zip(found, config["auxiliaries"], strict=True):
+        planned = read(layer, auxiliary)
+        assert planned == {"bn1d_before_fc": False} | {key: expected[key] for key in planned if key in expected}
+        assert auxiliary.depth == len(expected["selected"]) + 1
+        assert [block.source for block in auxiliary.blocks] == expected["selected"]
+        assert {block.adapter for block in auxiliary.blocks} == {None}
+        macs, total, _ = count(module, plan.layers[layer].output.shape[1:])
+        assert (params(module), macs, total) == (expected["params"], auxiliary.macs, expected["macs_fvcore"])
+        fvcore += total
+    totals = config["totals"]
+    assert plan.auxiliary_params == totals["aux_params"]
+    assert plan.auxiliary_macs == totals["aux_macs_conv_linear"]
+    assert fvcore == totals["aux_macs_fvcore"]
+    assert params(local) == totals["all_params"]
+    assert fvcore + count(local.primary, plan.input.shape[1:])[1] == totals["all_macs_fvcore"]
+
+
+@cache
+def cifar(depth: int, **options: Any) -> LocalGraphModule:
+    with torch.device("meta"):
+        model = cifar_resnet(depth)
+    return localize(model, **options)
+
+
+CONFIGS = [(name, index) for name, model in CIFAR.items() for index in range(len(model["configs"]))]
+
+
+@pytest.mark.parametrize(("name", "index"), CONFIGS)
+def test_cifar_auxiliaries(name: str, index: int) -> None:
+    config = CIFAR[name]["configs"][index]
+    assert_met(cifar(int(name.removeprefix("resnet")), d=config["d"], tau=config["tau"]), config)
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_primary_layers(name: str) -> None:
+    expected = CIFAR[name]
+    local = cifar(int(name.removeprefix("resnet")), method="bp")
+    plan = local.plan
+    assert len(plan.layers) == expected["L"]
+    for layer, row in zip(plan.layers, expected["primary_layers"], strict=True):
+        assert {"params": layer.params, "macs_conv_linear": layer.macs, "out": list(layer.output.shape[1:])} == row
+    macs, fvcore, _ = count(local.primary, plan.input.shape[1:])
+    bp = expected["bp"]
+    assert (plan.params, plan.macs, macs, fvcore) == (
+        bp["params"], bp["macs_conv_linear"], bp["macs_conv_linear"], bp["macs_fvcore"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(len(IMAGENET["resnet34"]["configs"])))
+def test_imagenet_auxiliaries(index: int) -> None:
+    """The released ImageNet code: no pyramid, only the last layer with the classifier, no batch norm in the head."""
+    expected = IMAGENET["resnet34"]
+    config = expected["configs"][index]
+    with torch.device("meta"):
+        model = torchvision.models.resnet34()
+    local = localize(model, d=config["d"], tau=config["tau"], last="single", head_norm=False)
+    assert len(local.plan.layers) == len(local.plan.modules) == expected["L"]
+    assert_met(local, config)
+    for (layer, _, module), row in zip(auxiliaries(local), config["auxiliaries"], strict=True):
+        assert isinstance(module, nn.Sequential)
+        _, _, shape = count(module[:-1], local.plan.layers[layer].output.shape[1:])
+        assert shape[2:] == (row["out_hw"], row["out_hw"])
+
+
+@pytest.mark.parametrize(("d", "billions"), [(2, 0.63), (3, 0.69), (4, 0.80), (5, 0.98), (6, 1.13)])
+def test_flops_of_table_7(d: int, billions: float) -> None:
+    """AugLocal (ICLR 2024), table 7: ResNet-110, counted on what is emitted."""
+    local = cifar(110, d=d, tau=0.5)
+    plan = local.plan
+    total = count(local.primary, plan.input.shape[1:])[1]
+    for layer, _, module in auxiliaries(local):
+        total += count(module, plan.layers[layer].output.shape[1:])[1]
+    assert round(total / 1e9, 2) == billions
+
+
+def test_flops_of_backpropagation_in_table_7() -> None:
+    """The table prints 0.25; with batch norm and pooling it is 0.2553, without them 0.2531."""
+    macs, fvcore, _ = count(cifar(110, method="bp").primary, (3, 32, 32))
+    assert (round(macs / 1e9, 2), fvcore) == (0.25, CIFAR["resnet110"]["bp"]["macs_fvcore"])
+
+
+def test_default_options_are_the_papers() -> None:
+    assert cifar(32, d=4).plan == cifar(32, d=4, tau=0.5, last="joint", head_norm=True).plan
