@@ -80,7 +80,7 @@ def _plan(context: Context, method: str, options: Any) -> Plan:
     network = context.network
     planned = methods.get_method(method).plan(context, options)
     wiring = wire(network, [module.layers for module in planned])
-    owned = [parameters_of(network, wires.members, wires.shared) for wires in wiring]
+    owned = [parameters_of(network, wires.members) for wires in wiring]
     expect("plan", verify.ownership(network, owned))
     return Plan(
         model=type(network.captured.model).__name__,
@@ -128,7 +128,8 @@ def check(model: nn.Module, *, example_inputs: torch.Tensor | Sequence[torch.Ten
     _require_module(model)
     shape, dtype = input_of(model, example_inputs)
     found: list[Obstacle] = []
-    if not any(p.requires_grad for p in model.parameters()):
+    trainable = any(p.requires_grad for p in model.parameters())
+    if not trainable:
         found.append(
             Obstacle(
                 type(model).__name__, None, "it has no trainable parameter", "Set requires_grad where it should learn"
@@ -146,9 +147,8 @@ def check(model: nn.Module, *, example_inputs: torch.Tensor | Sequence[torch.Ten
             for leaf in captured.opaque
         ]
         shapes = infer_shapes(captured, shape, dtype)
-        if found and not any(p.requires_grad for p in model.parameters()):
-            return found
-        partition(captured, shapes)
+        if trainable:
+            partition(captured, shapes)
     except LocalizeError as error:
         found.append(Obstacle(error.where or type(model).__name__, error.source, _reason(error), error.remedy or ""))
     return found

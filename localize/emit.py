@@ -40,14 +40,13 @@ def emit(plan: Plan, context: Context, options: Any, criterion: Criterion, seed:
     method = get_method(plan.method)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     draw = Initializer(generator)
-    model = context.network.captured.model
+    captured, shared = context.network.captured, context.network.partition.shared
+    model = captured.model
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
     modules = []
     wiring = wire(context.network, [module.layers for module in plan.modules])
     for module, wires in zip(plan.modules, wiring, strict=True):
-        stage = generate(
-            context.network.captured, wires.members, wires.shared, wires.inputs, wires.outputs, f"Module{module.index}"
-        )
+        stage = generate(captured, wires.members, shared, wires.inputs, wires.outputs, f"Module{module.index}")
         auxiliary = method.build(context, module, options, draw)
         if auxiliary is not None and like is not None:
             auxiliary.to(device=like.device, dtype=like.dtype)
@@ -64,18 +63,13 @@ def _over(plan: Plan, context: Context, options: Any, criterion: Criterion, mode
     return emit(plan, moved, options, criterion, seed=0)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class Wires:
-    """What one local module runs, reads and hands on."""
+    """What one local module runs, reads and hands on, by node name."""
 
-    __slots__ = ("inputs", "members", "outputs", "shared")
-
-    def __init__(
-        self, members: Sequence[str], shared: Sequence[str], inputs: Sequence[str], outputs: Sequence[str]
-    ) -> None:
-        self.members = tuple(members)
-        self.shared = tuple(shared)
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
+    members: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 def wire(network: Network, groups: Sequence[Sequence[int]]) -> list[Wires]:
@@ -97,8 +91,8 @@ def wire(network: Network, groups: Sequence[Sequence[int]]) -> list[Wires]:
         extra = [name for name in names if name in later and name != cut]
         assert cut in own, f"{cut} leaves module {k} and is not computed in it"
         entry = part.cuts[groups[k][0] - 1] if k else network.captured.input
-        inputs = [entry, *(name for name in needs[k] if name != entry)]
-        wires.append(Wires(names, part.shared, inputs, [cut, *extra]))
+        inputs = (entry, *(name for name in needs[k] if name != entry))
+        wires.append(Wires(tuple(names), inputs, (cut, *extra)))
     return wires
 
 
@@ -126,17 +120,10 @@ def _graph(modules: Sequence[LocalModule]) -> fx.Graph:
     return graph
 
 
-def parameters_of(network: Network, members: Sequence[str], shared: Sequence[str]) -> tuple[str, ...]:
+def parameters_of(network: Network, members: Sequence[str]) -> tuple[str, ...]:
     """Names of the model's parameters that these nodes read, in the model's own order."""
-    by_name = {node.name: node for node in network.captured.nodes}
-    pending, seen = [by_name[name] for name in members], set(members)
-    found: set[int] = set()
-    constant = set(shared)
-    while pending:
-        node = pending.pop()
-        found |= {id(t) for t in own_tensors(network.captured, node) if isinstance(t, nn.Parameter)}
-        for parent in node.all_input_nodes:
-            if parent.name in constant and parent.name not in seen:
-                seen.add(parent.name)
-                pending.append(parent)
-    return tuple(name for name, p in network.captured.model.named_parameters() if id(p) in found)
+    captured = network.captured
+    reading = {*members, *captured.feeding(members, frozenset(network.partition.shared))}
+    tensors = (t for node in captured.nodes if node.name in reading for t in own_tensors(captured, node))
+    found = {id(t) for t in tensors}
+    return tuple(name for name, p in captured.model.named_parameters() if id(p) in found)

@@ -13,7 +13,7 @@ from localize.fused import LossScale, fused_loss
 from localize.losses import checked
 from localize.plan import LocalModulePlan, Plan
 from passes.codegen import PRIMARY
-from passes.errors import InputError, LocalizeError
+from passes.errors import InputError, LocalizeError, first_line
 
 
 class LocalOutput(NamedTuple):
@@ -220,7 +220,7 @@ class LocalGraphModule(fx.GraphModule):
             got = f"{'x'.join(map(str, x.shape[1:]))}, {str(x.dtype).removeprefix('torch.')}"
             raise InputError(
                 f"the model does not run on an input of {got}",
-                why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+                why=first_line(error),
                 remedy=f"It was localized for {spec}, {str(spec.dtype).removeprefix('torch.')}; give example_inputs of "
                 "another shape to localize() if the model takes one",
             ) from error

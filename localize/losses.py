@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from passes.errors import InputError
+from passes.errors import InputError, first_line
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def checked(
         raise InputError(
             f"the loss cannot be computed from logits {tuple(logits.shape)} and {_describe(target, logits)}",
             where=name,
-            why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            why=first_line(error),
             remedy="Labels must be class indices from 0 to classes - 1, or what your criterion expects",
         ) from error
     if not isinstance(loss, torch.Tensor) or loss.ndim:

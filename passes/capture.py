@@ -25,7 +25,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from passes.errors import CaptureError
+from passes.errors import CaptureError, first_line
 from passes.ir import Call, Captured, Opaque
 
 _ATOMS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.MultiheadAttention)
@@ -155,9 +155,8 @@ def _is_framework(filename: str) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).strip()
-    lines = text.splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    name, line = type(error).__name__, first_line(error)
+    return line if line == name else f"{name}: {line}"
 
 
 def _set_training(model: nn.Module) -> None:

@@ -66,7 +66,7 @@ class _Writer:
         self.inputs, self.outputs = inputs, outputs
         self.graph = fx.Graph()
         self.values: dict[str, fx.Node] = {}
-        self.wanted = members | self._needed(shared)
+        self.wanted = members | captured.feeding(members, shared)
         self.folds = {call.first: call for call in reversed(captured.calls) if self._folds(call)}
 
     def write(self) -> fx.Graph:
@@ -88,16 +88,6 @@ class _Writer:
         self._drop_unused_constants()
         self.graph.lint()
         return self.graph
-
-    def _needed(self, shared: frozenset[str]) -> frozenset[str]:
-        needed: set[str] = set()
-        pending = [node for node in self.nodes if node.name in self.members]
-        while pending:
-            for parent in pending.pop().all_input_nodes:
-                if parent.name in shared and parent.name not in needed:
-                    needed.add(parent.name)
-                    pending.append(parent)
-        return frozenset(needed)
 
     def _folds(self, call: Call) -> bool:
         """Whether the call can stand as one node: all of it is wanted, and others use only what it returns."""

@@ -43,6 +43,12 @@ class LocalizeError(ValueError):
         return text
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, in one line; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class CaptureError(LocalizeError):
     """The model cannot be turned into a graph."""
 

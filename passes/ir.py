@@ -7,7 +7,7 @@ every path from input to output goes through. A *cut* is such a value, chosen as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -136,6 +136,18 @@ class Captured:
             return self.constants[path]
         owner, _, name = path.rpartition(".")
         return getattr(self.model.get_submodule(owner), name)
+
+    def feeding(self, names: Collection[str], among: Collection[str]) -> set[str]:
+        """Which nodes of ``among`` the nodes ``names`` need, directly or through others of ``among``."""
+        needed: set[str] = set()
+        wanted = frozenset(names)
+        pending = [node for node in self.nodes if node.name in wanted]
+        while pending:
+            for parent in pending.pop().all_input_nodes:
+                if parent.name in among and parent.name not in needed:
+                    needed.add(parent.name)
+                    pending.append(parent)
+        return needed
 
     def scope_path(self, name: str) -> str:
         """Path of the opened module in whose forward the node stands; empty for the root."""

@@ -116,15 +116,8 @@ def body_of(network: Network, index: int) -> Body:
     """The graph of local layer ``index``, preceded by the input-independent nodes it needs."""
     part = network.partition
     own = set(part.nodes[index])
-    needed: set[str] = set()
-    shared = set(part.shared)
+    needed = network.captured.feeding(own, frozenset(part.shared))
     nodes = [node for node in network.captured.nodes if node.name in own]
-    pending = list(nodes)
-    while pending:
-        for parent in pending.pop().all_input_nodes:
-            if parent.name in shared and parent.name not in needed:
-                needed.add(parent.name)
-                pending.append(parent)
     constant = [node for node in network.captured.nodes if node.name in needed]
     entry = part.cuts[index - 1] if index else network.captured.input
     ordered = (*constant, *nodes)

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from passes.capture import source_of, untouched
-from passes.errors import CaptureError
+from passes.errors import CaptureError, first_line
 from passes.ir import Captured, Cost, Layout, Shapes, TensorSpec
 
 _aten = torch.ops.aten
@@ -147,7 +147,7 @@ class _Runner(fx.Interpreter):
                 "the model does not run on this input",
                 where=str(where) or type(self.captured.model).__name__,
                 source=self.captured.sources.get(n.name) or source_of(error),
-                why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+                why=first_line(error),
                 remedy="Give an input of the shape the model expects as example_inputs",
             ) from error
         self._record(n, value)

@@ -23,7 +23,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from passes import retype
-from passes.errors import AdaptError
+from passes.errors import AdaptError, first_line
 from passes.ir import Network, TensorSpec
 from passes.recipe import Body, Edits, Front, Projection, Recipe, build_front, build_projection
 from passes.resolution import reduction
@@ -323,8 +323,7 @@ def attempt(run: Callable[[], T]) -> T:
     try:
         return run()
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError) as error:
-        text = str(error).strip().splitlines()
-        raise Unreachable(text[0] if text else type(error).__name__) from error
+        raise Unreachable(first_line(error)) from error
 
 
 def _numel(module: nn.Module) -> int:

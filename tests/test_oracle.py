@@ -24,7 +24,7 @@ def run_oracle(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> lis
     return oracle.losses
 
 
-def compare(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> None:
+def assert_equals_oracle(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> None:
     torch.manual_seed(11)
     local.zero_grad()
     losses = []
@@ -44,13 +44,13 @@ def compare(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> None:
 
 @every_model
 def test_auglocal(entry: Entry) -> None:
-    compare(localized(entry), *entry.batch())
+    assert_equals_oracle(localized(entry), *entry.batch())
 
 
 @pytest.mark.parametrize("entry", [entry for entry in ZOO if "drop" in entry.name], ids=lambda entry: entry.name)
 @pytest.mark.parametrize("method", ["auglocal", "bp"])
 def test_several_layers_a_module(entry: Entry, method: str) -> None:
-    compare(localized(entry, method, modules=3 if method == "auglocal" else None), *entry.batch())
+    assert_equals_oracle(localized(entry, method, modules=3 if method == "auglocal" else None), *entry.batch())
 
 
 def test_backpropagation_differs() -> None:
