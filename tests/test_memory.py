@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from localize import LocalGraphModule, localize
 from localize.models import CifarResNet, cifar_resnet
-from localize.runtime.memory import fake_copy, peak_step_bytes
+from localize.runtime.memory import peak_step_bytes
+from tests.tracked import tracked
 
 BATCH = 1024
 MEASURED = {2: 0.86e9, 3: 0.70e9, 4: 0.84e9, 5: 1.06e9, 6: 1.21e9}
@@ -39,24 +39,6 @@ def resnet110(d: int) -> LocalGraphModule:
     return localize(cifar_resnet(110), d=d, seed=0)
 
 
-def tracked(local: LocalGraphModule, step: Step, batch: int = BATCH) -> int:
-    """Torch's MemTracker over the second step, when the optimizer has its momentum."""
-    with fake_copy(local) as replica:
-        assert isinstance(replica, LocalGraphModule)
-        x, y = torch.empty(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.long)
-        optimizer = torch.optim.SGD(replica.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-        tracker = MemTracker()
-        tracker.track_external(replica, optimizer, x, y)
-        with tracker:
-            for index in range(2):
-                if index:
-                    tracker.reset_mod_stats()
-                step(replica, x, y)
-                optimizer.step()
-                optimizer.zero_grad()
-        return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
-
-
 @pytest.mark.parametrize("d", [2, *(pytest.param(d, marks=pytest.mark.slow) for d in (3, 4, 5)), 6])
 def test_resnet110_takes_what_the_authors_code_takes(d: int) -> None:
     assert 0.5 * MEASURED[d] < peak_step_bytes(resnet110(d), BATCH) <= 1.05 * MEASURED[d]
@@ -66,7 +48,7 @@ def test_resnet110_takes_what_the_authors_code_takes(d: int) -> None:
 def test_mem_tracker_says_the_same() -> None:
     """On a smaller network: MemTracker takes five minutes over ResNet-110."""
     local = localize(cifar_resnet(32), d=2, seed=0)
-    assert tracked(local, stepwise) == pytest.approx(peak_step_bytes(local, BATCH), rel=0.01)
+    assert tracked(local, BATCH, stepwise) == pytest.approx(peak_step_bytes(local, BATCH), rel=0.01)
 
 
 def test_summing_the_losses_saves_nothing() -> None:
@@ -78,7 +60,7 @@ def test_summing_the_losses_saves_nothing() -> None:
 
 def test_summing_the_losses_saves_nothing_by_mem_tracker() -> None:
     local = localize(cifar_resnet(14), d=2, seed=0)
-    assert tracked(local, summed, 256) > 1.5 * tracked(local, stepwise, 256)
+    assert tracked(local, 256, summed) > 1.5 * tracked(local, 256, stepwise)
 
 
 def test_backpropagation_takes_more() -> None:

@@ -6,35 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from localize import LocalGraphModule, localize
 from localize.models import cifar_resnet
-from localize.runtime.memory import LiveBytes, fake_copy, peak_step_bytes, train_step
+from localize.runtime.memory import LiveBytes, fake_copy, peak_step_bytes
+from tests.tracked import tracked
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
 
 def resnet(method: str = "auglocal", depth: int = 14) -> LocalGraphModule:
     return localize(cifar_resnet(depth), method, d=2, example_inputs=EXAMPLE, seed=0)
-
-
-def tracked(module: nn.Module, batch: int) -> int:
-    """Torch's own figure for the second step, by another mechanism: hooks on modules and optimizers beside dispatch."""
-    with fake_copy(module) as replica:
-        replica.train()
-        images, labels = torch.empty(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.int64)
-        optimizer = torch.optim.SGD(replica.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-        tracker = MemTracker()
-        tracker.track_external(replica, optimizer, images, labels)
-        with tracker:
-            for index in range(2):
-                if index == 1:
-                    tracker.reset_mod_stats()
-                train_step(replica, images, labels)
-                optimizer.step()
-                optimizer.zero_grad()
-        return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
 
 
 def test_a_linear_layer_by_hand() -> None:
