@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 from localize import methods
-from localize.emit import emit, parameters_of, wire
+from localize.emit import Wires, emit, known, parameters_of, wire
 from localize.local_module import LocalGraphModule
 from localize.losses import cross_entropy
+from localize.merge import adapter_cost, describe_adapter
 from localize.methods import Context
-from localize.plan import Plan
+from localize.plan import LocalModulePlan, Plan
 from passes import verify
 from passes.adapt import Adapter
 from passes.capture import LeafPolicy, capture
 from passes.errors import CaptureError, InputError, LocalizeError, MethodError
+from passes.granularity import Granularity
 from passes.group import group_evenly
 from passes.ir import Network
 from passes.partition import partition
@@ -36,6 +38,8 @@ def localize(
     d: int = 4,
     example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
     modules: int | None = None,
+    max_cut: int | None = None,
+    granularity: Granularity = "minimal",
     criterion: Callable[[torch.Tensor, Any], torch.Tensor] | None = None,
     seed: int | None = None,
     **options: Any,
@@ -52,6 +56,12 @@ def localize(
         example_inputs: A tensor of the input's shape, batch first; its values are never used. By default the input size
             of the model's own configuration (timm's ``pretrained_cfg``), else (2, 3, 224, 224).
         modules: K: groups the L local layers into K local modules of equal length. By default the method decides.
+        max_cut: How many live tensors may cross from one local module to the next. By default one where that gives at
+            least 8 layers, none of more than half of the MACs; else the smallest number up to 16 that does. Densely
+            connected networks need several: all are detached and handed on.
+        granularity: What a local layer is: ``"minimal"``, the smallest units; ``"block"``, which keeps the blocks that
+            a network lists whole, such as transformer blocks; a module class, or several, whose modules stay whole; or
+            the list of the modules (by name) after which to cut.
         criterion: Loss from (logits, target) to a scalar; cross-entropy by default.
         seed: Seed of the auxiliary networks' weights; torch's global generator is then neither read nor moved.
         **options: The method's further options; AugLocal's: ``tau`` (0.5), ``last`` ("joint"), ``head_norm`` (True).
@@ -61,13 +71,14 @@ def localize(
 
     Raises:
         LocalizeError: One of its subclasses: :class:`CaptureError` (no graph), :class:`PartitionError` (no layers, or
-            ``modules`` out of range), :class:`MethodError` (unknown method or option, or one that does not fit).
+            ``modules``, ``max_cut`` or ``granularity`` cannot be met), :class:`MethodError` (unknown method or option,
+            or one that does not fit).
     """
     _require_module(model)
     rule = methods.get_method(method)
     depth = {"d": d} if "d" in {field.name for field in dataclasses.fields(rule.Options)} else {}
     chosen = methods.read_options(method, rule.Options, {**depth, **options})
-    network = analyse(model, *input_of(model, example_inputs), leaf_policy())
+    network = analyse(model, *input_of(model, example_inputs), leaf_policy(), max_cut=max_cut, granularity=granularity)
     groups = None if modules is None else group_evenly(len(network.layers), modules)
     context = Context(network, Adapter(network), _outputs(network, method), groups)
     plan = _plan(context, method, chosen)
@@ -80,7 +91,8 @@ def _plan(context: Context, method: str, options: Any) -> Plan:
     network = context.network
     planned = methods.get_method(method).plan(context, options)
     wiring = wire(network, [module.layers for module in planned])
-    owned = [parameters_of(network, wires.members) for wires in wiring]
+    planned = tuple(_with_merged(network, module, wires) for module, wires in zip(planned, wiring, strict=True))
+    owned = parameters_of(network, wiring)
     expect("plan", verify.ownership(network, owned))
     return Plan(
         model=type(network.captured.model).__name__,
@@ -94,6 +106,21 @@ def _plan(context: Context, method: str, options: Any) -> Plan:
         modules=tuple(dataclasses.replace(m, parameters=names) for m, names in zip(planned, owned, strict=True)),
         opaque=tuple(leaf.path for leaf in network.captured.opaque),
     )
+
+
+def _with_merged(network: Network, module: LocalModulePlan, wires: Wires) -> LocalModulePlan:
+    """Adds to an auxiliary network what it needs to read more than the newest tensor of a cut."""
+    if module.auxiliary is None or len(wires.reads) == 1:
+        return module
+    like, *others = (known(network.shapes.specs[name]) for name in wires.reads)
+    costs = [adapter_cost(other, like) for other in others]
+    auxiliary = dataclasses.replace(
+        module.auxiliary,
+        params=module.auxiliary.params + sum(params for params, _ in costs),
+        macs=module.auxiliary.macs + sum(macs for _, macs in costs),
+        merged=tuple(describe_adapter(other, like) for other in others),
+    )
+    return dataclasses.replace(module, auxiliary=auxiliary)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,12 +138,20 @@ class Obstacle:
         return f"{self.path}{f' ({self.source})' if self.source else ''}: {self.what}. {self.remedy}"
 
 
-def check(model: nn.Module, *, example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None) -> list[Obstacle]:
+def check(
+    model: nn.Module,
+    *,
+    example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    max_cut: int | None = None,
+    granularity: Granularity = "minimal",
+) -> list[Obstacle]:
     """Every obstacle to localizing ``model``, at once; empty when all is well. Nothing is changed.
 
     Args:
         model: Any module.
         example_inputs: As in :func:`localize`.
+        max_cut: As in :func:`localize`.
+        granularity: As in :func:`localize`.
 
     Returns:
         Obstacles, each with module path, source line and remedy. Submodules that cannot be traced are listed although
@@ -148,7 +183,7 @@ def check(model: nn.Module, *, example_inputs: torch.Tensor | Sequence[torch.Ten
         ]
         shapes = infer_shapes(captured, shape, dtype)
         if trainable:
-            partition(captured, shapes)
+            partition(captured, shapes, max_cut, granularity)
     except LocalizeError as error:
         found.append(Obstacle(error.where or type(model).__name__, error.source, _reason(error), error.remedy or ""))
     return found

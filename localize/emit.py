@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import operator
 import re
@@ -13,12 +14,13 @@ import torch
 from torch import fx, nn
 
 from localize.local_module import LocalGraphModule, LocalModule
+from localize.merge import Merged
 from localize.methods import Context, get_method
 from localize.plan import Plan
 from passes.adapt import Adapter
 from passes.codegen import generate
-from passes.ir import Network, Partition
-from passes.partition import own_tensors
+from passes.cutter import own_tensors
+from passes.ir import Network, Partition, TensorSpec
 from passes.weights import Initializer
 
 Criterion = Callable[[torch.Tensor, Any], torch.Tensor]
@@ -42,15 +44,19 @@ def emit(plan: Plan, context: Context, options: Any, criterion: Criterion, seed:
     draw = Initializer(generator)
     captured, shared = context.network.captured, context.network.partition.shared
     model = captured.model
-    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    place = next((p for p in model.parameters() if p.is_floating_point()), None)
     modules = []
     wiring = wire(context.network, [module.layers for module in plan.modules])
     for module, wires in zip(plan.modules, wiring, strict=True):
         stage = generate(captured, wires.members, shared, wires.inputs, wires.outputs, f"Module{module.index}")
-        auxiliary = method.build(context, module, options, draw)
-        if auxiliary is not None and like is not None:
-            auxiliary.to(device=like.device, dtype=like.dtype)
-        modules.append(LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs))
+        with torch.device("meta") if place is not None and place.is_meta else contextlib.nullcontext():
+            auxiliary = method.build(context, module, options, draw)
+            if auxiliary is not None and len(wires.reads) > 1:
+                like, *others = (known(context.network.shapes.specs[name]) for name in wires.reads)
+                auxiliary = Merged(like, others, auxiliary, draw)
+        if auxiliary is not None and place is not None:
+            auxiliary.to(device=place.device, dtype=place.dtype)
+        modules.append(LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs, len(wires.reads)))
     remake = partial(_over, plan, context, options, criterion)
     return LocalGraphModule(model, modules, _graph(modules), plan, criterion, remake)
 
@@ -70,12 +76,17 @@ class Wires:
     members: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    reads: tuple[str, ...]
+    """The first of its outputs: those that its local loss is computed from."""
 
 
 def wire(network: Network, groups: Sequence[Sequence[int]]) -> list[Wires]:
-    """Nodes, inputs and outputs of each local module; the cut comes first, sizes that later modules need follow."""
+    """Nodes, inputs and outputs of each local module.
+
+    The tensors that the local loss is computed from come first, others and sizes that later modules need follow.
+    """
     part = network.partition
-    by_name = {node.name: node for node in network.captured.nodes}
+    by_name = network.captured.by_name
     members = _members(part, groups)
     home = {name: k for k, names in enumerate(members) for name in names}
     home[network.captured.input] = -1
@@ -85,15 +96,49 @@ def wire(network: Network, groups: Sequence[Sequence[int]]) -> list[Wires]:
         needs.append([name for name in dict.fromkeys(parents) if name in home and home[name] < k])
     wires = []
     for k, names in enumerate(members):
-        cut = part.cuts[groups[k][-1]] if k < len(members) - 1 else network.captured.result.name
+        if k < len(members) - 1:
+            reads = _reads(network, names, part.live[groups[k][-1]])
+        else:
+            reads = tuple(node.name for node in (network.captured.result, *network.captured.heads))
         later = {name for need in needs[k + 1 :] for name in need}
-        own = set(names)
-        extra = [name for name in names if name in later and name != cut]
-        assert cut in own, f"{cut} leaves module {k} and is not computed in it"
-        entry = part.cuts[groups[k][0] - 1] if k else network.captured.input
-        inputs = (entry, *(name for name in needs[k] if name != entry))
-        wires.append(Wires(tuple(names), inputs, (cut, *extra)))
+        extra = [name for name in names if name in later and name not in reads]
+        entry = part.entries[groups[k][0]]
+        inputs = sorted(needs[k], key=lambda name: name != entry)
+        wires.append(Wires(tuple(names), tuple(inputs), (*reads, *extra), reads))
     return wires
+
+
+def _reads(network: Network, members: Sequence[str], live: Sequence[str]) -> tuple[str, ...]:
+    """The newest of the tensors that leave a module, and those that parameters depend on which it does not reach."""
+    own = frozenset(members)
+    assert live[0] in own, f"{live[0]} leaves a module and is not computed in it"
+    reads = [live[0]]
+    if len(live) == 1:
+        return (live[0],)
+    covered = _reached(network, own, live[0])
+    for name in live[1:]:
+        spec = network.shapes.specs[name]
+        if name in own and spec is not None and spec.dtype.is_floating_point:
+            reached = _reached(network, own, name)
+            if not reached <= covered:
+                reads.append(name)
+                covered |= reached
+    return tuple(reads)
+
+
+def _reached(network: Network, own: frozenset[str], name: str) -> frozenset[int]:
+    """Identities of the parameters that a tensor depends on through the module's own nodes."""
+    captured = network.captured
+    among = own | frozenset(network.partition.shared)
+    nodes = (name, *captured.feeding((name,), among))
+    tensors = (t for node in nodes for t in own_tensors(captured, captured.by_name[node]))
+    return frozenset(id(t) for t in tensors if isinstance(t, nn.Parameter))
+
+
+def known(spec: TensorSpec | None) -> TensorSpec:
+    """The spec of a value that is known to be a tensor."""
+    assert spec is not None
+    return spec
 
 
 def _members(part: Partition, groups: Sequence[Sequence[int]]) -> list[list[str]]:
@@ -106,24 +151,28 @@ def _graph(modules: Sequence[LocalModule]) -> fx.Graph:
     """One line a local module."""
     graph = fx.Graph()
     values: dict[str, fx.Node] = {modules[0].inputs[0]: graph.placeholder("x")}
-    last: Any = None
     for module in modules:
         target = f"module_{module.plan.index}"
         arguments = tuple(values[name] for name in module.inputs)
-        last = graph.create_node("call_module", target, arguments, {}, re.sub(r"\W+", "_", module.plan.name))
+        called = graph.create_node("call_module", target, arguments, {}, re.sub(r"\W+", "_", module.plan.name))
         if len(module.outputs) == 1:
-            values[module.outputs[0]] = last
+            values[module.outputs[0]] = called
         else:
             for i, name in enumerate(module.outputs):
-                values[name] = graph.create_node("call_function", operator.getitem, (last, i), {}, name)
-    graph.output(last)
+                values[name] = graph.create_node("call_function", operator.getitem, (called, i), {}, name)
+    returned = tuple(values[name] for name in modules[-1].outputs)
+    graph.output(returned[0] if len(returned) == 1 else returned)
     return graph
 
 
-def parameters_of(network: Network, members: Sequence[str]) -> tuple[str, ...]:
-    """Names of the model's parameters that these nodes read, in the model's own order."""
+def parameters_of(network: Network, wiring: Sequence[Wires]) -> list[tuple[str, ...]]:
+    """For each local module the names of the model's parameters that it reads, in the model's own order."""
     captured = network.captured
-    reading = {*members, *captured.feeding(members, frozenset(network.partition.shared))}
-    tensors = (t for node in captured.nodes if node.name in reading for t in own_tensors(captured, node))
-    found = {id(t) for t in tensors}
-    return tuple(name for name, p in captured.model.named_parameters() if id(p) in found)
+    names = {id(p): (i, name) for i, (name, p) in enumerate(captured.model.named_parameters())}
+    shared = frozenset(network.partition.shared)
+    found = []
+    for wires in wiring:
+        reading = {*wires.members, *captured.feeding(wires.members, shared)}
+        held = {names[id(t)] for n in reading for t in own_tensors(captured, captured.by_name[n]) if id(t) in names}
+        found.append(tuple(name for _, name in sorted(held)))
+    return found

@@ -15,6 +15,9 @@ from localize.plan import LocalModulePlan, Plan
 from passes.codegen import PRIMARY
 from passes.errors import InputError, LocalizeError, first_line
 
+HEAD_WEIGHT = 0.3
+"""Weight of the losses of a model's own auxiliary classifiers (Szegedy et al., CVPR 2015, section 5)."""
+
 
 class LocalOutput(NamedTuple):
     """What one local module gives in one training step."""
@@ -40,11 +43,13 @@ class LocalModule(nn.Module):
         auxiliary: nn.Module | None,
         inputs: Sequence[str],
         outputs: Sequence[str],
+        reads: int = 1,
     ) -> None:
         super().__init__()
         self.plan = plan
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
+        self.reads = reads
         self.auxiliary = auxiliary
         # Not registered: its submodules are the user's, and have their names in the primary network already.
         self.__dict__["stage"] = stage
@@ -55,14 +60,14 @@ class LocalModule(nn.Module):
         return str(self.__dict__["stage"].code)
 
     def forward(self, *values: Any) -> Any:
-        """Runs the module's layers on detached values; returns the cut, with sizes later modules need beside it."""
+        """Runs the module's layers on detached values; returns the cut, and beside it what else later modules need."""
         return self.__dict__["stage"](*[v.detach() if isinstance(v, torch.Tensor) else v for v in values])
 
-    def logits(self, cut: torch.Tensor) -> torch.Tensor:
+    def logits(self, *cut: torch.Tensor) -> torch.Tensor:
         """What the local loss is computed from: the auxiliary network's output, or the primary's in the last module."""
         if self.auxiliary is None:
-            return cut
-        result: torch.Tensor = self.auxiliary(cut)
+            return cut[0]
+        result: torch.Tensor = self.auxiliary(*cut)
         return result
 
     def extra_repr(self) -> str:
@@ -146,13 +151,13 @@ class LocalGraphModule(fx.GraphModule):
         values: dict[str, Any] = {self.local_modules[0].inputs[0]: x}
         for module in self.local_modules:
             try:
-                out = self._run(module, values)
-                logits = module.logits(out)
+                read = self._run(module, values)
+                logits = module.logits(*read)
             except (RuntimeError, AssertionError, ValueError) as error:
                 self._explain(x, error)
                 raise
-            loss = checked(self.criterion, logits, y, module.plan.name)
-            del out
+            loss = self._loss(module, logits, read, y)
+            del read
             if torch.is_grad_enabled() and not loss.requires_grad:
                 # All that this module would train is frozen: the caller's backward should find nothing, not fail.
                 loss = loss.detach().requires_grad_()
@@ -160,8 +165,20 @@ class LocalGraphModule(fx.GraphModule):
             # The caller has gone backward: nothing here may keep the module's graph alive while the next one runs.
             del logits, loss
 
-    def _run(self, module: LocalModule, values: dict[str, Any]) -> torch.Tensor:
-        """Runs a module; leaves in ``values`` what later modules read, without graph. Returns the attached cut."""
+    def _loss(self, module: LocalModule, logits: torch.Tensor, read: Sequence[torch.Tensor], y: Any) -> torch.Tensor:
+        loss = checked(self.criterion, logits, y, module.plan.name)
+        if module.auxiliary is None:
+            for head in read[1:]:
+                if head.shape == logits.shape:
+                    loss = loss + HEAD_WEIGHT * checked(self.criterion, head, y, module.plan.name)
+        return loss
+
+    def _run(self, module: LocalModule, values: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """Runs a module; leaves in ``values`` what later modules read, without graph.
+
+        Returns:
+            What the local loss is computed from, with its graph.
+        """
         result = module(*[values[name] for name in module.inputs])
         results = (result,) if len(module.outputs) == 1 else result
         for name in [name for name in values if self._last_read[name] <= module.plan.index]:
@@ -169,8 +186,7 @@ class LocalGraphModule(fx.GraphModule):
         for name, value in zip(module.outputs, results, strict=True):
             if name in self._last_read:
                 values[name] = value.detach() if isinstance(value, torch.Tensor) else value
-        cut: torch.Tensor = results[0]
-        return cut
+        return tuple(results[: module.reads])
 
     def loss(self, x: torch.Tensor, y: Any) -> torch.Tensor:
         """The sum of the local losses, as one scalar whose one backward delivers the gradients of :meth:`steps`.

@@ -48,6 +48,8 @@ class Auxiliary:
     blocks: tuple[AuxiliaryBlock, ...]
     head: str
     """The head's layers in words, such as ``pool > batch_norm > linear(64, 10)``."""
+    merged: tuple[str, ...] = ()
+    """Where a cut is several tensors wide: the adapters through which it reads tensors beside the newest, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,10 @@ def _module(data: Mapping[str, Any]) -> LocalModulePlan:
     auxiliary = data["auxiliary"]
     if auxiliary is not None:
         blocks = tuple(AuxiliaryBlock(**block) for block in auxiliary["blocks"])
-        auxiliary = Auxiliary(**{**auxiliary, "selected": tuple(auxiliary["selected"]), "blocks": blocks})
+        merged = tuple(auxiliary.get("merged", ()))
+        auxiliary = Auxiliary(
+            **{**auxiliary, "selected": tuple(auxiliary["selected"]), "blocks": blocks, "merged": merged}
+        )
     return LocalModulePlan(
         **{
             **data,
@@ -218,7 +223,7 @@ def _row(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
     return (
         f"{module.index} {module.name}",
         span + (" + classifier" if last else ""),
-        str(plan.output if last else layers[-1].output),
+        str(plan.output) if last else _crossing(layers[-1]),
         _si(params),
         _si(macs),
         _si(sum(layer.activation_bytes for layer in layers)),
@@ -228,13 +233,21 @@ def _row(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
     )
 
 
+def _crossing(layer: Layer) -> str:
+    return f"{layer.output} (+{layer.width - 1})" if layer.width > 1 else str(layer.output)
+
+
 def describe(auxiliary: Auxiliary) -> str:
-    """An auxiliary network in a few words: ``d=3: 8/2 15 head``, with ``/2`` where a block downsamples."""
+    """An auxiliary network in a few words: ``d=3: 8/2 15 head``, with ``/2`` where a block downsamples.
+
+    ``+2`` in front says that two more tensors of the cut are merged into what it reads.
+    """
     blocks = " ".join(
         f"{block.source}{'/2' if block.stride > 1 else ''}{'+adapter' if block.adapter else ''}"
         for block in auxiliary.blocks
     )
-    return f"d={auxiliary.depth}: {blocks} head".replace("  ", " ")
+    merged = f"+{len(auxiliary.merged)} " if auxiliary.merged else ""
+    return f"d={auxiliary.depth}: {merged}{blocks} head".replace("  ", " ")
 
 
 def _si(value: float) -> str:

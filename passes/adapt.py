@@ -93,7 +93,12 @@ class Adapter:
                 if module is not None:
                     tensors = (*module.named_parameters(), *module.named_buffers())
                     target = (type(module), repr(module), tuple((name, tuple(t.shape)) for name, t in tensors))
-                references = fx.map_arg((node.args, node.kwargs), lambda n: body.position.get(n.name, -1))
+                references = fx.map_arg((node.args, node.kwargs), lambda n: _reference(body, n))
                 parts.append((node.op, target, repr(references), shapes.specs[node.name]))
-            self._signatures[index] = (tuple(parts), shapes.specs[body.entry], body.position[body.exit])
+            read = tuple(shapes.specs[name] for name in (body.entry, *sorted(body.others)))
+            self._signatures[index] = (tuple(parts), read, body.position[body.exit])
         return self._signatures[index]
+
+
+def _reference(body: Body, node: fx.Node) -> int:
+    return -1 if body.reads(node.name) else body.position.get(node.name, -2)

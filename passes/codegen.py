@@ -6,6 +6,7 @@ hooks, its train/eval behaviour and its Python control flow. Only what stands be
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -67,27 +68,36 @@ class _Writer:
         self.graph = fx.Graph()
         self.values: dict[str, fx.Node] = {}
         self.wanted = members | captured.feeding(members, shared)
-        self.folds = {call.first: call for call in reversed(captured.calls) if self._folds(call)}
+        self.visited = sorted(captured.positions[name] for name in self.wanted)
+        self.folds = {call.first: call for call in reversed(self._calls_within()) if self._folds(call)}
 
     def write(self) -> fx.Graph:
         for name in self.inputs:
             self.values[name] = self.graph.placeholder(name)
-        position = 0
-        while position < len(self.nodes):
+        done = -1
+        for position in self.visited:
             call = self.folds.get(position)
+            if position <= done:
+                continue
             if call is not None:
                 self._write_call(call)
-                position = call.last + 1
-                continue
-            node = self.nodes[position]
-            if node.name in self.wanted and node.name not in self.values:
-                self._write_node(node)
-            position += 1
+                done = call.last
+            elif self.nodes[position].name not in self.values:
+                self._write_node(self.nodes[position])
         results = tuple(self.values[name] for name in self.outputs)
         self.graph.output(results[0] if len(results) == 1 else results)
         self._drop_unused_constants()
         self.graph.lint()
         return self.graph
+
+    def _calls_within(self) -> Sequence[Call]:
+        """Calls that may lie in the set: they start within its extent. Calls stand in the order of their start."""
+        calls = self.captured.calls
+        if not self.visited:
+            return ()
+        first = bisect_left(calls, self.visited[0], key=lambda call: call.first)
+        last = bisect_right(calls, self.visited[-1], key=lambda call: call.first)
+        return [call for call in calls[first:last] if call.last <= self.visited[-1]]
 
     def _folds(self, call: Call) -> bool:
         """Whether the call can stand as one node: all of it is wanted, and others use only what it returns."""

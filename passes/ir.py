@@ -110,9 +110,14 @@ class Captured:
     opaque: tuple[Opaque, ...] = ()
     nodes: tuple[fx.Node, ...] = field(init=False)
     """All nodes, in execution order; the first is the input, the last the output."""
+    by_name: Mapping[str, fx.Node] = field(init=False)
+    positions: Mapping[str, int] = field(init=False)
+    """Node name -> index in :attr:`nodes`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", tuple(self.graph.nodes))
+        object.__setattr__(self, "by_name", {node.name: node for node in self.nodes})
+        object.__setattr__(self, "positions", {node.name: i for i, node in enumerate(self.nodes)})
 
     @property
     def input(self) -> str:
@@ -122,9 +127,19 @@ class Captured:
     @property
     def result(self) -> fx.Node:
         """The node whose value the model returns."""
-        node = self.nodes[-1].args[0]
-        assert isinstance(node, fx.Node)
-        return node
+        return self._returned[0]
+
+    @property
+    def heads(self) -> tuple[fx.Node, ...]:
+        """Nodes of what the model returns beside its primary output: auxiliary logits and the like."""
+        return self._returned[1:]
+
+    @property
+    def _returned(self) -> tuple[fx.Node, ...]:
+        value = self.nodes[-1].args[0]
+        found: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+        assert all(isinstance(node, fx.Node) for node in found)
+        return found
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The leaf module a node calls; None for other nodes."""
@@ -140,8 +155,7 @@ class Captured:
     def feeding(self, names: Collection[str], among: Collection[str]) -> set[str]:
         """Which nodes of ``among`` the nodes ``names`` need, directly or through others of ``among``."""
         needed: set[str] = set()
-        wanted = frozenset(names)
-        pending = [node for node in self.nodes if node.name in wanted]
+        pending = [self.by_name[name] for name in names]
         while pending:
             for parent in pending.pop().all_input_nodes:
                 if parent.name in among and parent.name not in needed:
@@ -181,7 +195,11 @@ class Layer:
     activation_bytes: int
     """Bytes of all values the layer computes, for one sample."""
     input: TensorSpec
+    """The newest tensor it reads."""
     output: TensorSpec
+    """The tensor that its auxiliary network reads."""
+    width: int = 1
+    """Tensors that cross from it to what follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +209,10 @@ class Partition:
     layers: tuple[Layer, ...]
     nodes: tuple[tuple[str, ...], ...]
     """Node names of each layer, in execution order."""
-    cuts: tuple[str, ...]
-    """``cuts[i]`` is the value that leaves layer i."""
+    live: tuple[tuple[str, ...], ...]
+    """``live[i]`` are the tensors that cross from layer i to what follows, first what its auxiliary network reads."""
+    entries: tuple[str, ...]
+    """``entries[i]`` is the newest tensor that layer i reads of those computed before it."""
     classifier: tuple[str, ...]
     """Node names of the classifier."""
     classifier_params: int
@@ -201,6 +221,11 @@ class Partition:
     """Nodes that do not depend on the input: each local module computes them for itself."""
     portable: frozenset[str]
     """Nodes that depend on the input's shape alone; their values may pass any border beside the cut."""
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """``cuts[i]`` is the tensor that leaves layer i and that its auxiliary network reads."""
+        return tuple(names[0] for names in self.live)
 
 
 @dataclass(frozen=True, slots=True)

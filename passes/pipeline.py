@@ -9,13 +9,20 @@ from torch import nn
 
 from passes import verify
 from passes.capture import LeafPolicy, capture
+from passes.granularity import Granularity
 from passes.ir import Network
 from passes.partition import partition
 from passes.shapes import infer_shapes
 
 
 def analyse(
-    model: nn.Module, shape: Sequence[int], dtype: torch.dtype = torch.float32, policy: LeafPolicy | None = None
+    model: nn.Module,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    policy: LeafPolicy | None = None,
+    *,
+    max_cut: int | None = None,
+    granularity: Granularity = "minimal",
 ) -> Network:
     """Capture, shapes, partition.
 
@@ -24,6 +31,8 @@ def analyse(
         shape: Shape of an example input, batch first, the batch at least 2.
         dtype: Type of the input.
         policy: What stays a leaf when tracing.
+        max_cut: See :func:`passes.partition.partition`.
+        granularity: See :func:`passes.partition.partition`.
 
     Raises:
         CaptureError: See :func:`passes.capture.capture` and :func:`passes.shapes.infer_shapes`.
@@ -33,7 +42,7 @@ def analyse(
     expect("capture", verify.captured(captured))
     shapes = infer_shapes(captured, shape, dtype)
     expect("shapes", verify.shapes(captured, shapes))
-    network = Network(captured, shapes, partition(captured, shapes))
+    network = Network(captured, shapes, partition(captured, shapes, max_cut, granularity))
     expect("partition", verify.partition(network))
     return network
 

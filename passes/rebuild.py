@@ -45,7 +45,7 @@ def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModu
 
 
 def _position(body: Body, node: fx.Node) -> int:
-    return -1 if node.name == body.entry else body.position[node.name]
+    return -1 if body.reads(node.name) else body.position[node.name]
 
 
 def _overwrites_entry(captured: Captured, body: Body, recipe: Recipe, i: int) -> bool:
@@ -53,7 +53,7 @@ def _overwrites_entry(captured: Captured, body: Body, recipe: Recipe, i: int) ->
     if not mutates_input(captured, body.nodes[i]):
         return False
     parent = body.nodes[i].all_input_nodes[0]
-    while parent.name != body.entry:
+    while not body.reads(parent.name):
         passes_on = body.position.get(parent.name) in recipe.edits.bypassed or is_view(captured, parent)
         if not passes_on or parent.name not in body.position:
             return False

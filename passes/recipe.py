@@ -92,6 +92,12 @@ class Body:
     entry: str
     exit: str
     position: Mapping[str, int]
+    others: frozenset[str] = frozenset()
+    """Further tensors it reads: in a copy, the one input stands for them too."""
+
+    def reads(self, name: str) -> bool:
+        """Whether a value is one that the layer reads of those computed before it."""
+        return name == self.entry or name in self.others
 
     def positions_of(self, nodes: list[fx.Node]) -> list[int]:
         """Positions of those nodes that stand in the layer."""
@@ -117,11 +123,14 @@ def body_of(network: Network, index: int) -> Body:
     part = network.partition
     own = set(part.nodes[index])
     needed = network.captured.feeding(own, frozenset(part.shared))
-    nodes = [node for node in network.captured.nodes if node.name in own]
-    constant = [node for node in network.captured.nodes if node.name in needed]
-    entry = part.cuts[index - 1] if index else network.captured.input
+    in_order = sorted((*own, *needed), key=network.captured.positions.__getitem__)
+    nodes = [network.captured.by_name[name] for name in in_order if name in own]
+    constant = [network.captured.by_name[name] for name in in_order if name in needed]
     ordered = (*constant, *nodes)
-    return Body(ordered, entry, part.cuts[index], {node.name: i for i, node in enumerate(ordered)})
+    position = {node.name: i for i, node in enumerate(ordered)}
+    outside = {p.name for node in nodes for p in node.all_input_nodes} - position.keys()
+    others = outside - network.shapes.numbers - part.portable - {part.entries[index]}
+    return Body(ordered, part.entries[index], part.cuts[index], position, frozenset(others))
 
 
 def build_projection(projection: Projection, draw: Initializer) -> nn.Module:

@@ -44,11 +44,10 @@ def downsampling_of(network: Network) -> Downsampling:
 
 
 def _downsampling_in(network: Network, index: int) -> Downsampling:
-    names = set(network.partition.nodes[index])
     pool: Downsampling | None = None
-    for node in network.captured.nodes:
-        module = network.captured.module(node)
-        if node.name not in names or module is None:
+    for name in network.partition.nodes[index]:
+        module = network.captured.module(network.captured.by_name[name])
+        if module is None:
             continue
         strided = module.stride if isinstance(module, nn.Conv2d) else 1
         if strided not in (1, (1, 1)):

@@ -194,11 +194,17 @@ class Trial:
         return attempt(lambda: target(*args, **kwargs))
 
     def _value(self, node: fx.Node) -> Any:
-        if node.name == self.body.entry:
-            return self.values[-1]
+        if self.body.reads(node.name):
+            return self._entry(node)
         if node.name not in self.body.position:
             raise Unreachable(f"it uses {node.name}, which is computed before it")
         return self.values[self.body.position[node.name]]
+
+    def _entry(self, node: fx.Node) -> Any:
+        was, entry = self.shapes.specs[node.name], self.shapes.specs[self.body.entry]
+        if was is None or entry is None or was.layout != entry.layout:
+            raise Unreachable(f"it also reads {node.name}, which is laid out in another way")
+        return self.values[-1]
 
     def _attribute(self, i: int, node: fx.Node) -> Any:
         value = self.captured.attribute(str(node.target))

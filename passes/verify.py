@@ -34,7 +34,7 @@ def shapes(graph: Captured, value: Shapes) -> list[str]:
 
 
 def partition(network: Network) -> list[str]:
-    """Layers and classifier cover the graph once, in order; only the cut, and what depends on sizes alone, passes."""
+    """Layers and classifier cover the graph once, in order; only live tensors and what sizes alone decide pass."""
     part, graph = network.partition, network.captured
     found = []
     groups = [*part.nodes, part.classifier]
@@ -45,25 +45,41 @@ def partition(network: Network) -> list[str]:
     order = {n.name: i for i, n in enumerate(graph.nodes)}
     if any(order[a] >= order[b] for a, b in pairwise(part.cuts)):
         found.append("cuts are not in topological order")
-    if len(part.cuts) != len(part.layers) or len(part.nodes) != len(part.layers):
+    found += [
+        f"{cut} is read by an auxiliary network of another layer"
+        for cut, names in zip(part.cuts, part.nodes, strict=True)
+        if cut not in names
+    ]
+    if len({len(part.cuts), len(part.layers), len(part.nodes), len(part.entries)}) != 1:
         found.append("each layer needs its nodes and its cut")
     return found + _crossings(network, groups)
 
 
 def _crossings(network: Network, groups: list[tuple[str, ...]]) -> list[str]:
-    part = network.partition
+    part, captured = network.partition, network.captured
     home = {name: i for i, group in enumerate(groups) for name in group}
-    home[network.captured.input] = -1
+    home[captured.input] = 0
+    aside = _only_for_heads(captured)
     found = []
-    for node in network.captured.nodes:
+    for node in captured.nodes:
         for parent in node.all_input_nodes:
             a, b = home.get(parent.name), home.get(node.name)
-            if a is None or b is None or a == b or parent.name in part.portable:
+            if a is None or b is None or a == b or parent.name in part.portable or node.name in aside:
                 continue
-            if a == -1 and b == 0:
-                continue
-            if b != a + 1 or parent.name != part.cuts[a]:
-                found.append(f"{parent.name} crosses from layer {a} to {b} and is not the cut")
+            if a > b or any(parent.name not in live for live in part.live[a:b]):
+                found.append(f"{parent.name} crosses from layer {a} to {b} and is not alive there")
+    return found
+
+
+def _only_for_heads(captured: Captured) -> set[str]:
+    """Nodes that only the model's further outputs need; they stand with the classifier, whatever they read."""
+    wanted, found = {captured.result.name}, set()
+    heads = {node.name for node in captured.heads}
+    for node in reversed(captured.nodes[:-1]):
+        if node.name in wanted or any(user.name in wanted for user in node.users):
+            wanted.add(node.name)
+        elif node.name in heads or any(user.name in found for user in node.users):
+            found.add(node.name)
     return found
 
 

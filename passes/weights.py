@@ -121,5 +121,7 @@ def bare(kind: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module
     """A layer with uninitialized weights: drawing them twice would cost time and move torch's global generator."""
     if _get_current_dispatch_mode_stack():
         return kind(*args, **kwargs)
+    if torch.get_default_device().type == "meta":
+        return kind(*args, **kwargs, device="meta")
     module: nn.Module = skip_init(kind, *args, **kwargs)
     return module

@@ -22,7 +22,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def resnet() -> CifarResNet:
-    """The smallest CIFAR ResNet: 4 local layers (stem and three blocks), both kinds of shortcut."""
+    """The smallest CIFAR ResNet: stem and three blocks, both kinds of shortcut; 4 local layers if cuts are narrow."""
     return cifar_resnet(8, width=4)
 
 

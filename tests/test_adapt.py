@@ -110,7 +110,7 @@ def place(
     block: nn.Module, before: int, after: int, channels: int, stride: int = 1, size: int = 8, layer: int = 1
 ) -> tuple[Recipe, fx.GraphModule]:
     """Fits the block behind an input of ``channels``, and builds it; its output is checked against the recipe."""
-    network = analyse(net(block, before, after), (2, 3, 16, 16))
+    network = analyse(net(block, before, after), (2, 3, 16, 16), max_cut=1)
     adapter = Adapter(network)
     recipe = adapter.adapt(layer, TensorSpec((2, channels, size, size), layout="NCHW"), stride, "stride")
     module = rebuild(adapter, recipe, Initializer(torch.Generator().manual_seed(0)))
@@ -199,7 +199,7 @@ def test_projected_shortcut_keeps_loses_or_moves_its_stride(channels: int, strid
 
 def test_pooling_of_its_own_is_taken_out_and_put_in_front() -> None:
     block = nn.Sequential(conv(8, 8), nn.ReLU(), nn.MaxPool2d(2))
-    network = analyse(net(block, 8, 8), (2, 3, 16, 16))
+    network = analyse(net(block, 8, 8), (2, 3, 16, 16), max_cut=1)
     adapter = Adapter(network)
     spec = TensorSpec((2, 8, 9, 9), layout="NCHW")
     flat = adapter.adapt(1, spec, 1, "max_pool")
@@ -225,7 +225,7 @@ def test_what_repair_cannot_reach_gets_an_adapter_in_front() -> None:
 
 
 def test_a_layer_that_reads_another_layout_is_refused_with_the_reason() -> None:
-    adapter = Adapter(analyse(net(conv(8, 8), 8, 8), (2, 3, 16, 16)))
+    adapter = Adapter(analyse(net(conv(8, 8), 8, 8), (2, 3, 16, 16), max_cut=1))
     with pytest.raises(AdaptError, match="it reads NCHW, not NLC") as error:
         adapter.adapt(1, TensorSpec((2, 16, 8), layout="NLC"), 1, "stride")
     assert error.value.where == "1"
@@ -234,7 +234,7 @@ def test_a_layer_that_reads_another_layout_is_refused_with_the_reason() -> None:
 def test_layers_of_one_signature_share_a_recipe() -> None:
     model = nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 8), conv(8, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model.append(nn.Linear(16, 5))
-    adapter = Adapter(analyse(model, (2, 3, 16, 16)))
+    adapter = Adapter(analyse(model, (2, 3, 16, 16), max_cut=1))
     spec = TensorSpec((2, 4, 8, 8), layout="NCHW")
     one, two, other = (adapter.adapt(i, spec, 1, "stride") for i in (1, 2, 3))
     assert one.edits is two.edits
@@ -254,7 +254,7 @@ def test_an_in_place_start_never_overwrites_the_primary_networks_value() -> None
             return result
 
     model = net(Preactivated(), 8, 8)
-    adapter = Adapter(analyse(model, (2, 3, 16, 16)))
+    adapter = Adapter(analyse(model, (2, 3, 16, 16), max_cut=1))
     recipe = adapter.adapt(1, TensorSpec((2, 8, 8, 8), layout="NCHW"), 1, "stride")
     x = torch.randn(2, 8, 8, 8)
     kept = x.clone()

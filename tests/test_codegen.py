@@ -52,7 +52,7 @@ def golden(code: str) -> str:
 
 
 def test_a_line_a_local_module() -> None:
-    local = localize(cifar_resnet(8, width=4), d=2)
+    local = localize(cifar_resnet(8, width=4), d=2, max_cut=1)
     assert text(local.code) == golden(
         """
         def forward(self, x):
@@ -65,7 +65,7 @@ def test_a_line_a_local_module() -> None:
 
 
 def test_a_module_calls_the_users_own_blocks() -> None:
-    stem, block, last = localize(cifar_resnet(8, width=4), d=2).local_modules
+    stem, block, last = localize(cifar_resnet(8, width=4), d=2, max_cut=1).local_modules
     assert text(stem.code) == golden(
         """
         def forward(self, x):

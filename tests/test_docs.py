@@ -35,7 +35,7 @@ def test_readme_on_memory_of_a_shallow_network() -> None:
     assert local > plain
 
 
-RULES: list[tuple[str, dict[str, Any]]] = [("auglocal", {"d": 2}), ("bp", {})]
+RULES: list[tuple[str, dict[str, Any]]] = [("auglocal", {"d": 2, "max_cut": 1}), ("bp", {})]
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

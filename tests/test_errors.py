@@ -90,8 +90,8 @@ REFUSALS: dict[str, tuple[Build, dict[str, Any], type[LocalizeError], str]] = {
     "d=2.5": (lambda: cifar_resnet(8), {"d": 2.5}, MethodError, "d=2.5 is no depth"),
     "tau": (lambda: cifar_resnet(8), {"tau": 1.5}, MethodError, "tau=1.5 is no decay"),
     "last": (lambda: cifar_resnet(8), {"last": "first"}, MethodError, "Give 'joint' or 'single'"),
-    "K=0": (lambda: cifar_resnet(8), {"modules": 0}, PartitionError, "has 4 local layers"),
-    "K>L": (lambda: cifar_resnet(8), {"modules": 5}, PartitionError, "from 1 to 4"),
+    "K=0": (lambda: cifar_resnet(8), {"modules": 0, "max_cut": 1}, PartitionError, "has 4 local layers"),
+    "K>L": (lambda: cifar_resnet(8), {"modules": 5, "max_cut": 1}, PartitionError, "from 1 to 4"),
     "bp in parts": (lambda: cifar_resnet(8), {"method": "bp", "modules": 2}, MethodError, "trains one module"),
     "example": (lambda: cifar_resnet(8), {"example_inputs": "image"}, InputError, "must be one tensor"),
     "example without batch": (
@@ -172,7 +172,7 @@ def test_a_criterion_must_give_a_scalar(value: Any, message: str) -> None:
 
 def test_an_error_of_the_users_own_module_is_not_dressed_up() -> None:
     model = cifar_resnet(8, width=4)
-    own = localize(model, d=2)
+    own = localize(model, d=2, max_cut=1)
 
     def fail(*_: Any) -> None:
         raise RuntimeError("my own bug")

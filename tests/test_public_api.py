@@ -64,6 +64,8 @@ def test_signature_of_localize() -> None:
         ("d", "keyword", 4),
         ("example_inputs", "keyword", None),
         ("modules", "keyword", None),
+        ("max_cut", "keyword", None),
+        ("granularity", "keyword", "minimal"),
         ("criterion", "keyword", None),
         ("seed", "keyword", None),
         ("options", "**", REQUIRED),
@@ -71,7 +73,12 @@ def test_signature_of_localize() -> None:
 
 
 def test_signature_of_check() -> None:
-    assert _parameters(localize.check) == [("model", "", REQUIRED), ("example_inputs", "keyword", None)]
+    assert _parameters(localize.check) == [
+        ("model", "", REQUIRED),
+        ("example_inputs", "keyword", None),
+        ("max_cut", "keyword", None),
+        ("granularity", "keyword", "minimal"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,9 +104,9 @@ RECORDS = {
         "opaque",
     ],
     localize.LocalModulePlan: ["index", "name", "layers", "auxiliary", "parameters", "note"],
-    localize.Auxiliary: ["selected", "depth", "params", "macs", "blocks", "head"],
+    localize.Auxiliary: ["selected", "depth", "params", "macs", "blocks", "head", "merged"],
     localize.AuxiliaryBlock: ["source", "in_channels", "out_channels", "stride", "projection", "adapter"],
-    localize.Layer: ["index", "name", "params", "macs", "activation_bytes", "input", "output"],
+    localize.Layer: ["index", "name", "params", "macs", "activation_bytes", "input", "output", "width"],
     localize.TensorSpec: ["shape", "dtype", "layout"],
     localize.Obstacle: ["path", "source", "what", "remedy"],
 }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import networkx as nx
 import torch
 from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from localize import LocalGraphModule, Plan, localize
+from localize.merge import Merged
 from passes.ir import Network
 from passes.pipeline import analyse
 from tests.graphs import SIZE, Instruction, Program, programs
@@ -60,7 +62,7 @@ def usable_cuts(network: Network, names: tuple[str, ...]) -> list[str]:
 @bounded(60)
 @given(programs(largest=8))
 def test_partition(program: Program) -> None:
-    network = analyse(program, EXAMPLE.shape)
+    network = analyse(program, EXAMPLE.shape, max_cut=1)
     part, names = network.partition, [node.name for node in network.captured.nodes]
     event(f"{len(part.layers)} layers")
     groups = [*part.nodes, part.classifier]
@@ -87,10 +89,38 @@ def test_the_brute_force_finds_cuts() -> None:
     program = Program(
         [conv(3, 4), conv(4, 4)], [step("conv", 0, 0), step("relu", 1), step("conv", 2, 1), step("relu", 3)], 4
     )
-    network = analyse(program, EXAMPLE.shape)
+    network = analyse(program, EXAMPLE.shape, max_cut=1)
     assert len(network.partition.nodes) == 2
     joined = tuple(name for group in network.partition.nodes for name in group)
     assert len(usable_cuts(network, joined)) == 2
+
+
+def alive_after(network: Network, names: list[str], position: int) -> set[str]:
+    """Tensors computed at ``names[position]`` or before, and read after it."""
+    before, after = set(names[: position + 1]), set(names[position + 1 :])
+    return {a for a, b in flow_of(network).edges if a in before and b in after}
+
+
+@bounded(40)
+@given(programs(largest=8), st.integers(2, 5))
+def test_wide_cuts(program: Program, width: int) -> None:
+    network = analyse(program, EXAMPLE.shape, max_cut=width)
+    part, names = network.partition, [node.name for node in network.captured.nodes][:-1]
+    groups = [*part.nodes, part.classifier]
+    assert sorted(name for group in groups for name in group) == sorted(names[1:])
+    home = {name: index for index, group in enumerate(groups) for name in group} | {network.captured.input: 0}
+    for layer, live in zip(part.layers, part.live, strict=True):
+        assert len(live) == layer.width <= width
+        assert home[live[0]] == layer.index
+    for before, after in flow_of(network).edges:
+        assert all(before in live for live in part.live[home[before] : home[after]])
+    event(f"width {max(layer.width for layer in part.layers)} of {width}")
+    for group in part.nodes:
+        mixing = [i for i, name in enumerate(names) if name in group and mixes(network, name)]
+        assert mixing
+        # Between two mixing operations of one layer, too many tensors are alive everywhere.
+        inside = range(mixing[0], mixing[-1])
+        assert [i for i in inside if 0 < len(alive_after(network, names, i)) <= width] == []
 
 
 def step(kind: str, read: int, layer: int = -1) -> Instruction:
@@ -117,16 +147,21 @@ def assert_blocks_give_what_they_say(local: LocalGraphModule) -> None:
         if planned.auxiliary is None:
             assert module.auxiliary is None
             continue
-        assert isinstance(module.auxiliary, nn.Sequential)
+        network = module.auxiliary
+        assert isinstance(network, Merged) == bool(planned.auxiliary.merged)
+        if isinstance(network, Merged):
+            assert len(network.adapters) == len(planned.auxiliary.merged) == module.reads - 1
+            network = network.network
+        assert isinstance(network, nn.Sequential)
         value = torch.randn(2, *plan.layers[planned.layers[-1]].output.shape[1:])
-        for block, part in zip(planned.auxiliary.blocks, module.auxiliary, strict=False):
+        for block, part in zip(planned.auxiliary.blocks, network, strict=False):
             assert value.shape[1] == block.in_channels
             size = value.shape[-1]
             value = part(value)
             assert value.shape[1] == block.out_channels
             assert size / value.shape[-1] == block.stride
-        assert module.auxiliary[-1](value).shape == plan.output.shape
-        assert planned.auxiliary.params == sum(p.numel() for p in module.auxiliary.parameters())
+        assert network[-1](value).shape == plan.output.shape
+        assert planned.auxiliary.params == sum(p.numel() for p in module.auxiliary.parameters())  # type: ignore[misc]
         assert [block.source for block in planned.auxiliary.blocks] == [*planned.auxiliary.selected]
 
 
@@ -145,10 +180,13 @@ def assert_isolated(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -
     return found
 
 
-@bounded(25)
-@given(programs())
-def test_training(program: Program) -> None:
-    local = localize(program, d=3, last="single", seed=0, example_inputs=EXAMPLE)
+@bounded(40)
+@given(programs(), st.sampled_from([None, 1, 2, 4]), st.sampled_from([None, 2]))
+def test_training(program: Program, max_cut: int | None, modules: int | None) -> None:
+    if modules:
+        layers = len(analyse(program, EXAMPLE.shape, max_cut=max_cut).layers)
+        modules = min(modules, layers)
+    local = localize(program, d=3, last="single", seed=0, max_cut=max_cut, modules=modules, example_inputs=EXAMPLE)
     event(f"{len(local.plan.modules)} modules")
     x, y = torch.randn(4, 3, SIZE, SIZE), torch.arange(4)
     with torch.no_grad():

@@ -249,7 +249,7 @@ def test_hooks_do_not_fire_when_localizing(resnet: CifarResNet, batch: tuple[tor
 def test_hooks_fire_when_training(resnet: CifarResNet, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     calls: list[str] = []
     expected = hooked(resnet, calls)
-    local = localize(resnet, d=2, seed=0, example_inputs=batch[0])
+    local = localize(resnet, d=2, seed=0, max_cut=1, example_inputs=batch[0])
     for step in (lambda: [out.loss.backward() for out in local.steps(*batch)], lambda: local.loss(*batch).backward()):
         calls.clear()
         step()
@@ -257,7 +257,7 @@ def test_hooks_fire_when_training(resnet: CifarResNet, batch: tuple[torch.Tensor
 
 
 def test_hooks_may_come_later_and_change_values(resnet: CifarResNet, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    local = localize(resnet, d=2, seed=0, example_inputs=batch[0])
+    local = localize(resnet, d=2, seed=0, max_cut=1, example_inputs=batch[0])
     resnet.layer1[0].register_forward_hook(lambda module, args, out: out * 0)
     spread = [float(out.logits.detach().std(0).sum()) for out in local.steps(*batch)]
     assert local.plan.modules[1].layers == (1,)

@@ -1,0 +1,174 @@
+"""Where one local layer ends and the next begins: a border between two consecutive mixing operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import fx, nn
+
+from passes.chain import Border, Chain, Flow
+from passes.errors import PartitionError
+from passes.granularity import Granularity, Named, named_borders, whole_spans
+from passes.homology import Blocks
+from passes.ir import Captured, Shapes
+from passes.mutation import mutates_input
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A border that was chosen."""
+
+    index: int
+    """Index in the chain's borders: the segment that ends here."""
+    value: str
+    """The tensor that auxiliary networks read: the newest whose channels are known."""
+    name: str | None = None
+    """What the user calls the layer that ends here."""
+
+
+class Cutter:
+    """Chooses where, between two mixing operations, one layer ends and the next begins."""
+
+    def __init__(self, flow: Flow, width: int, granularity: Granularity | Named) -> None:
+        self.captured, self.shapes, self.width, self.granularity = flow.captured, flow.shapes, width, granularity
+        self.chain = flow.chain(width)
+        costs, segment = self.shapes.costs, self.chain.segment
+        trunk = [name for name in segment if name not in flow.aside]
+        self.mixing = sorted({segment[name] for name in trunk if costs[name].mixing})
+        self.depthwise = {segment[name] for name in trunk if costs[name].depthwise}
+        self.flat = _flat_start(self.chain, self.shapes)
+        self.head = _classifier_start(self.flat, self.mixing)
+        self.tied = parameter_spans(self.captured, self.chain)
+        self.first: dict[int, str] = {}
+        for node in flow.nodes:
+            if node.name in segment:
+                self.first.setdefault(segment[node.name], node.name)
+
+    def cuts(self) -> list[Cut]:
+        """The cuts, input to output; empty where there are none."""
+        if len(self.mixing) < 2:
+            return []
+        mixing = frozenset(name for name in self.chain.segment if self.shapes.costs[name].mixing)
+        blocks = Blocks(self.captured, self.chain, mixing, self.width)
+        spans = [*blocks.indivisible(), *whole_spans(blocks, self.granularity), *self.tied]
+        barred = frozenset(i for first, last in spans for i in range(first, last))
+        found: list[Cut] = []
+        for before, after in pairwise(self.mixing):
+            if before >= self.head:
+                break
+            # The classifier takes over before space is gone: its pooling is its own.
+            last = after - 1 if after < self.head else max(before, min(after, self.flat) - 1)
+            cut = self._best(range(before, last + 1), barred)
+            if cut is not None:
+                found.append(cut)
+        return found
+
+    def named(self) -> list[Cut]:
+        """The cuts that the user named.
+
+        Raises:
+            PartitionError: One of them is not possible.
+        """
+        assert isinstance(self.granularity, Named)
+        found = []
+        for name, index in named_borders(self.chain, self.granularity, self.mixing, self.tied):
+            value = self._value(index, 0)
+            if value is None:
+                raise PartitionError(f"no tensor after {name!r} can be read by an auxiliary network", where=name)
+            found.append(Cut(index, value, name))
+        return found
+
+    def _best(self, positions: range, barred: frozenset[int]) -> Cut | None:
+        """The border that is taken; None where none may."""
+        candidates = []
+        for i in positions:
+            if i > positions.start and i in self.depthwise:
+                break
+            value = self._value(i, positions.start)
+            if i in barred or value is None:
+                continue
+            known = self.shapes.specs[value]
+            border = self.chain.borders[i]
+            last = self.captured.nodes[border.position].name
+            crossed = enclosing(self.captured, last) ^ enclosing(self.captured, self.first[i + 1])
+            # A value whose channels we cannot name (inside a channel shuffle) is the last that one would hand on.
+            score = (known is not None and known.layout != "other", self._kept(border), -len(border.live), len(crossed))
+            candidates.append((score, i, value))
+        return Cut(*max(candidates)[1:]) if candidates else None
+
+    def _value(self, index: int, since: int) -> str | None:
+        """What an auxiliary network reads at a border: the newest tensor of floats, of known channels if possible."""
+        readable = [
+            (spec.layout != "other", name)
+            for name in self.chain.borders[index].live
+            if self.chain.segment[name] >= since
+            and (spec := self.shapes.specs[name]) is not None
+            and spec.dtype.is_floating_point
+        ]
+        return next((name for known, name in readable if known), next((name for _, name in readable), None))
+
+    def _kept(self, border: Border) -> bool:
+        """Whether nothing after the border overwrites what crosses it."""
+        later = (u for name in border.live for u in self.captured.by_name[name].users)
+        order = self.chain.flow.order
+        return not any(order.get(u.name, -1) > border.position and mutates_input(self.captured, u) for u in later)
+
+
+def _flat_start(chain: Chain, shapes: Shapes) -> int:
+    """Index of the first border after which nothing has spatial extent; their number if the last one has."""
+    start = len(chain.borders)
+    while start > 0:
+        specs = [shapes.specs[name] for name in chain.borders[start - 1].live]
+        if any(spec is None or any(size > 1 for size in spec.spatial) for spec in specs):
+            break
+        start -= 1
+    return start
+
+
+def _classifier_start(flat: int, mixing: Sequence[int]) -> int:
+    """The first segment whose mixing operations belong to the classifier, given the first border without space."""
+    if not mixing or flat >= mixing[-1] or flat < mixing[0]:
+        return mixing[-1] if mixing else 0
+    return next(i for i in mixing if i > flat)
+
+
+def parameter_spans(captured: Captured, chain: Chain) -> list[tuple[int, int]]:
+    """First and last segment of every parameter and stateful module used in more than one."""
+    uses: dict[int, set[int]] = {}
+    carried: dict[str, set[int]] = {}
+    for node in captured.nodes:
+        if node.op == "output":
+            continue
+        held = {tensor for p in node.all_input_nodes for tensor in carried.get(p.name, ())}
+        held |= {id(t) for t in own_tensors(captured, node)}
+        if node.name in chain.shared or node.name in chain.portable:
+            carried[node.name] = held
+        if node.name in chain.shared:
+            continue
+        for tensor in held:
+            uses.setdefault(tensor, set()).add(chain.segment[node.name])
+    return [(min(segments), max(segments)) for segments in uses.values() if len(segments) > 1]
+
+
+def own_tensors(captured: Captured, node: fx.Node) -> list[torch.Tensor]:
+    """Parameters a node reads, and buffers its module may write."""
+    module = captured.module(node)
+    if module is not None:
+        return [*module.parameters(), *module.buffers()]
+    if node.op == "get_attr":
+        value = captured.attribute(str(node.target))
+        return [value] if isinstance(value, nn.Parameter) else []
+    return []
+
+
+def enclosing(captured: Captured, name: str) -> frozenset[int]:
+    """Indices of the calls that a node stands in."""
+    found = []
+    index = captured.scopes[name]
+    while index >= 0:
+        found.append(index)
+        index = captured.calls[index].parent
+    return frozenset(found)
