@@ -15,7 +15,6 @@ from localize.api import Obstacle, check, localize
 from localize.local_module import LocalGraphModule, LocalModule, LocalOutput
 from localize.methods import METHODS
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan
-from passes.capture import LeafPolicy
 from passes.errors import (
     AdaptError,
     CaptureError,
@@ -26,6 +25,7 @@ from passes.errors import (
     PlanError,
 )
 from passes.ir import Layer, TensorSpec
+from passes.leaves import LeafPolicy
 
 try:
     __version__ = _version("localize")

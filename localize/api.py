@@ -17,13 +17,15 @@ from localize.losses import cross_entropy
 from localize.merge import adapter_cost, describe_adapter
 from localize.methods import Context
 from localize.plan import LocalModulePlan, Plan
-from passes import verify
+from passes import verify as spec
 from passes.adapt import Adapter
-from passes.capture import LeafPolicy, capture
 from passes.errors import CaptureError, InputError, LocalizeError, MethodError
+from passes.fidelity import capture_verified
 from passes.granularity import Granularity
 from passes.group import group_evenly
-from passes.ir import Network
+from passes.ir import Network, Opaque, TensorSpec
+from passes.leaves import LeafPolicy
+from passes.outputs import Output
 from passes.partition import partition
 from passes.pipeline import analyse, expect
 from passes.shapes import infer_shapes
@@ -40,6 +42,8 @@ def localize(
     modules: int | None = None,
     max_cut: int | None = None,
     granularity: Granularity = "minimal",
+    output: Output | None = None,
+    verify: bool = True,
     criterion: Callable[[torch.Tensor, Any], torch.Tensor] | None = None,
     seed: int | None = None,
     **options: Any,
@@ -62,6 +66,12 @@ def localize(
         granularity: What a local layer is: ``"minimal"``, the smallest units; ``"block"``, which keeps the blocks that
             a network lists whole, such as transformer blocks; a module class, or several, whose modules stay whole; or
             the list of the modules (by name) after which to cut.
+        output: Which of several values that the model returns in train mode is its primary output: a key or attribute,
+            an index, or several of them from the outside in. By default the only one, or, where the model returns one
+            in eval mode, the one that corresponds to it. Others of its shape (auxiliary classifiers) are trained with
+            the last local module, by the same criterion.
+        verify: Whether the captured graph is held against the model, bit for bit, by running both in train mode on
+            random input of the example's shape. Skipped where parameters have no values (meta, fake).
         criterion: Loss from (logits, target) to a scalar; cross-entropy by default.
         seed: Seed of the auxiliary networks' weights; torch's global generator is then neither read nor moved.
         **options: The method's further options; AugLocal's: ``tau`` (0.5), ``last`` ("joint"), ``head_norm`` (True).
@@ -78,12 +88,20 @@ def localize(
     rule = methods.get_method(method)
     depth = {"d": d} if "d" in {field.name for field in dataclasses.fields(rule.Options)} else {}
     chosen = methods.read_options(method, rule.Options, {**depth, **options})
-    network = analyse(model, *input_of(model, example_inputs), leaf_policy(), max_cut=max_cut, granularity=granularity)
+    network = analyse(
+        model,
+        *input_of(model, example_inputs),
+        leaf_policy(),
+        max_cut=max_cut,
+        granularity=granularity,
+        output=output,
+        verify=verify,
+    )
     groups = None if modules is None else group_evenly(len(network.layers), modules)
     context = Context(network, Adapter(network), _outputs(network, method), groups)
     plan = _plan(context, method, chosen)
     local = emit(plan, context, chosen, criterion or cross_entropy, seed)
-    expect("codegen", verify.generated(local.graph, len(plan.modules)))
+    expect("codegen", spec.generated(local.graph, len(plan.modules)))
     return local
 
 
@@ -93,7 +111,7 @@ def _plan(context: Context, method: str, options: Any) -> Plan:
     wiring = wire(network, [module.layers for module in planned])
     planned = tuple(_with_merged(network, module, wires) for module, wires in zip(planned, wiring, strict=True))
     owned = parameters_of(network, wiring)
-    expect("plan", verify.ownership(network, owned))
+    expect("plan", spec.ownership(network, owned))
     return Plan(
         model=type(network.captured.model).__name__,
         method=method,
@@ -144,6 +162,8 @@ def check(
     example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
     max_cut: int | None = None,
     granularity: Granularity = "minimal",
+    output: Output | None = None,
+    verify: bool = True,
 ) -> list[Obstacle]:
     """Every obstacle to localizing ``model``, at once; empty when all is well. Nothing is changed.
 
@@ -152,6 +172,8 @@ def check(
         example_inputs: As in :func:`localize`.
         max_cut: As in :func:`localize`.
         granularity: As in :func:`localize`.
+        output: As in :func:`localize`.
+        verify: As in :func:`localize`.
 
     Returns:
         Obstacles, each with module path, source line and remedy. Submodules that cannot be traced are listed although
@@ -171,22 +193,24 @@ def check(
             )
         )
     try:
-        captured = capture(model, leaf_policy())
-        found += [
-            Obstacle(
-                leaf.path,
-                leaf.source,
-                f"its forward cannot be traced ({leaf.reason}), so it is kept whole and never cut inside",
-                "Move code that depends on values or sizes into a submodule of its own, if it should be cut",
-            )
-            for leaf in captured.opaque
-        ]
+        captured = capture_verified(model, leaf_policy(), output, TensorSpec(shape, dtype), verify)
+        found += [_kept_whole(leaf) for leaf in captured.opaque]
         shapes = infer_shapes(captured, shape, dtype)
         if trainable:
             partition(captured, shapes, max_cut, granularity)
     except LocalizeError as error:
+        found += [_kept_whole(leaf) for leaf in getattr(error, "opaque", ())]
         found.append(Obstacle(error.where or type(model).__name__, error.source, _reason(error), error.remedy or ""))
     return found
+
+
+def _kept_whole(leaf: Opaque) -> Obstacle:
+    return Obstacle(
+        leaf.path,
+        leaf.source,
+        f"its forward cannot be traced ({leaf.reason}), so it is kept whole and never cut inside",
+        "Move that code into a submodule of its own, if the rest should be cut",
+    )
 
 
 def _reason(error: LocalizeError) -> str:
@@ -200,7 +224,7 @@ def leaf_policy() -> LeafPolicy:
     from timm.layers import get_notrace_functions, get_notrace_modules
 
     functions = tuple(function for function in get_notrace_functions() if callable(function))
-    return LeafPolicy(frozenset(get_notrace_modules()), functions)
+    return LeafPolicy(doubtful=frozenset(get_notrace_modules()), functions=functions)
 
 
 def input_of(

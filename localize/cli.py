@@ -1,11 +1,10 @@
-"""The command line: ``localize-cli train``, ``check`` and ``demo``. The one place that prints.
+"""The command line: ``localize-cli train``, ``check``, ``sweep`` and ``demo``. The one place that prints.
 
 Heavy imports stay inside the commands, so that help comes at once.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,7 @@ import typer
 from passes.errors import LocalizeError
 
 if TYPE_CHECKING:
-    from localize import LocalGraphModule
-    from localize.runtime.data import Data
-    from localize.runtime.recipe import Recipe
+    from localize.runtime.examine import Settings
 
 MODEL_HELP = (
     "timm:NAME, torchvision:NAME, localize:cifar_resnetDEPTH (such as localize:cifar_resnet20), or path.py:callable, "
@@ -40,7 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
 ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 MethodOption = Annotated[str, typer.Option("--method", help="Learning rule; bp is plain backpropagation.")]
@@ -63,6 +59,15 @@ LimitOption = Annotated[
 TestLimitOption = Annotated[int | None, typer.Option(help="Test on N images, as many of each class.", metavar="N")]
 ImageSizeOption = Annotated[
     int | None, typer.Option(min=1, help="Pixels a side; by default what images and model agree on.")
+]
+MaxCutOption = Annotated[
+    int | None, typer.Option(min=1, help="Most tensors that cross from one local module to the next.")
+]
+GranularityOption = Annotated[
+    str | None, typer.Option(help="What a layer is: minimal, block, or modules after which to cut: NAME,NAME,...")
+]
+OutputOption = Annotated[
+    str | None, typer.Option(help="Which value to train, where a model returns several: a key, or an index.")
 ]
 OutOption = Annotated[
     Path | None, typer.Option(help="Folder for the files of the run.", show_default="runs/MODEL-METHOD-dD")
@@ -97,35 +102,75 @@ def train(
     Writes metrics.jsonl, metrics.csv, curves.png, plan.json, model.safetensors (the trained weights, for the plain
     model) and checkpoint.pt. Ctrl-C stops after the step at hand; --resume goes on from there.
     """
+    from localize._train import check_folder, default_folder, device_of, prepare, run
+    from localize.methods import get_method
     from localize.runtime.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, weight_decay=weight_decay)
-    _known_method(method)
-    place = _device(device)
-    folder = out or _default_folder(model, method, depth)
-    _check_folder(folder, resume=resume, force=force)
+    get_method(method)
+    place = device_of(device)
+    folder = out or default_folder(model, method, depth)
+    check_folder(folder, resume=resume, force=force)
     limits = {"limit": limit, "test_limit": test_limit}
     with _interruptible():
-        local, images = _prepare(model, data, method, depth, modules, seed, image_size, limits)
-        _run(local, images, recipe, folder, seed, place, resume=resume)
+        local, images = prepare(model, data, method, depth, modules, seed, image_size, limits)
+        run(local, images, recipe, folder, seed, place, resume=resume)
 
 
 @app.command()
-def check(model: ModelArgument, image_size: ImageSizeOption = None) -> None:
-    """Say everything that keeps a model from being localized; exit code 1 if there is anything."""
-    import torch
+def check(
+    models: Annotated[list[str], typer.Argument(help=MODEL_HELP, metavar="MODEL...")],
+    method: MethodOption = "auglocal",
+    depth: DepthOption = 4,
+    max_cut: MaxCutOption = None,
+    granularity: GranularityOption = None,
+    output: OutputOption = None,
+    image_size: ImageSizeOption = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line and model.")] = False,
+) -> None:
+    """Say how models localize, or everything that keeps them from it; exit code 1 if anything does.
 
-    from localize import check as obstacles_of
-    from localize.runtime.models import find_model, input_channels
+    Submodules that cannot be traced are named, and are no obstacle: the model localizes with them kept whole. Models
+    are built without memory for their parameters, so large ones cost no more than small ones.
+    """
+    from localize._check import run_check
 
-    network = find_model(model).build(classes=1000, image_size=image_size)
-    example = None if image_size is None else torch.zeros(2, input_channels(network), image_size, image_size)
-    obstacles = obstacles_of(network, example_inputs=example)
-    for obstacle in obstacles:
-        typer.echo(str(obstacle))
-    if obstacles:
+    settings = _settings(method, depth, max_cut, granularity, output)
+    with _interruptible():
+        passed = run_check(models, settings, image_size, as_json=json)
+    if not passed:
         raise typer.Exit(1)
-    typer.echo(f"{model}: no obstacle, it can be localized")
+
+
+@app.command()
+def sweep(
+    source: Annotated[str, typer.Option(help="timm, torchvision or all.")] = "all",
+    patterns: Annotated[
+        list[str] | None, typer.Option("--filter", help="Models whose name matches, such as 'vit_*'; repeatable.")
+    ] = None,
+    method: MethodOption = "auglocal",
+    depth: DepthOption = 3,
+    max_cut: MaxCutOption = None,
+    granularity: GranularityOption = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; by default one a core.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for a model.")] = 600,
+    out: Annotated[Path, typer.Option(help="File of records, JSON lines; one that exists is gone on with.")] = Path(
+        "runs/sweep.jsonl"
+    ),
+    summary: Annotated[Path | None, typer.Option(help="File for a report, markdown.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Examine anew what did not localize.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Localize every model of timm and torchvision, and run one training step of each on fake tensors.
+
+    Nothing is computed and no weights are made. Verifies that each local loss reaches exactly its own parameters.
+    Ctrl-C leaves a file that the same command goes on with.
+    """
+    from localize._sweep import run_sweep
+
+    settings = _settings(method, depth, max_cut, granularity, None)
+    with _interruptible():
+        run_sweep(settings, source, patterns or [], jobs, timeout, out, summary, retry=retry, force=force)
 
 
 @app.command()
@@ -176,91 +221,12 @@ def _complain(message: str) -> int:
     return EXIT_ERROR
 
 
-def _known_method(method: str) -> None:
-    """Refuses an unknown method before any model is built."""
-    from localize.methods import get_method
+def _settings(method: str, depth: int, max_cut: int | None, granularity: str | None, output: str | None) -> Settings:
+    from localize.runtime.examine import Settings
 
-    get_method(method)
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch's answers to an unknown, an absent and an uncompiled device
-        raise LocalizeError(f"no device {name!r}", why=str(error).splitlines()[0]) from error
-    return name
-
-
-def _default_folder(model: str, method: str, depth: int) -> Path:
-    name = (
-        model.partition(":")[2]
-        if model.partition(":")[0] in ("timm", "torchvision", "localize")
-        else Path(model).name.replace(".py:", "-")
-    )
-    rule = method if method == "bp" else f"{method}-d{depth}"  # backpropagation has no auxiliary networks
-    return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{rule}"
-
-
-def _check_folder(folder: Path, *, resume: bool, force: bool) -> None:
-    """Refuses a folder that a run must not go to; makes none."""
-    from localize.runtime.trainer import CHECKPOINT
-
-    if resume and force:
-        raise LocalizeError("--resume and --force contradict each other")
-    if folder.exists() and not folder.is_dir():
-        raise LocalizeError(f"{folder} is a file, not a folder", remedy="Give another --out")
-    if resume and not (folder / CHECKPOINT).is_file():
-        raise LocalizeError(f"nothing to resume in {folder}", remedy="Start without --resume")
-    if not resume and not force and folder.is_dir() and any(folder.iterdir()):
-        raise LocalizeError(
-            f"folder {folder} is not empty", remedy="Go on with --resume, overwrite with --force, or give another --out"
-        )
-
-
-def _prepare(
-    model: str,
-    data: str,
-    method: str,
-    depth: int,
-    modules: int | None,
-    seed: int,
-    image_size: int | None,
-    limits: dict[str, int | None],
-) -> tuple[LocalGraphModule, Data]:
-    """Builds and localizes the model and loads the data, cheap checks first."""
-    import torch
-
-    from localize import localize
-    from localize.runtime.data import load_data
-    from localize.runtime.models import find_model, input_channels, input_size
-    from localize.runtime.sources import open_source
-
-    factory = find_model(model)
-    source = open_source(data)
-    torch.manual_seed(seed)
-    network = factory.build(len(source.classes), image_size)
-    channels = input_channels(network)
-    side = image_size or input_size(network, source.native_size, channels)
-    height, width = (side, side) if side else source.native_size or (0, 0)
-    example = torch.zeros(2, channels, height, width)
-    local = localize(network, method, d=depth, modules=modules, example_inputs=example, seed=seed)
-    return local, load_data(source, image_size=side, channels=channels, **limits)
-
-
-def _run(
-    local: LocalGraphModule, data: Data, recipe: Recipe, folder: Path, seed: int, device: str, *, resume: bool
-) -> None:
-    """Trains and shows progress."""
-    from localize._display import Display
-    from localize.runtime.trainer import train as run_training
-
-    with Display(recipe) as display:
-        result = run_training(local, data, recipe, folder, seed, device, resume, display.on_event)
-    typer.echo(f"test accuracy {100 * result.history[-1].test_accuracy:.2f} %, files in {folder}")
+    units = granularity if granularity in (None, "minimal", "block") else tuple(granularity.split(","))
+    chosen = int(output) if output is not None and output.lstrip("-").isdecimal() else output
+    return Settings(method=method, d=depth, max_cut=max_cut, granularity=units, output=chosen)
 
 
 if __name__ == "__main__":

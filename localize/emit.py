@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from localize.methods import Context, get_method
 from localize.plan import Plan
 from passes.adapt import Adapter
 from passes.codegen import generate
-from passes.cutter import own_tensors
+from passes.cutter import mergeable, own_tensors
 from passes.ir import Network, Partition, TensorSpec
 from passes.weights import Initializer
 
@@ -58,7 +58,7 @@ def emit(plan: Plan, context: Context, options: Any, criterion: Criterion, seed:
             auxiliary.to(device=place.device, dtype=place.dtype)
         modules.append(LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs, len(wires.reads)))
     remake = partial(_over, plan, context, options, criterion)
-    return LocalGraphModule(model, modules, _graph(modules), plan, criterion, remake)
+    return LocalGraphModule(model, modules, _graph(modules), plan, criterion, remake, captured.structure)
 
 
 def _over(plan: Plan, context: Context, options: Any, criterion: Criterion, model: nn.Module) -> LocalGraphModule:
@@ -91,8 +91,11 @@ def wire(network: Network, groups: Sequence[Sequence[int]]) -> list[Wires]:
     home = {name: k for k, names in enumerate(members) for name in names}
     home[network.captured.input] = -1
     needs: list[list[str]] = []
+    given = _sizes_given(network, home)
     for k, names in enumerate(members):
-        parents = [p.name for name in names for p in by_name[name].all_input_nodes]
+        parents = [p.name for name in names for p in by_name[name].all_input_nodes] + given.get(k, [])
+        if k == len(members) - 1:
+            parents += [node.name for node in network.captured.heads]
         needs.append([name for name in dict.fromkeys(parents) if name in home and home[name] < k])
     wires = []
     for k, names in enumerate(members):
@@ -108,6 +111,18 @@ def wire(network: Network, groups: Sequence[Sequence[int]]) -> list[Wires]:
     return wires
 
 
+def _sizes_given(network: Network, home: Mapping[str, int]) -> dict[int, list[str]]:
+    """For each local module the sizes that are arguments of calls within it, used there or not."""
+    captured = network.captured
+    found: dict[int, list[str]] = {}
+    for call in captured.calls:
+        inside = {home[n.name] for n in captured.nodes[call.first : call.last + 1] if n.name in home}
+        if len(inside) == 1:
+            sizes = [name for name in call.given if name in network.partition.portable]
+            found.setdefault(inside.pop(), []).extend(sizes)
+    return found
+
+
 def _reads(network: Network, members: Sequence[str], live: Sequence[str]) -> tuple[str, ...]:
     """The newest of the tensors that leave a module, and those that parameters depend on which it does not reach."""
     own = frozenset(members)
@@ -117,8 +132,7 @@ def _reads(network: Network, members: Sequence[str], live: Sequence[str]) -> tup
         return (live[0],)
     covered = _reached(network, own, live[0])
     for name in live[1:]:
-        spec = network.shapes.specs[name]
-        if name in own and spec is not None and spec.dtype.is_floating_point:
+        if name in own and mergeable(network.shapes, name):
             reached = _reached(network, own, name)
             if not reached <= covered:
                 reads.append(name)
@@ -160,7 +174,7 @@ def _graph(modules: Sequence[LocalModule]) -> fx.Graph:
         else:
             for i, name in enumerate(module.outputs):
                 values[name] = graph.create_node("call_function", operator.getitem, (called, i), {}, name)
-    returned = tuple(values[name] for name in modules[-1].outputs)
+    returned = tuple(values[name] for name in modules[-1].outputs[: modules[-1].reads])
     graph.output(returned[0] if len(returned) == 1 else returned)
     return graph
 

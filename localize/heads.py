@@ -47,7 +47,7 @@ def linear_head(spec: TensorSpec, outputs: int, *, batch_norm: bool, draw: Initi
     Raises:
         MethodError: ``spec`` has a layout that cannot be pooled.
     """
-    dims = {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,), "NC": ()}.get(spec.layout)
+    dims = {"NCHW": (2, 3), "NHWC": (1, 2), "NCDHW": (2, 3, 4), "NLC": (1,), "NC": ()}.get(spec.layout)
     if dims is None:
         raise MethodError(f"a value of shape {spec} cannot be pooled for a local loss", remedy="Use method='bp'")
     parts: list[tuple[str, nn.Module]] = [("pool", GlobalAveragePool(dims))] if dims else []

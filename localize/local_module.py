@@ -14,6 +14,7 @@ from localize.losses import checked
 from localize.plan import LocalModulePlan, Plan
 from passes.codegen import PRIMARY
 from passes.errors import InputError, LocalizeError, first_line
+from passes.outputs import Structure
 
 HEAD_WEIGHT = 0.3
 """Weight of the losses of a model's own auxiliary classifiers (Szegedy et al., CVPR 2015, section 5)."""
@@ -75,6 +76,10 @@ class LocalModule(nn.Module):
         return f"{self.plan.name}, layers={list(self.plan.layers)}"
 
 
+def _several(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
 class LocalGraphModule(fx.GraphModule):
     """A model that learns by local losses; made by :func:`localize.localize`.
 
@@ -93,12 +98,14 @@ class LocalGraphModule(fx.GraphModule):
         plan: Plan,
         criterion: Callable[[torch.Tensor, Any], torch.Tensor],
         remake: Callable[[nn.Module], LocalGraphModule],
+        structure: Structure,
     ) -> None:
         training = primary.training
         super().__init__({f"module_{k}": module for k, module in enumerate(modules)}, graph, "LocalGraphModule")
         self._modules = {PRIMARY: primary, **self._modules}
         self._plan = plan
         self._remake = remake
+        self._structure = structure
         self._loss_scale = LossScale()
         self._last_read = {name: k for k, module in enumerate(modules) for name in module.inputs}
         self.criterion = criterion
@@ -116,7 +123,7 @@ class LocalGraphModule(fx.GraphModule):
             if y is not None:
                 return self.loss(x, y)
             # Functional dropout and the like bake the training flag into a trace: inference runs the user's own module.
-            return generated(self, x) if self.training else self.primary(x)
+            return self._structure.rebuild(_several(generated(self, x))) if self.training else self.primary(x)
 
         kind.forward = forward
         return result
@@ -169,7 +176,7 @@ class LocalGraphModule(fx.GraphModule):
         loss = checked(self.criterion, logits, y, module.plan.name)
         if module.auxiliary is None:
             for head in read[1:]:
-                if head.shape == logits.shape:
+                if isinstance(head, torch.Tensor) and head.shape == logits.shape:
                     loss = loss + HEAD_WEIGHT * checked(self.criterion, head, y, module.plan.name)
         return loss
 

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from passes.ir import Call, Captured
+from passes.mutation import mutates_input
 
 PRIMARY = "primary"
 """Name under which generated code finds the user's model."""
@@ -67,9 +68,20 @@ class _Writer:
         self.inputs, self.outputs = inputs, outputs
         self.graph = fx.Graph()
         self.values: dict[str, fx.Node] = {}
-        self.wanted = members | captured.feeding(members, shared)
+        self.shared = shared
+        kept = {name for name in shared if self._belongs_here(name)}
+        self.wanted = members | kept | captured.feeding(members | kept, shared)
         self.visited = sorted(captured.positions[name] for name in self.wanted)
         self.folds = {call.first: call for call in reversed(self._calls_within()) if self._folds(call)}
+
+    def _belongs_here(self, name: str) -> bool:
+        """Whether it changes a tensor that does not depend on the input (a counter), and stands in this code's part."""
+        node = self.captured.by_name[name]
+        if not mutates_input(self.captured, node):
+            return False
+        start = self.captured.positions[name]
+        others = (*self.nodes[start:-1], *reversed(self.nodes[1:start]))
+        return next((n.name for n in others if n.name not in self.shared), None) in self.members
 
     def write(self) -> fx.Graph:
         for name in self.inputs:
@@ -104,14 +116,18 @@ class _Writer:
         if call.last < call.first or not isinstance(call.result, fx.Node):
             return False
         inside = {node.name for node in self.nodes[call.first : call.last + 1]}
-        if not inside <= self.wanted or call.result.name not in inside or not inside & self.members:
+        if not inside <= self.wanted | self.shared or call.result.name not in inside or not inside & self.members:
             return False
         leaking = (n for n in self.nodes[call.first : call.last + 1] if n is not call.result)
         if any(user.name not in inside for node in leaking if node.op != "get_attr" for user in node.users):
             return False
         if any(name in inside and name != call.result.name for name in self.outputs):
             return False
-        return _plain((call.args, call.kwargs))
+        return _plain((call.args, call.kwargs)) and all(self._at_hand(name) for name in call.given)
+
+    def _at_hand(self, name: str) -> bool:
+        # An argument that a module does not use is not among the inputs, and may be out of reach.
+        return name in self.wanted or name in self.inputs or self.captured.by_name[name].op == "get_attr"
 
     def _write_call(self, call: Call) -> None:
         args, kwargs = fx.map_arg((call.args, call.kwargs), self._value)

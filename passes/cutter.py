@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -61,7 +61,7 @@ class Cutter:
                 break
             # The classifier takes over before space is gone: its pooling is its own.
             last = after - 1 if after < self.head else max(before, min(after, self.flat) - 1)
-            cut = self._best(range(before, last + 1), barred)
+            cut = self._best(range(before, last + 1), found[-1].index + 1 if found else 0, barred)
             if cut is not None:
                 found.append(cut)
         return found
@@ -81,40 +81,72 @@ class Cutter:
             found.append(Cut(index, value, name))
         return found
 
-    def _best(self, positions: range, barred: frozenset[int]) -> Cut | None:
-        """The border that is taken; None where none may."""
+    def _best(self, positions: range, start: int, barred: frozenset[int]) -> Cut | None:
+        """The border taken, of those at ``positions``, for a layer from segment ``start``; None where none may be."""
         candidates = []
         for i in positions:
             if i > positions.start and i in self.depthwise:
                 break
             value = self._value(i, positions.start)
-            if i in barred or value is None:
+            if i in barred or value is None or not self._covers(i, start):
                 continue
-            known = self.shapes.specs[value]
             border = self.chain.borders[i]
             last = self.captured.nodes[border.position].name
             crossed = enclosing(self.captured, last) ^ enclosing(self.captured, self.first[i + 1])
-            # A value whose channels we cannot name (inside a channel shuffle) is the last that one would hand on.
-            score = (known is not None and known.layout != "other", self._kept(border), -len(border.live), len(crossed))
-            candidates.append((score, i, value))
+            candidates.append(((self._kept(border), -len(border.live), len(crossed)), i, value))
         return Cut(*max(candidates)[1:]) if candidates else None
 
     def _value(self, index: int, since: int) -> str | None:
-        """What an auxiliary network reads at a border: the newest tensor of floats, of known channels if possible."""
-        readable = [
-            (spec.layout != "other", name)
-            for name in self.chain.borders[index].live
-            if self.chain.segment[name] >= since
-            and (spec := self.shapes.specs[name]) is not None
-            and spec.dtype.is_floating_point
-        ]
-        return next((name for known, name in readable if known), next((name for _, name in readable), None))
+        """What an auxiliary network reads at a border: the newest tensor that it can make a prediction a sample of."""
+        for name in self.chain.borders[index].live:
+            if self.chain.segment[name] >= since and self._readable(name):
+                return name
+        return None
+
+    def _readable(self, name: str) -> bool:
+        # Not where we cannot name the channels (inside a channel shuffle), or where samples are taken apart (windows).
+        spec = self.shapes.specs[name]
+        return spec is not None and spec.layout != "other" and mergeable(self.shapes, name)
+
+    def _covers(self, index: int, start: int) -> bool:
+        """Whether every parameter of the layer that ends at a border reaches a tensor which a local loss can read."""
+        chain, graph = self.chain, self.chain.flow.graph
+        own = [name for name in chain.borders[index].live if chain.segment[name] >= start]
+        hidden = [name for name in own if _is_float(self.shapes, name) and not mergeable(self.shapes, name)]
+        if not hidden:
+            return True
+
+        def parameters(names: list[str]) -> set[int]:
+            seen = set(names)
+            pending = list(names)
+            while pending:
+                for parent in graph.predecessors(pending.pop()):
+                    if parent not in seen and chain.segment[parent] >= start:
+                        seen.add(parent)
+                        pending.append(parent)
+            nodes = (self.captured.by_name[name] for name in seen)
+            return {
+                id(t) for node in nodes for p in (node, *node.all_input_nodes) for t in own_tensors(self.captured, p)
+            }
+
+        return parameters(hidden) <= parameters([name for name in own if name not in hidden])
 
     def _kept(self, border: Border) -> bool:
         """Whether nothing after the border overwrites what crosses it."""
         later = (u for name in border.live for u in self.captured.by_name[name].users)
         order = self.chain.flow.order
         return not any(order.get(u.name, -1) > border.position and mutates_input(self.captured, u) for u in later)
+
+
+def _is_float(shapes: Shapes, name: str) -> bool:
+    spec = shapes.specs[name]
+    return spec is not None and spec.dtype.is_floating_point
+
+
+def mergeable(shapes: Shapes, name: str) -> bool:
+    """Whether an auxiliary network can read a value: floats, with the input's samples in its first dimension."""
+    spec = shapes.specs[name]
+    return spec is not None and spec.dtype.is_floating_point and spec.shape[:1] == shapes.input.shape[:1]
 
 
 def _flat_start(chain: Chain, shapes: Shapes) -> int:
@@ -137,20 +169,31 @@ def _classifier_start(flat: int, mixing: Sequence[int]) -> int:
 
 def parameter_spans(captured: Captured, chain: Chain) -> list[tuple[int, int]]:
     """First and last segment of every parameter and stateful module used in more than one."""
-    uses: dict[int, set[int]] = {}
+    spans: dict[int, set[int]] = {}
+    for tensor, users in uses(captured, chain.shared, chain.portable).items():
+        spans[tensor] = {chain.segment[name] for name in users}
+    return [(min(segments), max(segments)) for segments in spans.values() if len(segments) > 1]
+
+
+def uses(captured: Captured, shared: Collection[str], portable: Collection[str]) -> dict[int, list[str]]:
+    """For each parameter, and buffer of a module, the nodes that depend on the input and use it, by its identity.
+
+    Args:
+        captured: The graph.
+        shared: Nodes that do not depend on the input: who reads one uses what it was computed from.
+        portable: Nodes that depend on the input's shape alone: likewise.
+    """
+    found: dict[int, list[str]] = {}
     carried: dict[str, set[int]] = {}
-    for node in captured.nodes:
-        if node.op == "output":
-            continue
+    for node in captured.nodes[:-1]:
         held = {tensor for p in node.all_input_nodes for tensor in carried.get(p.name, ())}
         held |= {id(t) for t in own_tensors(captured, node)}
-        if node.name in chain.shared or node.name in chain.portable:
+        if node.name in shared or node.name in portable:
             carried[node.name] = held
-        if node.name in chain.shared:
-            continue
-        for tensor in held:
-            uses.setdefault(tensor, set()).add(chain.segment[node.name])
-    return [(min(segments), max(segments)) for segments in uses.values() if len(segments) > 1]
+        if node.name not in shared:
+            for tensor in held:
+                found.setdefault(tensor, []).append(node.name)
+    return found
 
 
 def own_tensors(captured: Captured, node: fx.Node) -> list[torch.Tensor]:

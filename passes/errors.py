@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LocalizeError(ValueError):
     """Root of every error that a user of the compiler can cause and mend.
@@ -51,6 +53,9 @@ def first_line(error: BaseException) -> str:
 
 class CaptureError(LocalizeError):
     """The model cannot be turned into a graph."""
+
+    opaque: tuple[Any, ...] = ()
+    """Submodules found untraceable before."""
 
 
 class PartitionError(LocalizeError):

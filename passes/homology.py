@@ -74,7 +74,7 @@ class Blocks:
         ]
 
     def listed(self) -> list[tuple[int, int]]:
-        """Spans of the blocks that a network lists: elements of containers, with several mixing operations, innermost."""
+        """Spans of the blocks a network lists: elements of containers with several mixing operations, the innermost."""
         found = {index for index, held in enumerate(self.held) if len(held) > 1 and self._is_listed(index)}
         outer = set()
         for index in found:

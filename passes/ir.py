@@ -14,8 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-Layout = Literal["NCHW", "NHWC", "NLC", "NC", "other"]
-"""Where channels are: images channels-first and channels-last, tokens, plain features, or nothing we know."""
+from passes.outputs import Structure
+
+Layout = Literal["NCHW", "NHWC", "NCDHW", "NLC", "NC", "other"]
+"""Where channels are: images channels-first and -last, volumes or clips, tokens, plain features, or nothing we know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class TensorSpec:
     @property
     def channel_dim(self) -> int:
         """Index of the channel dimension."""
-        return 1 if self.layout in ("NCHW", "NC") or (self.layout == "other" and len(self.shape) > 1) else -1
+        return 1 if self.layout in ("NCHW", "NCDHW", "NC") or (self.layout == "other" and len(self.shape) > 1) else -1
 
     @property
     def channels(self) -> int:
@@ -38,8 +40,8 @@ class TensorSpec:
 
     @property
     def spatial(self) -> tuple[int, ...]:
-        """Height and width; for tokens their number; empty for features."""
-        if self.layout == "NCHW":
+        """Height and width, depth before them for volumes; for tokens their number; empty for features."""
+        if self.layout in ("NCHW", "NCDHW"):
             return self.shape[2:]
         if self.layout in ("NHWC", "NLC"):
             return self.shape[1:-1]
@@ -83,6 +85,18 @@ class Call:
     parent: int
     """Index of the enclosing call in :attr:`Captured.calls`; -1 for the root."""
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the nodes among its arguments."""
+        found: list[str] = []
+
+        def note(node: fx.Node) -> fx.Node:
+            found.append(node.name)
+            return node
+
+        fx.map_arg((self.args, self.kwargs), note)
+        return tuple(found)
+
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
@@ -108,6 +122,8 @@ class Captured:
     constants: Mapping[str, torch.Tensor]
     """Tensors made in the forward itself, by the name under which the graph reads them."""
     opaque: tuple[Opaque, ...] = ()
+    structure: Structure = Structure()  # noqa: RUF009 - frozen
+    """How what the model returns in train mode is made of the values of :attr:`result` and :attr:`heads`, in order."""
     nodes: tuple[fx.Node, ...] = field(init=False)
     """All nodes, in execution order; the first is the input, the last the output."""
     by_name: Mapping[str, fx.Node] = field(init=False)

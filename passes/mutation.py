@@ -9,6 +9,8 @@ from passes.ir import Captured
 
 _VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze", "contiguous", "chunk", "split"}
 
+_IN_PLACE = {"iadd", "imul", "isub", "itruediv", "imod", "ipow", "setitem", "set_item", "store"}
+
 
 def mutates_input(captured: Captured, node: fx.Node) -> bool:
     """Whether a node overwrites its first argument."""
@@ -19,7 +21,7 @@ def mutates_input(captured: Captured, node: fx.Node) -> bool:
         name = str(node.target)
         return name.endswith("_") and not name.endswith("__")
     name = getattr(node.target, "__name__", "")
-    return bool(node.kwargs.get("inplace")) or name in ("iadd", "imul", "isub", "itruediv", "setitem")
+    return bool(node.kwargs.get("inplace")) or name in _IN_PLACE
 
 
 def is_view(captured: Captured, node: fx.Node) -> bool:

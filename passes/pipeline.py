@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from passes import verify
-from passes.capture import LeafPolicy, capture
+from passes import verify as spec
+from passes.errors import PartitionError
+from passes.fidelity import capture_verified
 from passes.granularity import Granularity
-from passes.ir import Network
+from passes.ir import Captured, Network, TensorSpec
+from passes.leaves import LeafPolicy, weighted_layers
+from passes.outputs import Output
 from passes.partition import partition
 from passes.shapes import infer_shapes
 
@@ -21,6 +24,8 @@ def analyse(
     dtype: torch.dtype = torch.float32,
     policy: LeafPolicy | None = None,
     *,
+    output: Output | None = None,
+    verify: bool = True,
     max_cut: int | None = None,
     granularity: Granularity = "minimal",
 ) -> Network:
@@ -31,20 +36,37 @@ def analyse(
         shape: Shape of an example input, batch first, the batch at least 2.
         dtype: Type of the input.
         policy: What stays a leaf when tracing.
+        output: See :func:`passes.capture.capture`.
+        verify: Whether the graph is held against the model on random input.
         max_cut: See :func:`passes.partition.partition`.
         granularity: See :func:`passes.partition.partition`.
 
     Raises:
-        CaptureError: See :func:`passes.capture.capture` and :func:`passes.shapes.infer_shapes`.
+        CaptureError: See :func:`passes.fidelity.capture_verified` and :func:`passes.shapes.infer_shapes`.
         PartitionError: See :func:`passes.partition.partition`.
     """
-    captured = capture(model, policy)
-    expect("capture", verify.captured(captured))
+    captured = capture_verified(model, policy, output, TensorSpec(tuple(shape), dtype), verify)
+    expect("capture", spec.captured(captured))
     shapes = infer_shapes(captured, shape, dtype)
-    expect("shapes", verify.shapes(captured, shapes))
-    network = Network(captured, shapes, partition(captured, shapes, max_cut, granularity))
-    expect("partition", verify.partition(network))
+    expect("shapes", spec.shapes(captured, shapes))
+    try:
+        network = Network(captured, shapes, partition(captured, shapes, max_cut, granularity))
+    except PartitionError as error:
+        raise _with_hidden(error, captured) from error
+    expect("partition", spec.partition(network))
     return network
+
+
+def _with_hidden(error: PartitionError, captured: Captured) -> PartitionError:
+    """Where nothing can be cut because layers are hidden in a module that could not be traced, the error says so."""
+    hidden = [leaf for leaf in captured.opaque if weighted_layers(captured.model.get_submodule(leaf.path)) > 1]
+    if not hidden:
+        return error
+    whole = "; ".join(
+        f"{leaf.path}{f' ({leaf.source})' if leaf.source else ''} is kept whole: {leaf.reason}" for leaf in hidden[:3]
+    )
+    why = f"{error.why}; {whole}" if error.why else whole
+    return PartitionError(error.what, where=error.where, source=error.source, why=why, remedy=error.remedy)
 
 
 def expect(stage: str, violations: Sequence[str]) -> None:

@@ -137,11 +137,13 @@ def build_projection(projection: Projection, draw: Initializer) -> nn.Module:
     """1x1 convolution + batch norm for images, linear + layer norm for what has its channels last.
 
     Raises:
-        AdaptError: Tokens cannot be strided.
+        AdaptError: Tokens cannot be strided, and volumes not projected.
     """
     if projection.layout == "NCHW":
         convolution = bare(nn.Conv2d, projection.in_channels, projection.out_channels, 1, projection.stride, bias=False)
         return draw.plain_(nn.Sequential(convolution, nn.BatchNorm2d(projection.out_channels)))
+    if projection.layout == "NCDHW":
+        raise AdaptError("a shortcut of volumes cannot be projected")
     if projection.stride > 1:
         raise AdaptError(f"a shortcut in {projection.layout} cannot be strided")
     linear = bare(nn.Linear, projection.in_channels, projection.out_channels, bias=False)

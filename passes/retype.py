@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from passes.capture import is_hook_table
 from passes.errors import AdaptError
 from passes.ir import TensorSpec
+from passes.untouched import is_hook_table
 from passes.weights import Initializer
 
 Changes = Mapping[str, Any]

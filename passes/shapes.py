@@ -10,17 +10,22 @@ import contextlib
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from passes.capture import source_of, untouched
 from passes.errors import CaptureError, first_line
+from passes.faked import faked
 from passes.ir import Captured, Cost, Layout, Shapes, TensorSpec
+from passes.sources import source_of
+from passes.untouched import untouched
 
 _aten = torch.ops.aten
 
@@ -43,6 +48,12 @@ class CostMode(TorchDispatchMode):
         cost = Cost(self.macs // self.batch, self.mixing, self.depthwise)
         self._clear()
         return cost
+
+    def put(self, cost: Cost) -> None:
+        """Adds a cost for one sample that is known without running."""
+        self.macs += cost.macs * self.batch
+        self.mixing |= cost.mixing
+        self.depthwise |= cost.depthwise
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -81,12 +92,18 @@ def fake_mode() -> Iterator[FakeTensorMode]:
 
     Torch logs an error for each operator that refuses its shapes; here that is an answer, and is raised anyway.
     """
+    with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps fake tensors from logging what they raise."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.disabled
     logger.disabled = True
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            yield mode
+        yield
     finally:
         logger.disabled = before
 
@@ -108,16 +125,27 @@ def infer_shapes(captured: Captured, shape: Sequence[int], dtype: torch.dtype = 
     runner = _Runner(captured, max(1, shape[0]))
     # Parameters live on the model's device: the fake input must say it is there too.
     device = next((p.device for p in captured.model.parameters()), torch.device("cpu"))
-    with untouched(captured.model), fake_mode(), runner.cost:
+    with (
+        untouched(captured.model),
+        fake_mode() as mode,
+        faked(captured.model, mode) as runner.real,
+        runner.cost,
+        torch.no_grad(),
+    ):
         runner.run(torch.empty(tuple(shape), dtype=dtype, device=device))
     specs = _with_layouts(captured, runner.specs)
     source, result = specs[captured.input], specs[captured.result.name]
-    if source is None or result is None:
-        raise CaptureError(
-            "the model does not return a tensor",
-            where=type(captured.model).__name__,
-            remedy="Wrap it in a module that returns the tensor the loss is computed from",
-        )
+    for node in (captured.result, *captured.heads):
+        if specs[node.name] is None and (node is captured.result or node.name not in runner.numbers):
+            raise CaptureError(
+                "the model does not return a tensor" if node is captured.result else "what the model returns is hidden",
+                where=type(captured.model).__name__,
+                source=captured.sources.get(node.name),
+                why=f"{node.target} returns several values" if node.op == "call_module" else None,
+                remedy="Wrap it in a module that returns the tensor the loss is computed from, or unpack what "
+                "submodules return: `a, b = self.part(x)`",
+            )
+    assert source is not None and result is not None
     return Shapes(specs, runner.costs, frozenset(runner.numbers), source, result)
 
 
@@ -131,10 +159,25 @@ class _Runner(fx.Interpreter):
         self.specs: dict[str, TensorSpec | None] = {}
         self.costs: dict[str, Cost] = {}
         self.numbers: set[str] = set()
+        self.known: dict[Any, tuple[Any, Cost]] = {}
+        self.real: dict[int, torch.Tensor] = {}
         self.extra_traceback = False
 
     def fetch_attr(self, target: str) -> Any:
         return self.captured.attribute(target)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a leaf layer, unless one just like it has been run on such an input."""
+        module = self.captured.model.get_submodule(str(target))
+        key = _signature(module, args, kwargs)
+        if key is None:
+            return super().call_module(target, args, kwargs)
+        if key not in self.known:
+            value = super().call_module(target, args, kwargs)
+            self.known[key] = pytree.tree_map(_form, value), self.cost.take()
+        form, cost = self.known[key]
+        self.cost.put(cost)
+        return pytree.tree_map(lambda leaf: leaf.make() if isinstance(leaf, _Form) else leaf, form)
 
     def run_node(self, n: fx.Node) -> Any:
         try:
@@ -167,8 +210,9 @@ class _Runner(fx.Interpreter):
             CaptureError: The node is no leaf module, or its parameters hold no values.
         """
         module = self.captured.module(n)
-        real = module is not None and not any(t.is_meta for t in (*module.parameters(), *module.buffers()))
-        if module is None or not real:
+        held = [*module.parameters(), *module.buffers()] if module is not None else []
+        real = {id(t): self.real.get(id(t), t) for t in held}
+        if module is None or any(isinstance(t, FakeTensor) or t.is_meta for t in real.values()):
             raise CaptureError(
                 "what is computed depends on the values of a tensor, so shapes cannot be inferred",
                 where=str(n.target) if module is not None else self.captured.scope_path(n.name),
@@ -177,9 +221,43 @@ class _Runner(fx.Interpreter):
             ) from error
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         with _disable_current_modes(), torch.random.fork_rng(), torch.no_grad():
-            result = copy.deepcopy(module)(*pytree.tree_map(_random, args), **pytree.tree_map(_random, kwargs))
+            twin = copy.deepcopy(module, {fake: copy.deepcopy(tensor) for fake, tensor in real.items()})
+            result = twin(*pytree.tree_map(_random, args), **pytree.tree_map(_random, kwargs))
         self.cost.mixing |= any(p.ndim > 1 for p in module.parameters())
         return pytree.tree_map(lambda t: torch.empty_like(t) if isinstance(t, torch.Tensor) else t, result)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """All of a fake tensor."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def make(self) -> torch.Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+
+
+def _form(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return _Form(tuple(value.shape), value.stride(), value.dtype, value.device)
+
+
+_PLAIN_LAYERS = (_ConvNd, _NormBase, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RNNBase)
+
+
+def _signature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What decides the form of the layer's output; None where that cannot be told from outside."""
+    ours = type(module).__module__.startswith(("torch.nn.", "timm.layers."))
+    if not ours or not isinstance(module, _PLAIN_LAYERS) or kwargs:
+        return None
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    held = tuple((name, tuple(t.shape), t.dtype) for name, t in tensors)
+    leaves, structure = pytree.tree_flatten(args)
+    return type(module), repr(module), held, tuple(_form(leaf) for leaf in leaves), str(structure)
 
 
 def _random(value: Any) -> Any:
@@ -211,6 +289,8 @@ def _layout(
     specs: Mapping[str, TensorSpec | None],
 ) -> Layout:
     rank = len(spec.shape)
+    if rank == 5:
+        return "NCDHW" if _is_volume(captured, node, layouts) else "other"
     if rank != 4:
         return {2: "NC", 3: "NLC"}.get(rank, "other")  # type: ignore[return-value]
     if node.op == "placeholder":
@@ -232,6 +312,15 @@ def _layout(
     # Tokens folded back into an image: channels are where the tokens' channels went.
     tokens = next((specs[n.name] for n in node.all_input_nodes if layouts.get(n.name) == "NLC"), None)
     return "NHWC" if tokens is not None and tokens.shape[-1] == spec.shape[-1] else "NCHW"
+
+
+def _is_volume(captured: Captured, node: fx.Node, layouts: Mapping[str, Layout]) -> bool:
+    """Whether a value of five dimensions is a batch of volumes or clips, its channels first."""
+    module = captured.module(node)
+    if node.op == "placeholder" or isinstance(module, (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d)):
+        return True
+    turns = {"view", "reshape", "permute", "transpose", "unflatten", torch.permute, torch.transpose, torch.reshape}
+    return node.target not in turns and any(layouts.get(p.name) == "NCDHW" for p in node.all_input_nodes)
 
 
 def _permutation(node: fx.Node) -> tuple[int, ...] | None:

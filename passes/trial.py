@@ -146,7 +146,7 @@ class Trial:
         front = self.attempt.front if self.attempt.front and not self.attempt.front.is_empty else None
         was = self.shapes.specs[self.body.exit]
         assert was is not None
-        with fake_mode(), CostMode(2) as cost, self.device:
+        with fake_mode(), CostMode(2) as cost, self.device, torch.no_grad():
             x: Any = torch.empty(2, *self.spec.shape[1:], dtype=self.spec.dtype)
             params = 0
             if front is not None:

@@ -217,12 +217,12 @@ def test_a_checkpoint_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert [path.name for path in Path("x").iterdir()] == ["checkpoint.pt"]
 
 
-# check, demo, help
+# check (more of it in test_cli_models.py), demo, help
 
 
 def test_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", "localize:cifar_resnet8") == 0
-    assert "no obstacle" in capsys.readouterr().out
+    assert "localizes" in capsys.readouterr().out
     assert run("check", "model.py:frozen") == 1
     out, err = capsys.readouterr()
     assert "no trainable parameter" in out
@@ -246,7 +246,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setenv("COLUMNS", "200")
     assert run("--help") == 0
     out = capsys.readouterr().out
-    assert [command for command in ("train", "check", "demo") if command not in out] == []
+    assert [command for command in ("train", "check", "sweep", "demo") if command not in out] == []
     assert run("train", "--help") == 0
     out = capsys.readouterr().out
     options = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+import pytest
 import torch
 from torch import nn
 
@@ -144,3 +145,45 @@ def test_code_sees_what_changes_in_the_users_model() -> None:
     assert torch.equal(local(x), model(x))
     assert fired == ["hook", "hook"]
     assert local(x).shape == (2, 7)
+
+
+class Sized(nn.Module):
+    """A block that is told a size and makes no use of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, size: tuple[int, int], mask: torch.Tensor | None = None) -> torch.Tensor:
+        result: torch.Tensor = self.conv(x).relu()
+        return result
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_arguments_that_a_block_does_not_use(masked: bool) -> None:
+    """A size is handed on; a tensor is not, so the block's operations are written out one by one."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.blocks = nn.ModuleList(Sized() for _ in range(3))
+            self.fc = nn.Linear(4, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            size = (x.shape[2], x.shape[3])
+            mask = x * 2 if masked else None
+            for block in self.blocks:
+                x = block(x, size, mask)
+            logits: torch.Tensor = self.fc(x.mean((2, 3)))
+            return logits
+
+    local = localize(Net(), d=2, last="single", example_inputs=torch.empty(2, 3, 8, 8))
+    assert [module.plan.name for module in local.local_modules] == ["stem", "blocks.0", "blocks.1", "blocks.2"]
+    assert ("getitem_1), None)" in local.local_modules[2].code) != masked
+    for module, out in zip(local.plan.modules, local.steps(torch.randn(2, 3, 8, 8), torch.tensor([1, 2])), strict=True):
+        local.zero_grad()
+        out.loss.backward()
+        reached = {name for name, p in local.primary.named_parameters() if p.grad is not None}
+        assert reached == {*module.parameters}

@@ -189,7 +189,7 @@ def test_check_is_empty_for_a_good_model_and_lists_every_obstacle_of_a_bad_one()
             self.conv = nn.Conv2d(3, 3, 1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if x.shape[2] > 4:
+            if x.mean() > 4:
                 x = -x
             result: torch.Tensor = self.conv(x)
             return result

@@ -66,6 +66,8 @@ def test_signature_of_localize() -> None:
         ("modules", "keyword", None),
         ("max_cut", "keyword", None),
         ("granularity", "keyword", "minimal"),
+        ("output", "keyword", None),
+        ("verify", "keyword", True),
         ("criterion", "keyword", None),
         ("seed", "keyword", None),
         ("options", "**", REQUIRED),
@@ -78,6 +80,8 @@ def test_signature_of_check() -> None:
         ("example_inputs", "keyword", None),
         ("max_cut", "keyword", None),
         ("granularity", "keyword", "minimal"),
+        ("output", "keyword", None),
+        ("verify", "keyword", True),
     ]
 
 

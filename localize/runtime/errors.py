@@ -23,3 +23,7 @@ class CheckpointError(LocalizeError):
 
 class TrainingError(LocalizeError):
     """A run cannot go on: a loss is no longer finite."""
+
+
+class SweepError(LocalizeError):
+    """A sweep cannot run, or its file belongs to another."""

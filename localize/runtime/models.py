@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from localize.runtime.errors import ModelError
 from localize.runtime.memory import fake_copy
@@ -34,21 +36,26 @@ class ModelFactory:
     name: str
     """Short, fit for a folder's name."""
 
-    make: Callable[[int, int | None], nn.Module]
+    make: Callable[[int | None, int | None], nn.Module]
     """Number of classes, pixels a side (``None``: the model's own choice) -> model."""
 
-    def build(self, classes: int, image_size: int | None = None) -> nn.Module:
+    image_size: int | None = None
+    """Pixels a side of the images it is meant for, where the model itself does not know."""
+
+    def build(self, classes: int | None = None, image_size: int | None = None, *, meta: bool = False) -> nn.Module:
         """A model with fresh weights.
 
         Args:
-            classes: Number of outputs; a function of the user's that takes no ``num_classes`` decides by itself.
+            classes: Number of outputs, by default the model's own choice; a function of the user's that takes no
+                ``num_classes`` decides by itself.
             image_size: Pixels a side that the model is to take; only models with a fixed size need it.
+            meta: Build on the meta device: the parameters have shapes, hold no values and take no memory.
 
         Raises:
             ModelError: The model cannot be built so.
         """
         try:
-            model = self.make(classes, image_size)
+            model = (self._empty if meta else self.make)(classes, image_size)
         except LocalizeError:
             raise
         except Exception as error:  # whatever a model's constructor raises
@@ -56,6 +63,14 @@ class ModelFactory:
         if not isinstance(model, nn.Module):
             raise ModelError(f"{self.spec} gave a {type(model).__name__}, not a torch.nn.Module")
         return model
+
+    def _empty(self, classes: int | None, image_size: int | None) -> nn.Module:
+        try:
+            with torch.device("meta"):
+                return self.make(classes, image_size)
+        except Exception:  # a constructor that reads what it computes, such as the slope of stochastic depth
+            with _empty_parameters():
+                return self.make(classes, image_size).to("meta")
 
 
 def find_model(spec: str) -> ModelFactory:
@@ -122,10 +137,10 @@ def _timm(spec: str, name: str) -> ModelFactory:
     if not timm.is_model(name):
         raise _unknown(spec, name, timm.list_models())
 
-    def make(classes: int, image_size: int | None) -> nn.Module:
+    def make(classes: int | None, image_size: int | None) -> nn.Module:
         fixed = (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size
         sized = {"img_size": image_size} if image_size is not None and fixed else {}
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **sized)
+        model: nn.Module = timm.create_model(name, pretrained=False, **_classes(classes), **sized)
         return model
 
     return ModelFactory(spec, name, make)
@@ -137,12 +152,13 @@ def _torchvision(spec: str, name: str) -> ModelFactory:
     if name not in known:
         raise _unknown(spec, name, known)
 
-    def make(classes: int, image_size: int | None) -> nn.Module:
+    def make(classes: int | None, image_size: int | None) -> nn.Module:
         sized = {"image_size": image_size} if image_size is not None and name.startswith("vit_") else {}
-        model: nn.Module = models.get_model(name, weights=None, num_classes=classes, **sized)
+        model: nn.Module = models.get_model(name, weights=None, **_classes(classes), **sized)
         return model
 
-    return ModelFactory(spec, name, make)
+    sizes = [weights.transforms().crop_size[0] for weights in models.get_model_weights(name)]
+    return ModelFactory(spec, name, make, min(sizes, default=None))
 
 
 def _own(spec: str, name: str) -> ModelFactory:
@@ -155,10 +171,10 @@ def _own(spec: str, name: str) -> ModelFactory:
     if depth < 8 or depth % 6 != 2:
         raise ModelError(f"no CIFAR ResNet has depth {depth}", remedy="Take 6n + 2: 8, 14, 20, 32, 56, 110, ...")
 
-    def make(classes: int, image_size: int | None) -> nn.Module:
+    def make(classes: int | None, image_size: int | None) -> nn.Module:
         from localize.models import cifar_resnet
 
-        return cifar_resnet(depth, num_classes=classes)
+        return cifar_resnet(depth, **_classes(classes))
 
     return ModelFactory(spec, name, make)
 
@@ -182,14 +198,34 @@ def _from_file(spec: str, path: Path, attribute: str) -> ModelFactory:
         known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise _unknown(spec, attribute, known)
 
-    def make(classes: int, image_size: int | None) -> nn.Module:
+    def make(classes: int | None, image_size: int | None) -> nn.Module:
         if isinstance(found, nn.Module):  # callable too, but meant as it is
             return found
         takes_classes = "num_classes" in inspect.signature(found).parameters
-        model: nn.Module = found(num_classes=classes) if takes_classes else found()
+        model: nn.Module = found(**_classes(classes if takes_classes else None))
         return model
 
     return ModelFactory(spec, f"{path.stem}-{attribute}", make)
+
+
+@contextlib.contextmanager
+def _empty_parameters() -> Iterator[None]:
+    """Inside, parameters go to the meta device as modules get them; other tensors hold values."""
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:  # None leaves it as it is; so tied parameters stay tied
+            return None
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(cast(Any, to_meta))  # torch declares that it returns nothing
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _classes(count: int | None) -> dict[str, Any]:
+    return {} if count is None else {"num_classes": count}
 
 
 def _import(module: str, spec: str) -> Any:

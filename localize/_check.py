@@ -1,0 +1,101 @@
+"""``localize-cli check``: for each model a line that it localizes, or all that is in the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import typer
+from torch import nn
+
+from localize.api import Obstacle
+from localize.api import check as obstacles_of
+from localize.runtime.examine import Settings, compile_model, example_of, figures, reason_of
+from localize.runtime.models import ModelFactory, find_model
+from passes.errors import LocalizeError
+
+CLASSES = 1000
+"""Outputs of the models that are checked, where they can be chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What checking one model came to."""
+
+    model: str
+    localizes: bool
+    facts: dict[str, Any]
+    """:func:`~localize.runtime.examine.figures`; empty unless it localizes."""
+    obstacles: tuple[Obstacle, ...]
+    """What is in the way; if it localizes nevertheless, submodules that were kept whole."""
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.localizes:
+            return "\n".join(f"{self.model}: {obstacle}" for obstacle in self.obstacles)
+        facts = self.facts
+        line = (
+            f"{self.model}: localizes, L={facts['layers']} layers, K={facts['modules']} modules, "
+            f"largest layer {facts['largest_share']:.2f} of MACs"
+        )
+        line += f", cuts of up to {facts['cut_width']} tensors" if facts["cut_width"] > 1 else ""
+        return "\n".join([f"{line}, {self.seconds:.1f} s", *(f"  {obstacle}" for obstacle in self.obstacles)])
+
+    def to_json(self) -> str:
+        """One JSON object in one line."""
+        facts = {**self.facts, "seconds": round(self.seconds, 3)} if self.localizes else {}
+        obstacles = [dataclasses.asdict(obstacle) for obstacle in self.obstacles]
+        return json.dumps({"model": self.model, "localizes": self.localizes, **facts, "obstacles": obstacles})
+
+
+def run_check(names: Sequence[str], settings: Settings, image_size: int | None, *, as_json: bool) -> bool:
+    """Prints a verdict for each model.
+
+    Returns:
+        Whether all of them localize.
+
+    Raises:
+        ModelError: A model is unknown (then none is checked), or cannot be built.
+    """
+    passed = True
+    for factory in [find_model(name) for name in names]:
+        verdict = _verdict(factory, settings, image_size)
+        typer.echo(verdict.to_json() if as_json else str(verdict))
+        passed &= verdict.localizes
+    return passed
+
+
+def _verdict(factory: ModelFactory, settings: Settings, image_size: int | None) -> Verdict:
+    """Checks a model without values; where that is no help, one with them: forwards may depend on them."""
+    fed = image_size or factory.image_size
+    verdict = _verdict_on(factory.spec, factory.build(CLASSES, image_size, meta=True), settings, fed)
+    if verdict.localizes or factory.spec.startswith(("timm:", "torchvision:")):
+        return verdict
+    return _verdict_on(factory.spec, factory.build(CLASSES, image_size), settings, fed)
+
+
+def _verdict_on(name: str, model: nn.Module, settings: Settings, image_size: int | None) -> Verdict:
+    start = perf_counter()
+    try:
+        local = compile_model(model, settings, example_of(model, image_size))
+    except LocalizeError as error:
+        reached = Obstacle(error.where or type(model).__name__, error.source, reason_of(error), error.remedy or "")
+        found = _obstacles(model, settings, image_size)
+        known = any((item.path, item.what) == (reached.path, reached.what) for item in found)
+        return Verdict(name, False, {}, tuple(found if known else [*found, reached]), perf_counter() - start)
+    seconds = perf_counter() - start
+    facts = figures(local)
+    whole = _obstacles(model, settings, image_size) if facts["opaque"] else []
+    return Verdict(name, True, facts, tuple(whole), seconds)
+
+
+def _obstacles(model: nn.Module, settings: Settings, image_size: int | None) -> list[Obstacle]:
+    keywords = {key: value for key, value in settings.keywords().items() if key != "d"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return obstacles_of(model, example_inputs=example_of(model, image_size), **keywords)

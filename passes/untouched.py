@@ -1,0 +1,78 @@
+"""A model is looked at, and put back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Silences hooks, and on leaving puts back every attribute, buffer, hook and mode flag of every submodule.
+
+    Inside, buffers are copies: fake modes run in-place operations on real tensors for real (batch norm's counter).
+    """
+    registries = ("_parameters", "_buffers", "_modules")
+    saved = [
+        (module, dict(module.__dict__), {name: dict(module.__dict__[name]) for name in registries})
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    copies: dict[int, torch.Tensor] = {}
+    try:
+        for module, attributes, _ in saved:
+            buffers = module.__dict__["_buffers"]
+            for name, buffer in buffers.items():
+                if buffer is not None:
+                    buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
+            # The user's hooks belong to real runs, not to ours on proxies and fake tensors.
+            module.__dict__.update({name: OrderedDict() for name in attributes if is_hook_table(name)})
+        yield
+    finally:
+        for module, attributes, tables in saved:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for name, table in tables.items():
+                module.__dict__[name].clear()
+                module.__dict__[name].update(table)
+
+
+@contextlib.contextmanager
+def same_randomness(seed: int | None = None) -> Iterator[None]:
+    """Puts back the states of torch's, Python's and numpy's generators on leaving; with a seed, starts them from it."""
+    numbers = random.getstate()
+    numpy: Any = sys.modules.get("numpy")
+    state = numpy.random.get_state() if numpy is not None else None
+    try:
+        # Not torch.manual_seed: where CUDA has not started yet, that would decide how its generators start.
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices):
+            if seed is not None:
+                for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in devices)):
+                    generator.manual_seed(seed)
+                random.seed(seed)
+                if numpy is not None:
+                    numpy.random.seed(seed)
+            yield
+    finally:
+        random.setstate(numbers)
+        if numpy is not None:
+            numpy.random.set_state(state)
+
+
+def is_hook_table(name: str) -> bool:
+    """Whether a module's attribute of this name holds hooks."""
+    return "_hooks" in name and name.startswith(("_forward", "_backward"))
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """Sets every flag by hand: classes override ``train`` (to keep a norm frozen, say), and theirs may do more."""
+    for module in model.modules():
+        module.training = training
