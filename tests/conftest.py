@@ -15,6 +15,18 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "registry: runs models of every family for real; only with `-m registry`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes many minutes runs only when it is asked for."""
+    if not config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("registry")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from passes.capture import capture
 from passes.ir import Captured, TensorSpec
 from tests.families import KINDS, TIMM, TORCHVISION, Member
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.registry
 
 every_member = pytest.mark.parametrize("member", [*TIMM, *KINDS, *TORCHVISION], ids=lambda member: member.name)
 
