@@ -52,14 +52,18 @@ def capture(
     """
     _check_signature(model)
     leaves = _Leaves(model, policy or LeafPolicy(), closed)
-    for _ in range(1 + sum(1 for _ in model.modules())):
-        tracer = Tracer(leaves.is_leaf, leaves.policy, example)
+    builtins = False
+    for _ in range(2 + sum(1 for _ in model.modules())):
+        tracer = Tracer(leaves.is_leaf, leaves.policy, example, builtins)
         try:
             graph = _trace(model, tracer, training=True)
         except CaptureError:
             raise
         except Exception as error:
             path = tracer.failed_path
+            if tracer.missed_number and not builtins:
+                builtins = True
+                continue
             if path is None:
                 raise _refusal(model, error, tuple(leaves.failed.values())) from error
             leaves.close(Opaque(path, source_of(error), _reason(error)))
@@ -193,7 +197,7 @@ def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], outp
 
 def _value_in_eval(model: nn.Module, tracer: Tracer) -> fx.Node | None:
     """The one value that the model returns in eval mode; None where it is not one."""
-    other = Tracer(tracer.is_leaf, tracer.policy, tracer.example)
+    other = Tracer(tracer.is_leaf, tracer.policy, tracer.example, tracer.builtins is not None)
     try:
         values: Any = _trace(model, other, training=False).output_node().args[0]
     except Exception:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.proxy import Attribute
 
 from passes.errors import InputError, first_line
 from passes.ir import TensorSpec
+from passes.proxies import SIZES
 from passes.shapes import quiet
 
 
@@ -46,97 +46,6 @@ def guard(value: Any, ask: str, expected: Any, source: str) -> None:
             why=f"{found} where the example has {expected}",
             remedy="Give example_inputs of this size to localize()",
         )
-
-
-def set_item(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
-    """Stands in the graph for ``tensor[index] = value``."""
-    tensor[index] = value
-    return tensor
-
-
-class Sized(fx.Proxy):
-    """A proxy that Python may ask for numbers that depend on sizes alone."""
-
-    tracer: Any
-
-    def __getattr__(self, k: str) -> SizedAttribute:
-        return SizedAttribute(self, k)
-
-    def __len__(self) -> int:
-        return int(self.tracer.decide(self, "len"))
-
-    def __int__(self) -> int:
-        return int(self.tracer.decide(self, "int"))
-
-    def __index__(self) -> int:
-        return int(self.tracer.decide(self, "index"))
-
-    def __float__(self) -> float:
-        return float(self.tracer.decide(self, "float"))
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        changed = self.tracer.create_proxy("call_function", set_item, (self, index, value), {})
-        # Who reads this tensor from here on reads it changed.
-        object.__setattr__(self, "node" if type(self) is Sized else "_node", changed.node)
-
-    def _change(self, in_place: Callable[[Any, Any], Any], other: Any) -> Any:
-        """``self += other``: all who hold this tensor hold it changed. Numbers are not changed, but replaced.
-
-        Out of place, so that cuts may fall around it; but in place where the memory is another tensor's.
-        """
-        plain = type(self) is not Sized or self.node.op == "get_attr" or is_size(self.node)
-        if not plain and is_view(self.node):
-            result = self.tracer.create_proxy("call_function", in_place, (self, other), {})
-        else:
-            result = _OUT_OF_PLACE[in_place](self, other)
-        if plain:
-            return result
-        self.node = result.node
-        return self
-
-    def __iadd__(self, other: Any) -> Any:
-        return self._change(operator.iadd, other)
-
-    def __isub__(self, other: Any) -> Any:
-        return self._change(operator.isub, other)
-
-    def __imul__(self, other: Any) -> Any:
-        return self._change(operator.imul, other)
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self._change(operator.itruediv, other)
-
-
-_OUT_OF_PLACE: dict[Any, Callable[[Any, Any], Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-_VIEWS = {
-    "chunk", "detach", "diagonal", "expand", "flatten", "movedim", "narrow", "permute", "reshape", "select", "split",
-    "squeeze", "swapaxes", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view",
-}  # fmt: skip
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether a node, by the look of it, may yield another tensor's memory."""
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name in _VIEWS or node.target in (operator.getitem, getattr)
-
-
-def is_size(node: fx.Node) -> bool:
-    """Whether a node, by the look of it, is a number read off a shape, or computed from such."""
-    if node.target is getattr:
-        return node.args[1] in _SIZES
-    if node.op == "call_method":
-        return node.target in _SIZES - _VIEWS
-    parents = node.all_input_nodes
-    return node.op == "call_function" and bool(parents) and all(is_size(parent) for parent in parents)
-
-
-class SizedAttribute(Attribute, Sized):
-    """An attribute of a proxy, recorded when it is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +83,8 @@ class Sizes:
         if isinstance(first, torch.Tensor) and ask != "len":
             raise Undecided("its path depends on the values of a tensor")
         numbers, asked = self._made_of(node)
-        if not asked <= _SIZES:
-            raise Undecided(f"its path depends on {', '.join(sorted(asked - _SIZES))} of a tensor")
+        if not asked <= SIZES:
+            raise Undecided(f"its path depends on {', '.join(sorted(asked - SIZES))} of a tensor")
         answers = [ASKS[ask](value) for value in (first, second)]
         if answers[0] != answers[1]:
             raise Undecided(f"its path depends on the batch size ({answers[0]} or {answers[1]})")
@@ -188,7 +97,7 @@ class Sizes:
         for run in self.runs:
             run.advance(node)
         known = all(isinstance(run.values[node], (int, float)) for run in self.runs)
-        return known and self._made_of(node)[1] <= _SIZES
+        return known and self._made_of(node)[1] <= SIZES
 
     def is_none(self, node: fx.Node) -> bool:
         """Whether ``node`` yields None, whatever the batch."""
@@ -216,22 +125,8 @@ class Sizes:
         return numbers, found
 
 
-_SIZES = {
-    "shape",
-    "ndim",
-    "size",
-    "dim",
-    "ndimension",
-    "len",
-    "numel",
-    "nelement",
-    "chunk",
-    "split",
-    "unbind",
-    "is_nested",
-}
-"""What of a tensor depends on its shape alone: not its type, its device or flags, which may be others in a real run."""
 _RANK = {"ndim", "dim", "ndimension", "is_nested"}
+"""What of a tensor depends on its rank alone."""
 
 
 class _Run:

@@ -17,21 +17,13 @@ from passes.asserts import asserted, assertion
 from passes.ir import Call, TensorSpec
 from passes.leaves import LeafPolicy
 from passes.outputs import Structure, flatten
-from passes.sized import Sized, Sizes, Undecided, guard, is_view, set_item
+from passes.proxies import IN_PLACE, Sized, is_view, store
+from passes.sized import Sizes, Undecided, guard
 from passes.sources import calling_line
 from passes.watch import Builtins, slow_attention, watched
 
 _LOOK_AT_SIZES = (transformer._get_seq_len,)
 """Functions of torch whose control flow is of no consequence: they stay one node."""
-_IN_PLACE = {
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.imod, set_item
-}  # fmt: skip
-
-
-def store(buffer: torch.Tensor, value: torch.Tensor) -> None:
-    """Stands in the graph for ``self.buffer = value``."""
-    with torch.no_grad():
-        buffer.copy_(value)
 
 
 class Tracer(fx.Tracer):
@@ -43,12 +35,17 @@ class Tracer(fx.Tracer):
         is_leaf: Whether a module, reached at a path, stays one node.
         policy: Whose functions stay one node.
         example: Shape and type of an input; with it, decisions that depend on sizes alone are taken.
+        builtins: Whether Python's ``len`` and ``int`` are recorded.
     """
 
     structure: Structure
 
     def __init__(
-        self, is_leaf: Callable[[nn.Module, str], bool], policy: LeafPolicy, example: TensorSpec | None
+        self,
+        is_leaf: Callable[[nn.Module, str], bool],
+        policy: LeafPolicy,
+        example: TensorSpec | None,
+        builtins: bool = False,
     ) -> None:
         super().__init__(autowrap_modules=(math,), autowrap_functions=(*_LOOK_AT_SIZES, *policy.functions))
         self.is_leaf = is_leaf
@@ -64,7 +61,9 @@ class Tracer(fx.Tracer):
         self.attributes: frozenset[str] = frozenset()
         self.sizes: Sizes | None = None
         self.deciding = False
-        self.builtins = Builtins(self)
+        self.builtins = Builtins(self) if builtins else None
+        self.missed_number = False
+        """Whether ``len`` or ``int`` was asked of what depends on the batch: recorded, they hold for every batch."""
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Records one forward pass of ``root`` in the mode it is in."""
@@ -72,14 +71,16 @@ class Tracer(fx.Tracer):
             with torch.enable_grad(), slow_attention(), watched(self):
                 return super().trace(root, concrete_args)
         finally:
-            self.builtins.restore()
+            if self.builtins is not None:
+                self.builtins.restore()
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
         """One input; further arguments keep their defaults. As proxies they would take every "is not None" branch."""
         forward = self.root.forward
-        self.builtins.replace_in(forward)
+        if self.builtins is not None:
+            self.builtins.replace_in(forward)
         first = next(iter(inspect.signature(forward).parameters.values()))
         self.paths = {id(t): name for name, t in [*self.root.named_buffers(), *self.root.named_parameters()]}
         self.attributes = frozenset(self.paths.values())
@@ -118,7 +119,8 @@ class Tracer(fx.Tracer):
         call = Call(path, _type_name(m), _nodes(args), _nodes(kwargs), None, first, first - 1, parent)
         self.calls.append(call)
         self.open.append(index)
-        self.builtins.replace_in(m.forward)
+        if self.builtins is not None:
+            self.builtins.replace_in(m.forward)
         try:
             # Not through __call__, which fx has patched: the call is recorded here.
             result = m.forward(*args, **kwargs)
@@ -149,7 +151,7 @@ class Tracer(fx.Tracer):
     def _writes_to_buffer(self, node: fx.Node) -> bool:
         target = str(node.target)
         method = node.op == "call_method" and target.endswith("_") and not target.endswith("__")
-        if not method and node.target not in _IN_PLACE:
+        if not method and node.target not in IN_PLACE:
             return False
         source: Any = node.args[0]
         while isinstance(source, fx.Node) and is_view(source):
@@ -160,7 +162,7 @@ class Tracer(fx.Tracer):
         """``owner.name = value`` in a forward, where ``name`` is a buffer."""
         buffer: Any = getattr(owner, name)
         node = value.node
-        if node.args and node.args[0] is buffer.node and (node.target in _IN_PLACE or str(node.target).endswith("_")):
+        if node.args and node.args[0] is buffer.node and (node.target in IN_PLACE or str(node.target).endswith("_")):
             # The second half of ``self.buffer += 1``.
             return
         if self.open:
@@ -243,9 +245,12 @@ class Tracer(fx.Tracer):
         """
         if self.sizes is None:
             raise Undecided("its path depends on a tensor")
+        missed, self.missed_number = self.missed_number, ask in ("len", "int")
         with self._deciding():
             decision = self.sizes.decide(obj.node, ask)
-        if decision.on_batch and self.open:
+        if not decision.on_batch:
+            self.missed_number = missed
+        elif self.open:
             # Whole, it may go on deciding for every batch.
             raise Undecided("its path depends on the batch size")
         if decision.varies:

@@ -89,7 +89,7 @@ def star(m: Part, x: torch.Tensor) -> torch.Tensor:
 
 def length(m: Part, x: torch.Tensor) -> torch.Tensor:
     batch, one = int(x.shape[0]), int.from_bytes(b"\1", "big")
-    if not isinstance(one, int) or type(one) is not int or len([one]) != 1:
+    if not isinstance(one, int) or len([one]) != 1:
         raise TypeError("int is int")
     return x.reshape(len(x), -1).view(batch, 4, x.shape[2], -1) * one
 
