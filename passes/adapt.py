@@ -13,10 +13,12 @@ from typing import Any
 from torch import fx
 
 from passes.errors import AdaptError
+from passes.fronts import Front
 from passes.ir import Network, TensorSpec
-from passes.recipe import Body, Front, Recipe, body_of
+from passes.recipe import Body, Recipe, body_of
+from passes.repairs import Unreachable
 from passes.resolution import Downsampling, reduction
-from passes.trial import Attempt, Trial, Unreachable
+from passes.trial import Attempt, Trial
 
 
 class Adapter:
@@ -100,5 +102,7 @@ class Adapter:
         return self._signatures[index]
 
 
-def _reference(body: Body, node: fx.Node) -> int:
+def _reference(body: Body, node: fx.Node) -> Any:
+    if node.name in body.measured:
+        return body.measured[node.name]
     return -1 if body.reads(node.name) else body.position.get(node.name, -2)
