@@ -73,15 +73,15 @@ class Adapter:
         layer = self.network.layers[source]
         native = reduction(layer.input, layer.output)
         pool: Downsampling = "avg_pool" if downsampling == "stride" else downsampling
-        attempts = [Attempt("native", None)] if stride == native else []
+        attempts = [Attempt("native", None, stride)] if stride == native else []
         if stride > 1:
-            strided = Attempt("strided", None)
-            pooled = Attempt("unit", Front(spec.channels, spec.channels, pool, spec.layout))
+            strided = Attempt("strided", None, stride)
+            pooled = Attempt("unit", Front(spec.channels, spec.channels, pool, spec.layout), stride)
             attempts += [strided, pooled] if downsampling == "stride" else [pooled, strided]
         elif native > 1:
-            attempts.append(Attempt("unit", None))
+            attempts.append(Attempt("unit", None, stride))
         front = Front(spec.channels, layer.input.channels, pool if stride > native else None, spec.layout)
-        attempts.append(Attempt("adapter", front))
+        attempts.append(Attempt("adapter", front, 1))
         return attempts
 
     def _signature(self, index: int) -> Any:

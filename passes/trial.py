@@ -30,7 +30,7 @@ from passes.fronts import GRIDS, Front, ToLayout, build_front, build_projection
 from passes.ir import Layout, Network, TensorSpec
 from passes.recipe import Body, Edits, Recipe
 from passes.repairs import Restart, Site, Unreachable, attempt
-from passes.resolution import reduction
+from passes.resolution import grid, reduction
 from passes.shapes import CostMode, fake_mode
 from passes.shortcuts import projected_shortcuts
 from passes.stand_in import stand_in
@@ -49,6 +49,8 @@ class Attempt:
     an adapter."""
     front: Front | None
     """What stands in front of it."""
+    stride: int
+    """The downsampling asked for."""
 
 
 class Trial:
@@ -156,9 +158,12 @@ class Trial:
             params += sum(_numel(build_projection(p, self.draw)) for p in self.edits.projections.values())
         if not isinstance(out, torch.Tensor) or out.ndim != len(was.shape):
             raise Unreachable("its output has another rank behind this input")
-        self._drop_needless_projections()
-        live = self.body.live(self.edits)
         result = TensorSpec((self.spec.shape[0], *out.shape[1:]), out.dtype, was.layout)
+        self._drop_needless_projections()
+        halves = max(grid(self.spec), default=1) > 1 and grid(result)
+        if halves and reduction(self.spec, result) < self.attempt.stride:
+            raise Unreachable("it does not downsample")
+        live = self.body.live(self.edits)
         return Recipe(
             self.source,
             self.spec,

@@ -160,6 +160,35 @@ class Unopened(nn.Module):
         return result
 
 
+class Aside(nn.Module):
+    """A block whose only larger convolution feeds a gate: a stride there would not make the output smaller."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.look, self.mix = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.mix(x) * self.look(x).mean((2, 3), keepdim=True).sigmoid()
+        return result
+
+
+class OverTokens(nn.Module):
+    """Residual layers over the pixels of an image, as tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = x + self.first(x).relu()
+        x = x + self.second(x).relu()
+        result: torch.Tensor = self.head(x.mean(1))
+        return result
+
+
 @pytest.mark.parametrize(
     ("sizes", "channels", "first"), [([2, 6], 12, 3), ([2, 6], 4, 1), (4, 12, 6), (4, 6, 3), ([4, 2, 2], 16, 8)]
 )
@@ -226,6 +255,24 @@ def test_another_layout_is_brought_into_the_layers_own(spec: TensorSpec) -> None
     assert recipe.front is not None
     assert recipe.front.to == "NCHW"
     assert recipe.output.layout == "NCHW"
+
+
+def test_a_stride_that_the_output_does_not_feel_is_pooling_instead() -> None:
+    recipe, module = place(Aside(8), 8, image(6), stride=2)
+    assert recipe.front is not None
+    assert (recipe.front.pool, recipe.stride, recipe.repaired) == ("avg_pool", 2, True)
+    assert all(m.stride == (1, 1) for m in module.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_tokens_of_a_square_image_are_halved_as_the_image_is() -> None:
+    adapter = Adapter(analyse(OverTokens(8), (2, 3, 8, 8), max_cut=1))
+    recipe = adapter.adapt(1, TensorSpec((2, 64, 6), layout="NLC"), 2, "stride")
+    assert (recipe.output.shape, recipe.stride, recipe.repaired) == ((2, 16, 8), 2, True)
+    behind_an_image = adapter.adapt(1, image(6, 8, 10), 2, "stride")
+    assert (behind_an_image.output.shape, behind_an_image.repaired) == ((2, 20, 8), True)
+    assert behind_an_image.stride == 1  # nobody can tell from 20 tokens: they are no square's
+    module = rebuild(adapter, recipe, Initializer())
+    assert tuple(module(torch.randn(2, 64, 6)).shape) == (2, 16, 8)
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NLC"])
