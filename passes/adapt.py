@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import fx
 
+from passes import retype
 from passes.errors import AdaptError
 from passes.fronts import Front
 from passes.ir import Network, TensorSpec
-from passes.recipe import Body, Recipe, body_of
+from passes.recipe import Body, Edits, Recipe, body_of
 from passes.repairs import Unreachable
 from passes.resolution import Downsampling, reduction
 from passes.trial import Attempt, Trial
@@ -59,6 +60,43 @@ class Adapter:
                 why=found,
             )
         return replace(found, source=source)
+
+    def adapt_classifier(self, spec: TensorSpec, width: int | None = None) -> Recipe:
+        """Fits the primary network's classifier behind an input of ``spec``: the recipe's source is L.
+
+        Args:
+            spec: The input, batch first.
+            width: Width of its hidden layers; None for their own. Without effect where it has none.
+
+        Raises:
+            AdaptError: Repair cannot place it; says why.
+        """
+        index = len(self.network.layers)
+        key = (index, spec, width)
+        if key not in self._recipes:
+            trial = Trial(self.network, self.body(index), index, spec, Attempt("native", None, 1))
+            trial.edits = self._narrowed(width)
+            try:
+                self._recipes[key] = trial.run()
+            except Unreachable as reason:
+                self._recipes[key] = str(reason)
+        found = self._recipes[key]
+        if isinstance(found, str):
+            what = f"the classifier cannot be placed behind an input of {spec} ({spec.layout})"
+            raise AdaptError(what, why=found, remedy="Leave head='linear'")
+        return found
+
+    def _narrowed(self, width: int | None) -> Edits:
+        """The classifier's hidden layers, of another width."""
+        body = self.body(len(self.network.layers))
+        mixing = [i for i, node in enumerate(body.nodes) if self.network.shapes.costs[node.name].mixing]
+        changes = {}
+        for i in mixing[:-1] if width else ():
+            module = self.network.captured.module(body.nodes[i])
+            produced = retype.produce(module, width) if module is not None and width else None
+            if produced is not None:
+                changes[i] = produced
+        return Edits(changes=changes)
 
     def _find(self, source: int, spec: TensorSpec, stride: int, downsampling: Downsampling) -> Recipe | str:
         reasons = []

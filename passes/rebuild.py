@@ -51,8 +51,9 @@ def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModu
             values[i] = _copy(graph, root, captured, body, recipe, i, values, draw)
     graph.output(values[body.position[body.exit]])
     graph.lint()
-    name = re.sub(r"\W", "_", adapter.network.layers[recipe.source].name)
-    block = fx.GraphModule(root, graph, f"Block_{name}")
+    layers = adapter.network.layers
+    name = layers[recipe.source].name if recipe.source < len(layers) else "classifier"
+    block = fx.GraphModule(root, graph, "Block_" + re.sub(r"\W", "_", name))
     block.train()
     return block
 

@@ -89,10 +89,16 @@ class Body:
 
 
 def body_of(network: Network, index: int) -> Body:
-    """The graph of local layer ``index``, preceded by the input-independent nodes and the sizes that it needs."""
+    """The graph of local layer ``index``, preceded by the input-independent nodes and the sizes that it needs.
+
+    Index L stands for the classifier: what of it the primary output needs.
+    """
     part, captured, specs = network.partition, network.captured, network.shapes.specs
-    own = set(part.nodes[index])
-    entry = part.entries[index]
+    if index < len(part.layers):
+        own, entry, leaving = set(part.nodes[index]), part.entries[index], part.cuts[index]
+    else:
+        leaving = captured.result.name
+        own, entry = {leaving} | captured.feeding((leaving,), frozenset(part.classifier)), part.cuts[-1]
     needed = captured.feeding(own, frozenset(part.shared) | (part.portable - own))
     in_order = sorted((*own, *needed), key=captured.positions.__getitem__)
     nodes = [captured.by_name[name] for name in in_order if name in own]
@@ -106,4 +112,4 @@ def body_of(network: Network, index: int) -> Body:
     shapes = {name: measured(spec, read) if (spec := specs[name]) else None for name in sorted(outside - used)}
     # Where nothing can be said of a shape, the input's own is asked for, if the two are laid out alike.
     others = frozenset(name for name in outside if shapes.get(name) is None)
-    return Body(ordered, entry, part.cuts[index], position, others, {k: v for k, v in shapes.items() if v})
+    return Body(ordered, entry, leaving, position, others, {k: v for k, v in shapes.items() if v})
