@@ -56,7 +56,7 @@ class Gate(nn.Module):
         self.reduce, self.expand = nn.Conv2d(WIDTH, 2, 1), nn.Conv2d(2, WIDTH, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.expand(self.reduce(x.mean((2, 3), keepdim=True)).relu())
+        gate: torch.Tensor = self.expand(self.reduce(x.mean((2, 3), keepdim=True)).relu())
         return x * gate.sigmoid()
 
 
