@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from passes.fronts import Projection, build_projection
 from passes.ir import Layout, TensorSpec
-from passes.recipe import Projection, build_projection
 from passes.weights import Initializer, bare
 
 

@@ -12,11 +12,14 @@ from typing import Any
 
 from torch import fx
 
+from passes import retype
 from passes.errors import AdaptError
+from passes.fronts import Front
 from passes.ir import Network, TensorSpec
-from passes.recipe import Body, Front, Recipe, body_of
+from passes.recipe import Body, Edits, Recipe, body_of
+from passes.repairs import Unreachable
 from passes.resolution import Downsampling, reduction
-from passes.trial import Attempt, Trial, Unreachable
+from passes.trial import Attempt, Trial
 
 
 class Adapter:
@@ -58,6 +61,43 @@ class Adapter:
             )
         return replace(found, source=source)
 
+    def adapt_classifier(self, spec: TensorSpec, width: int | None = None) -> Recipe:
+        """Fits the primary network's classifier behind an input of ``spec``: the recipe's source is L.
+
+        Args:
+            spec: The input, batch first.
+            width: Width of its hidden layers; None for their own. Without effect where it has none.
+
+        Raises:
+            AdaptError: Repair cannot place it; says why.
+        """
+        index = len(self.network.layers)
+        key = (index, spec, width)
+        if key not in self._recipes:
+            trial = Trial(self.network, self.body(index), index, spec, Attempt("native", None, 1))
+            trial.edits = self._narrowed(width)
+            try:
+                self._recipes[key] = trial.run()
+            except Unreachable as reason:
+                self._recipes[key] = str(reason)
+        found = self._recipes[key]
+        if isinstance(found, str):
+            what = f"the classifier cannot be placed behind an input of {spec} ({spec.layout})"
+            raise AdaptError(what, why=found, remedy="Leave head='linear'")
+        return found
+
+    def _narrowed(self, width: int | None) -> Edits:
+        """The classifier's hidden layers, of another width."""
+        body = self.body(len(self.network.layers))
+        mixing = [i for i, node in enumerate(body.nodes) if self.network.shapes.costs[node.name].mixing]
+        changes = {}
+        for i in mixing[:-1] if width else ():
+            module = self.network.captured.module(body.nodes[i])
+            produced = retype.produce(module, width) if module is not None and width else None
+            if produced is not None:
+                changes[i] = produced
+        return Edits(changes=changes)
+
     def _find(self, source: int, spec: TensorSpec, stride: int, downsampling: Downsampling) -> Recipe | str:
         reasons = []
         for attempt in self._attempts(source, spec, stride, downsampling):
@@ -71,15 +111,15 @@ class Adapter:
         layer = self.network.layers[source]
         native = reduction(layer.input, layer.output)
         pool: Downsampling = "avg_pool" if downsampling == "stride" else downsampling
-        attempts = [Attempt("native", None)] if stride == native else []
+        attempts = [Attempt("native", None, stride)] if stride == native else []
         if stride > 1:
-            strided = Attempt("strided", None)
-            pooled = Attempt("unit", Front(spec.channels, spec.channels, pool, spec.layout))
+            strided = Attempt("strided", None, stride)
+            pooled = Attempt("unit", Front(spec.channels, spec.channels, pool, spec.layout), stride)
             attempts += [strided, pooled] if downsampling == "stride" else [pooled, strided]
         elif native > 1:
-            attempts.append(Attempt("unit", None))
+            attempts.append(Attempt("unit", None, stride))
         front = Front(spec.channels, layer.input.channels, pool if stride > native else None, spec.layout)
-        attempts.append(Attempt("adapter", front))
+        attempts.append(Attempt("adapter", front, 1))
         return attempts
 
     def _signature(self, index: int) -> Any:
@@ -100,5 +140,7 @@ class Adapter:
         return self._signatures[index]
 
 
-def _reference(body: Body, node: fx.Node) -> int:
+def _reference(body: Body, node: fx.Node) -> Any:
+    if node.name in body.measured:
+        return body.measured[node.name]
     return -1 if body.reads(node.name) else body.position.get(node.name, -2)

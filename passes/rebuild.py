@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from passes.adapt import Adapter
+from passes.arguments import replaced
+from passes.fronts import ToLayout, build_front, build_projection
 from passes.ir import Captured
 from passes.mutation import is_view, mutates_input
-from passes.recipe import Body, Recipe, build_front, build_projection
+from passes.recipe import Body, Recipe
 from passes.retype import clone
+from passes.stand_in import stand_in
 from passes.weights import Initializer
 
 
@@ -22,14 +26,23 @@ def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModu
     root: dict[str, Any] = {}
     graph = fx.Graph()
     value: Any = graph.placeholder("x")
-    if recipe.front is not None:
+    layout = recipe.input.layout
+    if recipe.front is not None and not replace(recipe.front, to=None).is_empty:
         root["adapter"] = build_front(recipe.front, draw)
         value = graph.call_module("adapter", (value,))
+    reference = value
+    if recipe.front is not None and recipe.front.to is not None:
+        root["layout"] = ToLayout(layout, recipe.front.to)
+        value = graph.call_module("layout", (value,))
     live = body.live(recipe.edits)
     if any(i in live and _overwrites_entry(captured, body, recipe, i) for i in range(len(body.nodes))):
         # The value belongs to the primary network, whose next layer still reads it.
         value = graph.call_method("clone", (value,))
-    values: dict[int, Any] = {-1: value}
+    values: dict[int | str, Any] = {-1: value}
+    parents = {p.name for i in live for p in body.nodes[i].all_input_nodes}
+    for name, shape in body.measured.items():
+        if name in parents:
+            values[name] = graph.call_function(stand_in, (reference, layout, *astuple(shape)))
     for i, node in enumerate(body.nodes):
         if i in recipe.edits.bypassed:
             parent = node.all_input_nodes[0]
@@ -38,8 +51,9 @@ def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModu
             values[i] = _copy(graph, root, captured, body, recipe, i, values, draw)
     graph.output(values[body.position[body.exit]])
     graph.lint()
-    name = re.sub(r"\W", "_", adapter.network.layers[recipe.source].name)
-    block = fx.GraphModule(root, graph, f"Block_{name}")
+    layers = adapter.network.layers
+    name = layers[recipe.source].name if recipe.source < len(layers) else "classifier"
+    block = fx.GraphModule(root, graph, "Block_" + re.sub(r"\W", "_", name))
     block.train()
     return block
 
@@ -68,13 +82,13 @@ def _copy(
     body: Body,
     recipe: Recipe,
     i: int,
-    values: dict[int, Any],
+    values: dict[int | str, Any],
     draw: Initializer,
 ) -> fx.Node:
     node, edits = body.nodes[i], recipe.edits
 
     def value_of(parent: fx.Node) -> Any:
-        return values[_position(body, parent)]
+        return values[parent.name if parent.name in body.measured else _position(body, parent)]
 
     if node.op == "get_attr":
         root[node.name] = _tensor(captured, str(node.target), edits.shapes.get(i), draw)
@@ -83,13 +97,14 @@ def _copy(
     if node.op == "call_module":
         root[node.name] = clone(captured.model.get_submodule(str(node.target)), edits.changes.get(i, {}), draw)
         return graph.create_node("call_module", node.name, args, kwargs, node.name)
-    arguments = list(args)
-    for k in range(len(arguments)):
+    args, kwargs = replaced(args, kwargs, edits.arguments.get(i, {}))
+    operands = list(args)
+    for k in range(len(operands)):
         if (i, k) in edits.projections:
             name = f"projection_{node.name}"
             root[name] = build_projection(edits.projections[i, k], draw)
-            arguments[k] = graph.call_module(name, (arguments[k],))
-    return graph.create_node(node.op, node.target, tuple(arguments), kwargs, node.name)
+            operands[k] = graph.call_module(name, (operands[k],))
+    return graph.create_node(node.op, node.target, tuple(operands), kwargs, node.name)
 
 
 def _tensor(captured: Captured, target: str, shape: tuple[int, ...] | None, draw: Initializer) -> torch.Tensor:

@@ -8,48 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
-from passes.errors import AdaptError
-from passes.ir import Layout, Network, TensorSpec
-from passes.resolution import Downsampling
+from passes.arguments import Path
+from passes.fronts import Front, Projection
+from passes.ir import Network, TensorSpec
 from passes.retype import Changes
-from passes.weights import Initializer, bare
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """A 1x1 convolution (or linear layer) and norm on one operand of a join."""
-
-    in_channels: int
-    out_channels: int
-    stride: int
-    layout: Layout
-
-
-@dataclass(frozen=True, slots=True)
-class Front:
-    """What stands in front of a block: channels first, then resolution."""
-
-    in_channels: int
-    out_channels: int
-    pool: Downsampling | None
-    layout: Layout
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it does nothing."""
-        return self.pool is None and self.in_channels == self.out_channels
-
-    def __str__(self) -> str:
-        parts = []
-        if self.in_channels != self.out_channels:
-            parts.append("conv1x1+norm" if self.layout == "NCHW" else "linear+norm")
-        if self.pool:
-            parts.append(f"{self.pool} 2x2")
-        return " > ".join(parts) or "unchanged copy"
+from passes.stand_in import Measured, measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +28,8 @@ class Edits:
     """New shapes of parameters that the graph reads directly."""
     projections: Mapping[tuple[int, int], Projection] = field(default_factory=dict)
     """(join, operand) -> projection."""
+    arguments: Mapping[int, Mapping[Path, int]] = field(default_factory=dict)
+    """Numbers among a node's arguments that are others here."""
     bypassed: frozenset[int] = frozenset()
     """Nodes that hand on their input."""
 
@@ -94,6 +62,8 @@ class Body:
     position: Mapping[str, int]
     others: frozenset[str] = frozenset()
     """Further tensors it reads: in a copy, the one input stands for them too."""
+    measured: Mapping[str, Measured] = field(default_factory=dict)
+    """Tensors computed before it of which it asks sizes alone, and how their shapes follow from its input."""
 
     def reads(self, name: str) -> bool:
         """Whether a value is one that the layer reads of those computed before it."""
@@ -119,50 +89,27 @@ class Body:
 
 
 def body_of(network: Network, index: int) -> Body:
-    """The graph of local layer ``index``, preceded by the input-independent nodes it needs."""
-    part = network.partition
-    own = set(part.nodes[index])
-    needed = network.captured.feeding(own, frozenset(part.shared))
-    in_order = sorted((*own, *needed), key=network.captured.positions.__getitem__)
-    nodes = [network.captured.by_name[name] for name in in_order if name in own]
-    constant = [network.captured.by_name[name] for name in in_order if name in needed]
-    ordered = (*constant, *nodes)
+    """The graph of local layer ``index``, preceded by the input-independent nodes and the sizes that it needs.
+
+    Index L stands for the classifier: what of it the primary output needs.
+    """
+    part, captured, specs = network.partition, network.captured, network.shapes.specs
+    if index < len(part.layers):
+        own, entry, leaving = set(part.nodes[index]), part.entries[index], part.cuts[index]
+    else:
+        leaving = captured.result.name
+        own, entry = {leaving} | captured.feeding((leaving,), frozenset(part.classifier)), part.cuts[-1]
+    needed = captured.feeding(own, frozenset(part.shared) | (part.portable - own))
+    in_order = sorted((*own, *needed), key=captured.positions.__getitem__)
+    nodes = [captured.by_name[name] for name in in_order if name in own]
+    early = [captured.by_name[name] for name in in_order if name in needed]
+    ordered = (*early, *nodes)
     position = {node.name: i for i, node in enumerate(ordered)}
-    outside = {p.name for node in nodes for p in node.all_input_nodes} - position.keys()
-    others = outside - network.shapes.numbers - part.portable - {part.entries[index]}
-    return Body(ordered, part.entries[index], part.cuts[index], position, frozenset(others))
-
-
-def build_projection(projection: Projection, draw: Initializer) -> nn.Module:
-    """1x1 convolution + batch norm for images, linear + layer norm for what has its channels last.
-
-    Raises:
-        AdaptError: Tokens cannot be strided, and volumes not projected.
-    """
-    if projection.layout == "NCHW":
-        convolution = bare(nn.Conv2d, projection.in_channels, projection.out_channels, 1, projection.stride, bias=False)
-        return draw.plain_(nn.Sequential(convolution, nn.BatchNorm2d(projection.out_channels)))
-    if projection.layout == "NCDHW":
-        raise AdaptError("a shortcut of volumes cannot be projected")
-    if projection.stride > 1:
-        raise AdaptError(f"a shortcut in {projection.layout} cannot be strided")
-    linear = bare(nn.Linear, projection.in_channels, projection.out_channels, bias=False)
-    return draw.plain_(nn.Sequential(linear, nn.LayerNorm(projection.out_channels)))
-
-
-def build_front(front: Front, draw: Initializer) -> nn.Module:
-    """Channels first, then resolution, for images; channels alone for what has them last.
-
-    Raises:
-        AdaptError: Only images with channels first can be pooled.
-    """
-    parts: list[nn.Module] = []
-    if front.in_channels != front.out_channels:
-        parts.append(build_projection(Projection(front.in_channels, front.out_channels, 1, front.layout), draw))
-    if front.pool:
-        if front.layout != "NCHW":
-            raise AdaptError(f"values in {front.layout} cannot be pooled")
-        # Odd sizes round up, as behind a strided 3x3 convolution.
-        kinds: dict[Any, type[nn.Module]] = {"max_pool": nn.MaxPool2d, "avg_pool": nn.AvgPool2d}
-        parts.append(kinds[front.pool](2, ceil_mode=True))
-    return nn.Sequential(*parts)
+    outside = {p.name for node in ordered for p in node.all_input_nodes} - position.keys() - {entry}
+    used = {p.name for node in nodes for p in node.all_input_nodes if node.name not in network.shapes.numbers}
+    read = specs[entry]
+    assert read is not None
+    shapes = {name: measured(spec, read) if (spec := specs[name]) else None for name in sorted(outside - used)}
+    # Where nothing can be said of a shape, the input's own is asked for, if the two are laid out alike.
+    others = frozenset(name for name in outside if shapes.get(name) is None)
+    return Body(ordered, entry, leaving, position, others, {k: v for k, v in shapes.items() if v})

@@ -19,10 +19,19 @@ def reduction(before: TensorSpec, after: TensorSpec) -> int:
     return int(2 ** max(0, _halvings(before, after)))
 
 
+def grid(spec: TensorSpec) -> tuple[int, ...]:
+    """Height and width of an image, or of the square image whose pixels tokens are; empty where neither is the case."""
+    if spec.layout != "NLC":
+        return spec.spatial if len(spec.spatial) == 2 else ()
+    side = math.isqrt(spec.shape[1])
+    return (side, side) if side * side == spec.shape[1] else ()
+
+
 def _halvings(before: TensorSpec, after: TensorSpec) -> int:
-    if len(before.spatial) != 2 or len(after.spatial) != 2 or not all((*before.spatial, *after.spatial)):
+    sizes = list(zip(grid(before), grid(after), strict=False))
+    if not sizes or not all(b and a for b, a in sizes):
         return 0
-    return round(math.log2(max(b / a for b, a in zip(before.spatial, after.spatial, strict=True))))
+    return round(math.log2(max(b / a for b, a in sizes)))
 
 
 def owed_halvings(now: TensorSpec, primary: TensorSpec) -> int:

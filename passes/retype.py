@@ -1,7 +1,8 @@
 """Retyping: a leaf layer's architecture for another number of channels, and copies of layers with fresh weights.
 
-A change is a mapping of attribute to value (``{"in_channels": 32}``). What a class of layer can change is one entry of
-the table :data:`FITS`; parameters then follow from the attributes.
+A change is a mapping of attribute to value (``{"in_channels": 32}``); ``"inside"`` holds the changes of layers inside
+it, by path. What a class of layer can change is one entry of the table :data:`FITS`; parameters then follow from the
+attributes.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -91,6 +94,28 @@ FITS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Fit], ...] = (
 """What is known of classes of layers; the first entry that matches counts."""
 
 
+def _linear_weight(
+    weight: tuple[int, ...], x: tuple[int, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[int, ...]:
+    return (*weight[:-1], x[-1])
+
+
+def _conv_weight(
+    weight: tuple[int, ...], x: tuple[int, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[int, ...] | None:
+    groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
+    return (weight[0], x[1], *weight[2:]) if groups == 1 else None
+
+
+FUNCTIONS: Mapping[Any, Callable[..., tuple[int, ...] | None]] = {
+    functional.linear: _linear_weight,
+    functional.conv1d: _conv_weight,
+    functional.conv2d: _conv_weight,
+    functional.conv3d: _conv_weight,
+}
+"""Functional layers: (shape of the weight, shape of the input, arguments) -> shape of the weight that fits."""
+
+
 def produce(module: nn.Module, channels: int) -> Changes | None:
     """Changes that make ``module`` give ``channels`` output channels; None when its class has no such setting."""
     if isinstance(module, _ConvNd) and module.groups == 1:
@@ -118,6 +143,52 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {}
 
 
+class _Misfit(Exception):
+    """A layer inside another expects other channels."""
+
+    def __init__(self, path: str, changes: Changes) -> None:
+        super().__init__()
+        self.path, self.changes = path, changes
+
+
+def fit_inside(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], draw: Initializer) -> Changes:
+    """Changes to the layers inside a module that was not opened, such that it runs on these arguments.
+
+    The module runs its own forward on fake tensors; a layer inside that meets other channels is retyped, and it runs
+    again. Only what its layers say is followed: numbers in its own code stay, and it may fail at those.
+
+    Returns:
+        ``{"inside": {path: changes}}``.
+    """
+    found: dict[str, Changes] = {}
+    while True:
+        twin = clone(module, {"inside": found}, draw)
+        for path, part in twin.named_modules():
+            if path and not isinstance(part, nn.Sequential):
+                part.register_forward_pre_hook(partial(_look, path))
+        try:
+            twin(*args, **kwargs)
+        except _Misfit as misfit:
+            found[misfit.path] = {**found.get(misfit.path, {}), **misfit.changes}
+            continue
+        return {"inside": found}
+
+
+def _look(path: str, part: nn.Module, args: tuple[Any, ...]) -> None:
+    if args and isinstance(args[0], torch.Tensor):
+        now = TensorSpec(tuple(args[0].shape), args[0].dtype, "NCHW" if args[0].ndim == 4 else "other")
+        changes = fit(part, now, now)
+        if changes:
+            raise _Misfit(path, changes)
+
+
+def _inside(changes: Mapping[str, Changes], child: str) -> Changes:
+    """The part of changes inside a module that concerns one of its children."""
+    own = dict(changes.get(child, {}))
+    deeper = {path.removeprefix(f"{child}."): c for path, c in changes.items() if path.startswith(f"{child}.")}
+    return {**own, "inside": deeper} if deeper else own
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether the module normalizes: its parameters start as ones and zeros."""
     return isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) or type(module).__name__.endswith("Norm")
@@ -138,6 +209,8 @@ def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
         for key, hook in module._forward_pre_hooks.items()
         if type(hook).__module__.startswith("torch.nn.utils.")
     )
+    inside: Mapping[str, Changes] = changes.get("inside", {})
+    changes = {attribute: value for attribute, value in changes.items() if attribute != "inside"}
     for attribute, value in changes.items():
         assert attribute in twin.__dict__, f"{type(module).__name__} has no {attribute}"
         twin.__dict__[attribute] = value
@@ -157,7 +230,10 @@ def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
         name: None if b is None else _fresh_buffer(name, b, shapes.get(name, tuple(b.shape)), norm)
         for name, b in module._buffers.items()
     }
-    twin._modules = {name: None if child is None else clone(child, {}, draw) for name, child in module._modules.items()}
+    twin._modules = {
+        name: None if child is None else clone(child, _inside(inside, name), draw)
+        for name, child in module._modules.items()
+    }
     twin.training = True
     return _padded(twin) if changes.get("padding") == "same" else twin
 

@@ -5,7 +5,10 @@ Repairs, by what is met:
 - a leaf layer expects other channels: it is retyped (:mod:`passes.retype`);
 - an addition's operands no longer agree: the shortcut is projected, or its projection takes the stride;
 - a multiplication by a gate (squeeze-excite) no longer agrees: the gate's last layer takes the channels;
-- a parameter with an entry a channel (layer scale) no longer agrees: it takes the channels;
+- a parameter with an entry a channel (layer scale, class token) no longer agrees: it takes the channels;
+- a split or a reshape names a number of channels: it follows them, or stays what it was (:mod:`passes.arguments`);
+- sizes are asked of a tensor that is not there: its shape follows from the input's (:mod:`passes.stand_in`);
+- the input is laid out in another way: it is laid out as the layer reads it;
 - a shortcut's projection is no longer needed: it goes.
 
 A repair of something earlier restarts the run, so each run sees consistent layers.
@@ -13,44 +16,28 @@ A repair of something earlier restarts the run, so each run sees consistent laye
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import astuple, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from passes import retype
-from passes.errors import AdaptError, first_line
-from passes.ir import Network, TensorSpec
-from passes.recipe import Body, Edits, Front, Projection, Recipe, build_front, build_projection
-from passes.resolution import reduction
+from passes import repairs, retype
+from passes.arguments import Numbers, replaced
+from passes.errors import AdaptError
+from passes.fronts import GRIDS, Front, ToLayout, build_front, build_projection
+from passes.ir import Layout, Network, TensorSpec
+from passes.recipe import Body, Edits, Recipe
+from passes.repairs import Restart, Site, Unreachable, attempt
+from passes.resolution import grid, reduction
 from passes.shapes import CostMode, fake_mode
-from passes.shortcuts import projected_shortcuts, shortcut
+from passes.shortcuts import projected_shortcuts
+from passes.stand_in import stand_in
 from passes.weights import Initializer
 
-_JOINS = {
-    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul,
-    torch.add, torch.sub, torch.mul, "add", "add_", "sub", "sub_", "mul", "mul_",
-}  # fmt: skip
-_ROUNDS = 16
-"""Restarts before an attempt is given up: each one repairs a join, and no layer has so many."""
-
-T = TypeVar("T")
-
-
-class Unreachable(Exception):
-    """Repair cannot go on; the message says why."""
-
-
-class _Restart(Exception):
-    """A change was found that an earlier node needs."""
-
-    def __init__(self, edits: Edits) -> None:
-        super().__init__()
-        self.edits = edits
+_ROUNDS = 64
+"""Restarts before an attempt is given up: each one repairs a place, and no layer has so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +49,8 @@ class Attempt:
     an adapter."""
     front: Front | None
     """What stands in front of it."""
+    stride: int
+    """The downsampling asked for."""
 
 
 class Trial:
@@ -73,6 +62,8 @@ class Trial:
         self.edits = Edits()
         self.draw = Initializer()
         self.device = next((p.device for p in self.captured.model.parameters()), torch.device("cpu"))
+        self.numbers = Numbers(network.captured, network.shapes)
+        self.reference: tuple[Any, Layout] = (None, spec.layout)
         self.values: dict[int, Any] = {}
         self.params: dict[int, int] = {}
 
@@ -84,7 +75,7 @@ class Trial:
         """
         entry = self.shapes.specs[self.body.entry]
         assert entry is not None
-        if entry.layout != self.spec.layout:
+        if entry.layout != self.spec.layout and not {entry.layout, self.spec.layout} <= set(GRIDS):
             raise Unreachable(f"it reads {entry.layout}, not {self.spec.layout}")
         if self.attempt.mode in ("unit", "strided"):
             self.edits = self._without_downsampling()
@@ -93,7 +84,7 @@ class Trial:
         for _ in range(_ROUNDS):
             try:
                 return self._once()
-            except _Restart as found:
+            except Restart as found:
                 if found.edits == self.edits:
                     raise Unreachable("a repair did not make its operands agree") from found
                 self.edits = found.edits
@@ -143,16 +134,22 @@ class Trial:
     # One run ----------------------------------------------------------------------------------------------------------
 
     def _once(self) -> Recipe:
-        front = self.attempt.front if self.attempt.front and not self.attempt.front.is_empty else None
-        was = self.shapes.specs[self.body.exit]
+        was, entry = self.shapes.specs[self.body.exit], self.shapes.specs[self.body.entry]
         assert was is not None
+        assert entry is not None
+        front = self.attempt.front or Front(self.spec.channels, self.spec.channels, None, self.spec.layout)
+        if entry.layout != self.spec.layout:
+            front = replace(front, to=entry.layout)
         with fake_mode(), CostMode(2) as cost, self.device, torch.no_grad():
             x: Any = torch.empty(2, *self.spec.shape[1:], dtype=self.spec.dtype)
             params = 0
-            if front is not None:
-                module = build_front(front, self.draw)
-                params += _numel(module)
-                x = attempt(lambda: module(x))
+            module = build_front(front, self.draw)
+            params += _numel(module)
+            x = attempt(lambda: module(x))
+            self.reference = x, self.spec.layout
+            if front.to is not None:
+                lay = ToLayout(front.layout, front.to)
+                x = attempt(lambda: lay(x))
             self.values, self.params = {-1: x}, {}
             for i, node in enumerate(self.body.nodes):
                 self.values[i] = self._node(i, node)
@@ -161,16 +158,19 @@ class Trial:
             params += sum(_numel(build_projection(p, self.draw)) for p in self.edits.projections.values())
         if not isinstance(out, torch.Tensor) or out.ndim != len(was.shape):
             raise Unreachable("its output has another rank behind this input")
-        self._drop_needless_projections()
-        live = self.body.live(self.edits)
         result = TensorSpec((self.spec.shape[0], *out.shape[1:]), out.dtype, was.layout)
+        self._drop_needless_projections()
+        halves = max(grid(self.spec), default=1) > 1 and grid(result)
+        if halves and reduction(self.spec, result) < self.attempt.stride:
+            raise Unreachable("it does not downsample")
+        live = self.body.live(self.edits)
         return Recipe(
             self.source,
             self.spec,
             result,
             reduction(self.spec, result),
             self.edits,
-            front,
+            None if front.is_empty else front,
             self.attempt.mode != "adapter",
             bool(self.edits.projections) or any(live & set(path) for path in self._projected_shortcuts()),
             params + sum(count for i, count in self.params.items() if i in live),
@@ -186,16 +186,60 @@ class Trial:
         module = self.captured.module(node)
         if module is not None:
             return self._call(i, node, module, args, kwargs)
-        if node.target in _JOINS:
-            args = self._join(i, node, args)
-        if node.op == "call_method":
-            return attempt(lambda: getattr(args[0], str(node.target))(*args[1:], **kwargs))
+        args, kwargs = replaced(args, kwargs, self.edits.arguments.get(i, {}))
+        site = Site(self.captured, self.shapes, self.numbers, self.body, self.edits, self.values, i, args, kwargs)
+        if node.target in repairs.JOINS and self._joins_tensors(node, args):
+            args = self._join(site)
+        elif self.attempt.mode != "adapter" and node.name not in self.shapes.numbers:
+            self._prepare(site)
         target: Any = node.target
-        return attempt(lambda: target(*args, **kwargs))
+        call = getattr(args[0], target) if node.op == "call_method" else target
+        rest = args[1:] if node.op == "call_method" else args
+        try:
+            return attempt(lambda: call(*rest, **kwargs))
+        except Unreachable:
+            if node.name not in self.shapes.numbers and self.attempt.mode != "adapter":
+                repairs.renumber(site)
+            raise
+
+    def _prepare(self, site: Site) -> None:
+        if site.node.target in repairs.CONCATENATIONS:
+            repairs.widen_concatenated(site)
+        elif site.node.target in retype.FUNCTIONS:
+            repairs.widen_weight(site)
+        else:
+            repairs.follow_split(site)
+            repairs.keep_numbers(site)
+
+    def _joins_tensors(self, node: fx.Node, args: tuple[Any, ...]) -> bool:
+        operands = [a for a in node.args if isinstance(a, fx.Node)]
+        return len(operands) == len(args) == 2 and all(isinstance(a, torch.Tensor) for a in args)
+
+    def _join(self, site: Site) -> tuple[Any, ...]:
+        now = [self._projected(site.i, k, value) for k, value in enumerate(site.args)]
+        try:
+            repairs.join(site, now)
+        except Restart as change:
+            if self.attempt.mode == "adapter":
+                raise Unreachable("its joins do not agree behind the adapter") from change
+            raise
+        return tuple(now)
+
+    def _projected(self, i: int, k: int, value: torch.Tensor) -> torch.Tensor:
+        projection = self.edits.projections.get((i, k))
+        if projection is None:
+            return value
+        module = build_projection(projection, self.draw)
+        result: torch.Tensor = attempt(lambda: module(value))
+        return result
 
     def _value(self, node: fx.Node) -> Any:
         if self.body.reads(node.name):
             return self._entry(node)
+        if node.name in self.body.measured:
+            shape = self.body.measured[node.name]
+            reference, layout = self.reference
+            return attempt(lambda: stand_in(reference, layout, *astuple(shape)))
         if node.name not in self.body.position:
             raise Unreachable(f"it uses {node.name}, which is computed before it")
         return self.values[self.body.position[node.name]]
@@ -209,94 +253,37 @@ class Trial:
     def _attribute(self, i: int, node: fx.Node) -> Any:
         value = self.captured.attribute(str(node.target))
         if isinstance(value, nn.Parameter):
-            value = torch.empty(self.edits.shapes.get(i, tuple(value.shape)), dtype=value.dtype)
+            value = nn.Parameter(torch.empty(self.edits.shapes.get(i, tuple(value.shape)), dtype=value.dtype), False)
             self.params[i] = value.numel()
         return value
 
     def _call(self, i: int, node: fx.Node, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         was = self.shapes.specs[node.all_input_nodes[0].name] if tensors else None
+        unopened = False
         if was is not None and self.attempt.mode != "adapter":
             now = TensorSpec(tuple(tensors[0].shape), tensors[0].dtype, was.layout)
             changes = retype.fit(module, was, now)
             if changes is None and was.shape[1:] != now.shape[1:] and next(module.parameters(), None) is not None:
-                raise Unreachable(f"nothing is known of how {type(module).__name__} depends on its input")
+                unopened = next(module.children(), None) is not None
+                if not unopened:
+                    raise Unreachable(f"nothing is known of how {type(module).__name__} depends on its input")
             if changes:
                 self.edits = self._changed(i, changes)
         twin = retype.clone(module, self.edits.changes.get(i, {}), self.draw)
         self.params[i] = _numel(twin)
-        return attempt(lambda: twin(*args, **kwargs))
+        try:
+            return attempt(lambda: twin(*args, **kwargs))
+        except Unreachable:
+            if unopened:
+                # In a run of its own, so that what it tries is not counted among the layer's operations.
+                fitted = self._changed(i, attempt(lambda: retype.fit_inside(module, args, kwargs, self.draw)))
+                if fitted != self.edits:
+                    raise Restart(fitted) from None
+            raise
 
     def _changed(self, i: int, changes: retype.Changes) -> Edits:
         return replace(self.edits, changes={**self.edits.changes, i: {**self.edits.changes.get(i, {}), **changes}})
-
-    # Joins ------------------------------------------------------------------------------------------------------------
-
-    def _join(self, i: int, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        operands = [a for a in node.args if isinstance(a, fx.Node)]
-        if len(operands) != 2 or len(args) != 2 or not all(isinstance(a, torch.Tensor) for a in args):
-            return args
-        was = [self.shapes.specs[n.name] for n in operands]
-        now = [self._projected(i, k, value) for k, value in enumerate(args)]
-        if was[0] is None or was[1] is None or _agree(was[0].shape, was[1].shape, now[0].shape, now[1].shape):
-            return tuple(now)
-        if self.attempt.mode == "adapter":
-            raise Unreachable("its joins do not agree behind the adapter")
-        for k in (0, 1):
-            self._widen_parameter(operands[k], was[1 - k], now[1 - k])
-            self._widen_gate(operands[k], now[k], now[1 - k])
-        specs = [TensorSpec(tuple(v.shape), v.dtype, w.layout) for v, w in zip(now, was, strict=True) if w is not None]
-        raise _Restart(self._project(i, operands, specs, was[0].shape == was[1].shape))
-
-    def _projected(self, i: int, k: int, value: torch.Tensor) -> torch.Tensor:
-        projection = self.edits.projections.get((i, k))
-        if projection is None:
-            return value
-        module = build_projection(projection, self.draw)
-        result: torch.Tensor = attempt(lambda: module(value))
-        return result
-
-    def _widen_parameter(self, node: fx.Node, was: TensorSpec | None, now: torch.Tensor) -> None:
-        while node.op != "get_attr" and len(node.all_input_nodes) == 1:
-            node = node.all_input_nodes[0]
-        i = self.body.position.get(node.name, -1)
-        if node.op != "get_attr" or i not in self.params or was is None:
-            return
-        old, new = was.channels, now.shape[was.channel_dim]
-        shape = tuple(new if size == old else size for size in self.values[i].shape)
-        if old != new and shape != tuple(self.values[i].shape) and shape.count(new) == 1:
-            raise _Restart(replace(self.edits, shapes={**self.edits.shapes, i: shape}))
-
-    def _widen_gate(self, node: fx.Node, gate: torch.Tensor, gated: torch.Tensor) -> None:
-        if gate.ndim != 4 or any(size != 1 for size in gate.shape[2:]) or all(size == 1 for size in gated.shape[2:]):
-            return
-        while node.name in self.body.position:
-            module = self.captured.module(node)
-            changes = retype.produce(module, gated.shape[1]) if module is not None else None
-            if changes is not None:
-                raise _Restart(self._changed(self.body.position[node.name], changes))
-            if len(node.all_input_nodes) != 1:
-                return
-            node = node.all_input_nodes[0]
-
-    def _project(self, i: int, operands: list[fx.Node], now: list[TensorSpec], alike: bool) -> Edits:
-        join = self.body.nodes[i].name
-        if not alike or now[0].layout == "other":
-            raise Unreachable(f"the operands of {join} do not agree")
-        paths = [shortcut(self.captured, self.shapes, self.body, node) for node in operands]
-        # The identity is projected before a shortcut that is one already, and that before a branch.
-        side = min((0, 1), key=lambda k: 2 if (path := paths[k]) is None else bool(path))
-        source, target = now[side], now[1 - side]
-        stride = reduction(source, target)
-        if tuple(-(-size // stride) for size in source.spatial) != target.spatial:
-            raise Unreachable(f"the operands of {join} differ in resolution")
-        convolutions = [p for p in paths[side] or () if isinstance(self.captured.module(self.body.nodes[p]), nn.Conv2d)]
-        if convolutions and source.channels == target.channels:
-            return self._changed(convolutions[0], {"stride": (stride, stride)})
-        if (i, side) in self.edits.projections:
-            raise Unreachable(f"a projection at {join} did not make its operands agree")
-        projection = Projection(source.channels, target.channels, stride, source.layout)
-        return replace(self.edits, projections={**self.edits.projections, (i, side): projection})
 
     def _projected_shortcuts(self) -> list[tuple[int, ...]]:
         return projected_shortcuts(self.captured, self.shapes, self.body)
@@ -307,29 +294,7 @@ class Trial:
             return
         for path in self._projected_shortcuts():
             if self.values[path[0]].shape == self.values[-1].shape and not set(path) <= self.edits.bypassed:
-                raise _Restart(replace(self.edits, bypassed=self.edits.bypassed | frozenset(path)))
-
-
-def _agree(was_a: tuple[int, ...], was_b: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether two shapes still broadcast the way they did: equal where equal, one where one."""
-    if len(was_a) == len(was_b) and len(a) == len(b):
-        return all(p == q or (1 in (p, q) and w != v) for p, q, w, v in zip(a, b, was_a, was_b, strict=True))
-    try:
-        return tuple(torch.broadcast_shapes(a, b)) == tuple(a if len(a) >= len(b) else b)
-    except RuntimeError:
-        return False
-
-
-def attempt(run: Callable[[], T]) -> T:
-    """Runs a piece of somebody's network on shapes it was not made for.
-
-    Raises:
-        Unreachable: It refused them, in whatever way.
-    """
-    try:
-        return run()
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError) as error:
-        raise Unreachable(first_line(error)) from error
+                raise Restart(replace(self.edits, bypassed=self.edits.bypassed | frozenset(path)))
 
 
 def _numel(module: nn.Module) -> int:

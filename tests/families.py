@@ -46,6 +46,12 @@ class Member:
                         parameter.add_(0.1 * torch.randn_like(parameter))
         return model.train()
 
+    def fresh(self) -> nn.Module:
+        """The network as its own initializers leave it, in train mode, the same every time."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            return self._make().train()
+
     def batch(self) -> torch.Tensor:
         """Four random images."""
         return torch.randn(4, 3, self.size, self.size, generator=torch.Generator().manual_seed(3))

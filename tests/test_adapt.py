@@ -226,9 +226,11 @@ def test_what_repair_cannot_reach_gets_an_adapter_in_front() -> None:
 
 def test_a_layer_that_reads_another_layout_is_refused_with_the_reason() -> None:
     adapter = Adapter(analyse(net(conv(8, 8), 8, 8), (2, 3, 16, 16), max_cut=1))
-    with pytest.raises(AdaptError, match="it reads NCHW, not NLC") as error:
-        adapter.adapt(1, TensorSpec((2, 16, 8), layout="NLC"), 1, "stride")
+    with pytest.raises(AdaptError, match="it reads NCHW, not NC") as error:
+        adapter.adapt(1, TensorSpec((2, 16), layout="NC"), 1, "stride")
     assert error.value.where == "1"
+    with pytest.raises(AdaptError, match="no square image"):
+        adapter.adapt(1, TensorSpec((2, 15, 8), layout="NLC"), 1, "stride")
 
 
 def test_layers_of_one_signature_share_a_recipe() -> None:

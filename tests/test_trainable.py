@@ -1,0 +1,31 @@
+"""A real training step of each family: every parameter learns, and fresh logits are as large as the model's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from localize import localize
+from tests.families import CLASSES, KINDS, TIMM, Member
+
+pytestmark = pytest.mark.registry
+
+FACTOR = 10
+"""Between the spread of a fresh auxiliary network's logits and that of the model's own."""
+
+
+@pytest.mark.parametrize("member", [*TIMM, *KINDS], ids=lambda member: member.name)
+def test_one_real_step(member: Member) -> None:
+    model, x = member.fresh(), member.batch()
+    y = torch.arange(len(x)) % CLASSES
+    local = localize(model, d=3, seed=0, example_inputs=x)
+    spreads = []
+    for out in local.steps(x, y):
+        assert bool(out.loss.isfinite()), out.name
+        spreads.append(float(out.logits.detach().std()))
+        out.loss.backward()
+    missing = [name for name, p in local.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    assert all(bool(p.grad.isfinite().all()) for p in local.parameters() if p.grad is not None)
+    own = spreads[-1]
+    assert [s for s in spreads[:-1] if own and not own / FACTOR <= s <= own * FACTOR] == []
