@@ -40,7 +40,7 @@ class Adapter:
         Args:
             source: Index of the local layer.
             spec: The input, batch first.
-            stride: 1 or 2.
+            stride: A power of two.
             downsampling: How the network halves resolution.
 
         Raises:
@@ -71,14 +71,23 @@ class Adapter:
         layer = self.network.layers[source]
         native = reduction(layer.input, layer.output)
         pool: Downsampling = "avg_pool" if downsampling == "stride" else downsampling
-        attempts = [Attempt("native", None)] if stride == native else []
+        alike = [Attempt("native", None)] if stride == native else []
+        # A layer that halves by pooling pools what its convolution gives; a copy pools what it reads.
+        attempts = alike if stride == 1 or downsampling == "stride" else []
         if stride > 1:
-            strided = Attempt("strided", None)
-            pooled = Attempt("unit", Front(spec.channels, spec.channels, pool, spec.layout))
-            attempts += [strided, pooled] if downsampling == "stride" else [pooled, strided]
+            rest = Front(spec.channels, spec.channels, pool, spec.layout, stride // 2) if stride > 2 else None
+            strided = Attempt("strided", rest)
+            pooled = Attempt("unit", Front(spec.channels, spec.channels, pool, spec.layout, stride))
+            attempts = [*attempts, strided, pooled] if downsampling == "stride" else [pooled, *alike, strided]
         elif native > 1:
             attempts.append(Attempt("unit", None))
-        front = Front(spec.channels, layer.input.channels, pool if stride > native else None, spec.layout)
+        front = Front(
+            spec.channels,
+            layer.input.channels,
+            pool if stride > native else None,
+            spec.layout,
+            max(2, stride // native),
+        )
         attempts.append(Attempt("adapter", front))
         return attempts
 

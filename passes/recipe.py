@@ -37,6 +37,8 @@ class Front:
     out_channels: int
     pool: Downsampling | None
     layout: Layout
+    factor: int = 2
+    """By how much it pools."""
 
     @property
     def is_empty(self) -> bool:
@@ -48,7 +50,7 @@ class Front:
         if self.in_channels != self.out_channels:
             parts.append("conv1x1+norm" if self.layout == "NCHW" else "linear+norm")
         if self.pool:
-            parts.append(f"{self.pool} 2x2")
+            parts.append(f"{self.pool} {self.factor}x{self.factor}")
         return " > ".join(parts) or "unchanged copy"
 
 
@@ -164,5 +166,5 @@ def build_front(front: Front, draw: Initializer) -> nn.Module:
             raise AdaptError(f"values in {front.layout} cannot be pooled")
         # Odd sizes round up, as behind a strided 3x3 convolution.
         kinds: dict[Any, type[nn.Module]] = {"max_pool": nn.MaxPool2d, "avg_pool": nn.AvgPool2d}
-        parts.append(kinds[front.pool](2, ceil_mode=True))
+        parts.append(kinds[front.pool](front.factor, ceil_mode=True))
     return nn.Sequential(*parts)

@@ -95,10 +95,13 @@ def cifar(depth: int, **options: Any) -> LocalGraphModule:
 CONFIGS = [(name, index) for name, model in CIFAR.items() for index in range(len(model["configs"]))]
 
 
+@pytest.mark.parametrize("downsampling", ["deferred", "channels"])
 @pytest.mark.parametrize(("name", "index"), CONFIGS)
-def test_cifar_auxiliaries(name: str, index: int) -> None:
+def test_cifar_auxiliaries(name: str, index: int, downsampling: str) -> None:
+    """On ResNets halvings owed by resolution are those owed by width."""
     config = CIFAR[name]["configs"][index]
-    assert_met(cifar(int(name.removeprefix("resnet")), d=config["d"], tau=config["tau"]), config)
+    local = cifar(int(name.removeprefix("resnet")), d=config["d"], tau=config["tau"], downsampling=downsampling)
+    assert_met(local, config)
 
 
 @pytest.mark.parametrize("name", CIFAR)
