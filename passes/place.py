@@ -8,7 +8,7 @@ from passes.adapt import Adapter
 from passes.errors import AdaptError
 from passes.ir import TensorSpec
 from passes.recipe import Recipe
-from passes.resolution import Policy, downsampling_of, owed, performed
+from passes.resolution import Downsampling, Policy, downsampling_of, owed, performed
 
 
 def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy) -> tuple[list[Recipe], list[str]]:
@@ -26,6 +26,7 @@ def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy)
         The recipes, and what was done otherwise than asked, in words.
     """
     network = adapter.network
+    downsampling = downsampling_of(network)
     spec = network.layers[layer].output
     found: list[Recipe] = []
     notes: list[str] = []
@@ -33,7 +34,7 @@ def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy)
     for position, source in enumerate(selected):
         after = next((other for other in selected[position + 1 :] if other > source), len(network.layers))
         candidates = [*range(source, after), *range(source - 1, before, -1)]
-        recipe, halvings, failure = _nearest(adapter, spec, carried, before, candidates, policy)
+        recipe, halvings, failure = _nearest(adapter, spec, carried, before, candidates, policy, downsampling)
         if recipe is None:
             notes.append(f"layer {source} left out ({failure})")
             continue
@@ -46,10 +47,15 @@ def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy)
 
 
 def _nearest(
-    adapter: Adapter, spec: TensorSpec, carried: int, before: int, candidates: Sequence[int], policy: Policy
+    adapter: Adapter,
+    spec: TensorSpec,
+    carried: int,
+    before: int,
+    candidates: Sequence[int],
+    policy: Policy,
+    downsampling: Downsampling,
 ) -> tuple[Recipe | None, int, str]:
     """The first candidate that can be placed behind ``spec``, halvings owed, and why those before it cannot."""
-    downsampling = downsampling_of(adapter.network)
     failure = ""
     for candidate in candidates:
         halvings = owed(policy, adapter.network, spec, carried, before, candidate)

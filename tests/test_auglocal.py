@@ -1,8 +1,7 @@
-"""AugLocal's options on whole networks: selection, plain convolutions, copied weights, and what plans say."""
+"""AugLocal's options on whole networks: selection, plain convolutions, and what plans say."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from functools import cache
@@ -162,79 +161,6 @@ def test_where_channels_come_last_they_are_linear_layers(images: bool) -> None:
     # Five linear layers of one size: as wide as the copies, at the same cost.
     own = localize(model, d=3, seed=0, example_inputs=example, tau=0.0)
     assert auxiliaries(local)[-1].macs == auxiliaries(own)[-1].macs
-
-
-# Weights --------------------------------------------------------------------------------------------------------------
-
-
-def pretrained() -> nn.Module:
-    """Weights and statistics that no initializer would give."""
-    model = cifar_resnet(14, width=4)
-    generator = torch.Generator().manual_seed(1)
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            tensor.data.uniform_(0.1, 0.9, generator=generator)
-    return model
-
-
-def test_copies_of_unchanged_shape_compute_what_the_primary_does() -> None:
-    """Sequential copies behind layer1.0: layer1.1, then layer2.0 at half the resolution, all with their own shapes."""
-    model = pretrained()
-    local = localize(model, d=3, max_cut=1, selection="sequential", aux_init="copy", tau=0.0, seed=0)
-    assert [layer.name for layer in local.plan.layers[1:4]] == ["layer1.0", "layer1.1", "layer2.0"]
-    auxiliary = local.local_modules[1].auxiliary
-    assert isinstance(auxiliary, nn.Sequential)
-    x = torch.randn(2, 4, 8, 8)
-    with torch.no_grad():
-        found = auxiliary[:2].eval()(x)
-        expected = nn.Sequential(model.get_submodule("layer1.1"), model.get_submodule("layer2.0")).eval()(x)
-    assert torch.equal(found, expected)
-    mine = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
-    assert not mine & {t.data_ptr() for t in (*auxiliary.parameters(), *auxiliary.buffers())}
-
-
-def tensors(module: nn.Module | None) -> dict[str, torch.Tensor]:
-    assert module is not None
-    return {key: value for key, value in module.state_dict().items() if value.is_floating_point()}
-
-
-def test_what_changes_shape_is_drawn_in_the_scale_of_the_copied() -> None:
-    """Uniform, d=2: layer3.1 (16 channels) behind the stem (4): its first convolution and its projection are new."""
-    model = pretrained()
-    last = model.get_submodule("layer3.1")
-    block, fresh = (
-        tensors(
-            localize(model, d=2, max_cut=1, aux_init=init, seed=0).local_modules[0].get_submodule("auxiliary.block_0")
-        )
-        for init in ("copy", "fresh")
-    )
-    own = tensors(last)
-    same = {key for key, value in block.items() if any(torch.equal(value, other) for other in own.values())}
-    changed = {key for key in block.keys() - same if "projection" not in key}
-    assert {tuple(block[key].shape) for key in changed} == {(16, 4, 3, 3)}
-    (key,) = changed
-    assert float(block[key].std()) == pytest.approx(float(own["conv1.weight"].std()), rel=0.1)
-    assert not any(torch.equal(fresh[key], value) for key in fresh for value in own.values())
-    assert sum(value.numel() for key, value in block.items() if key in same) == sum(v.numel() for v in own.values()) - (
-        own["conv1.weight"].numel()
-    )
-
-
-def test_copied_weights_depend_on_the_seed_alone() -> None:
-    model = pretrained()
-    one, two, other = (tensors(localize(model, d=3, max_cut=1, aux_init="copy", seed=seed)) for seed in (1, 1, 2))
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert not all(torch.equal(one[key], other[key]) for key in one)
-    drawn = [key for key in one if not torch.equal(one[key], other[key])]
-    assert all("auxiliary" in key for key in drawn)
-    assert any("head" in key for key in drawn)
-
-
-def test_copied_weights_train_and_survive_a_deep_copy() -> None:
-    local = localize(pretrained(), d=3, max_cut=1, aux_init="copy", seed=0)
-    twin = copy.deepcopy(local)
-    assert all(torch.equal(a, b) for a, b in zip(local.state_dict().values(), twin.state_dict().values(), strict=True))
-    assert_trains(local)
 
 
 # What plans say -------------------------------------------------------------------------------------------------------
