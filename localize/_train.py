@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
 
 from localize import LocalGraphModule, localize
 from localize._display import Display
+from localize.methods import get_method, read_options
 from localize.runtime.data import Data, load_data
 from localize.runtime.models import find_model, input_channels, input_size
 from localize.runtime.recipe import Recipe
@@ -33,7 +38,37 @@ def device_of(name: str | None) -> str:
     return name
 
 
-def default_folder(model: str, method: str, depth: int) -> Path:
+def options_of(method: str, depth: int, given: Sequence[str]) -> dict[str, Any]:
+    """The method's options, each given as ``NAME=VALUE``: a Python literal, or else text.
+
+    Raises:
+        LocalizeError: One is not of this form, is given twice, or is none of the method's.
+        MethodError: The method is unknown, or refuses an option or its value.
+    """
+    rule = get_method(method)
+    options: dict[str, Any] = {}
+    for item in given:
+        name, equals, text = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise LocalizeError(f"--option {item!r} is not of the form NAME=VALUE", remedy="Give, say, tau=0.25")
+        if name == "d":
+            raise LocalizeError("--option d=... is not for the depth", remedy="Give it as -d")
+        if name in options:
+            raise LocalizeError(f"--option {name} is given twice")
+        options[name] = _literal(text)
+    has_depth = "d" in {field.name for field in dataclasses.fields(rule.Options)}
+    read_options(method, rule.Options, {**({"d": depth} if has_depth else {}), **options})
+    return options
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def default_folder(model: str, method: str, depth: int, options: Mapping[str, Any]) -> Path:
     """Where a run's files go if nothing is said."""
     name = (
         model.partition(":")[2]
@@ -41,7 +76,8 @@ def default_folder(model: str, method: str, depth: int) -> Path:
         else Path(model).name.replace(".py:", "-")
     )
     rule = method if method == "bp" else f"{method}-d{depth}"  # backpropagation has no auxiliary networks
-    return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{rule}"
+    chosen = "".join(f"-{key}-{value}" for key, value in options.items())
+    return Path("runs") / re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{name}-{rule}{chosen}")
 
 
 def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
@@ -67,6 +103,7 @@ def prepare(
     data: str,
     method: str,
     depth: int,
+    options: Mapping[str, Any],
     modules: int | None,
     seed: int,
     image_size: int | None,
@@ -81,7 +118,7 @@ def prepare(
     side = image_size or input_size(network, source.native_size, channels)
     height, width = (side, side) if side else source.native_size or (0, 0)
     example = torch.zeros(2, channels, height, width)
-    local = localize(network, method, d=depth, modules=modules, example_inputs=example, seed=seed)
+    local = localize(network, method, d=depth, modules=modules, example_inputs=example, seed=seed, **options)
     return local, load_data(source, image_size=side, channels=channels, **limits)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +75,8 @@ def localize(
             random input of the example's shape. Skipped where parameters have no values (meta, fake).
         criterion: Loss from (logits, target) to a scalar; cross-entropy by default.
         seed: Seed of the auxiliary networks' weights; torch's global generator is then neither read nor moved.
-        **options: The method's further options; AugLocal's: ``tau`` (0.5), ``last`` ("joint"), ``head_norm`` (True).
+        **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``selection``, ``width``,
+            ``downsampling``, ``max_aux_macs`` and ``aux_init``, see :class:`localize.methods.auglocal.Options`.
 
     Returns:
         A ``torch.fx.GraphModule`` that shares its parameters with ``model``.
@@ -98,7 +100,7 @@ def localize(
         verify=verify,
     )
     groups = None if modules is None else group_evenly(len(network.layers), modules)
-    context = Context(network, Adapter(network), _outputs(network, method), groups)
+    context = Context(network, Adapter(network), _outputs(network, method), groups, partial(_merging, network))
     plan = _plan(context, method, chosen)
     local = emit(plan, context, chosen, criterion or cross_entropy, seed)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
@@ -139,6 +141,16 @@ def _with_merged(network: Network, module: LocalModulePlan, wires: Wires) -> Loc
         merged=tuple(describe_adapter(other, like) for other in others),
     )
     return dataclasses.replace(module, auxiliary=auxiliary)
+
+
+def _merging(network: Network, groups: Sequence[Sequence[int]]) -> list[int]:
+    """Multiply-accumulates of :mod:`localize.merge` for each group of layers but the last of the network."""
+    if not groups:
+        return []
+    rest = range(groups[-1][-1] + 1, len(network.layers))
+    wiring = wire(network, [*groups, rest])[: len(groups)]
+    reads = [[known(network.shapes.specs[name]) for name in wires.reads] for wires in wiring]
+    return [sum(adapter_cost(other, like)[1] for other in others) for like, *others in reads]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -40,6 +40,14 @@ app = typer.Typer(
 ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 MethodOption = Annotated[str, typer.Option("--method", help="Learning rule; bp is plain backpropagation.")]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="An option of the method, such as tau=0.25 or selection=sequential; repeatable.",
+    ),
+]
 DepthOption = Annotated[int, typer.Option("-d", "--depth", help="Depth of the auxiliary networks, the head included.")]
 ModulesOption = Annotated[int | None, typer.Option(help="Local modules K; by default the method decides.")]
 EpochsOption = Annotated[int, typer.Option(help="Passes over the training set.")]
@@ -82,6 +90,7 @@ def train(
     data: DataOption,
     method: MethodOption = "auglocal",
     depth: DepthOption = 4,
+    option: MethodOptions = None,
     modules: ModulesOption = None,
     epochs: EpochsOption = 400,
     batch_size: BatchSizeOption = 1024,
@@ -102,18 +111,17 @@ def train(
     Writes metrics.jsonl, metrics.csv, curves.png, plan.json, model.safetensors (the trained weights, for the plain
     model) and checkpoint.pt. Ctrl-C stops after the step at hand; --resume goes on from there.
     """
-    from localize._train import check_folder, default_folder, device_of, prepare, run
-    from localize.methods import get_method
+    from localize._train import check_folder, default_folder, device_of, options_of, prepare, run
     from localize.runtime.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, weight_decay=weight_decay)
-    get_method(method)
+    options = options_of(method, depth, option or [])
     place = device_of(device)
-    folder = out or default_folder(model, method, depth)
+    folder = out or default_folder(model, method, depth, options)
     check_folder(folder, resume=resume, force=force)
     limits = {"limit": limit, "test_limit": test_limit}
     with _interruptible():
-        local, images = prepare(model, data, method, depth, modules, seed, image_size, limits)
+        local, images = prepare(model, data, method, depth, options, modules, seed, image_size, limits)
         run(local, images, recipe, folder, seed, place, resume=resume)
 
 

@@ -19,18 +19,20 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class AuxiliaryBlock:
-    """One hidden layer of an auxiliary network: a later layer's architecture behind another input."""
+    """One hidden layer of an auxiliary network: a layer's architecture behind another input, or a plain block."""
 
-    source: int
-    """Index of the local layer whose architecture it copies."""
+    source: int | None
+    """Index of the local layer whose architecture it copies; None for a plain block."""
     in_channels: int
     out_channels: int
     stride: int
-    """Downsampling it performs: 1 or 2."""
+    """Downsampling it performs: 1, 2, or a higher power of two."""
     projection: bool
     """Whether its shortcut has a projection (1x1 convolution + norm)."""
     adapter: str | None
     """What stands in front of an unchanged copy where the copy itself could not be made to fit; None where it could."""
+    kind: str = "copy"
+    """``"copy"``, or what a plain block (with norm and ReLU) is: ``"conv1x1"``, ``"conv3x3"`` or ``"linear"``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Auxiliary:
     """The auxiliary network of a local module: hidden layers, then a head."""
 
     selected: tuple[int, ...]
-    """Indices of the layers it copies, in order."""
+    """Indices of the layers it copies, in order; empty where its hidden layers are plain blocks."""
     depth: int
     """Trainable layers, the head included (d in the paper)."""
     params: int
@@ -179,7 +181,7 @@ def _module(data: Mapping[str, Any]) -> LocalModulePlan:
 
 
 def _table(plan: Plan) -> str:
-    options = ", ".join(f"{key}={value}" for key, value in plan.options.items())
+    options = ", ".join(f"{key}={value}" for key, value in plan.options.items() if value is not None)
     title = f"{plan.model}: {plan.method}({options}), input {plan.input}"
     totals = (
         f"L={len(plan.layers)} local layers in K={len(plan.modules)} local modules; "
@@ -240,10 +242,12 @@ def _crossing(layer: Layer) -> str:
 def describe(auxiliary: Auxiliary) -> str:
     """An auxiliary network in a few words: ``d=3: 8/2 15 head``, with ``/2`` where a block downsamples.
 
-    ``+2`` in front says that two more tensors of the cut are merged into what it reads.
+    A number is the layer that is copied; a plain block shows its output channels, as in ``conv3x3(32)/2``. ``+2`` in
+    front says that two more tensors of the cut are merged into what it reads.
     """
     blocks = " ".join(
-        f"{block.source}{'/2' if block.stride > 1 else ''}{'+adapter' if block.adapter else ''}"
+        f"{f'{block.kind}({block.out_channels})' if block.source is None else block.source}"
+        f"{f'/{block.stride}' if block.stride > 1 else ''}{'+adapter' if block.adapter else ''}"
         for block in auxiliary.blocks
     )
     merged = f"+{len(auxiliary.merged)} " if auxiliary.merged else ""

@@ -43,7 +43,7 @@ class Adapter:
         Args:
             source: Index of the local layer.
             spec: The input, batch first.
-            stride: 1 or 2.
+            stride: A power of two.
             downsampling: How the network halves resolution.
 
         Raises:
@@ -111,14 +111,23 @@ class Adapter:
         layer = self.network.layers[source]
         native = reduction(layer.input, layer.output)
         pool: Downsampling = "avg_pool" if downsampling == "stride" else downsampling
-        attempts = [Attempt("native", None, stride)] if stride == native else []
+        alike = [Attempt("native", None, stride)] if stride == native else []
+        # A layer that halves by pooling pools what its convolution gives; a copy pools what it reads.
+        attempts = alike if stride == 1 or downsampling == "stride" else []
         if stride > 1:
-            strided = Attempt("strided", None, stride)
-            pooled = Attempt("unit", Front(spec.channels, spec.channels, pool, spec.layout), stride)
-            attempts += [strided, pooled] if downsampling == "stride" else [pooled, strided]
+            rest = Front(spec.channels, spec.channels, pool, spec.layout, stride // 2) if stride > 2 else None
+            strided = Attempt("strided", rest, stride)
+            pooled = Attempt("unit", Front(spec.channels, spec.channels, pool, spec.layout, stride), stride)
+            attempts = [*attempts, strided, pooled] if downsampling == "stride" else [pooled, *alike, strided]
         elif native > 1:
             attempts.append(Attempt("unit", None, stride))
-        front = Front(spec.channels, layer.input.channels, pool if stride > native else None, spec.layout)
+        front = Front(
+            spec.channels,
+            layer.input.channels,
+            pool if stride > native else None,
+            spec.layout,
+            max(2, stride // native),
+        )
         attempts.append(Attempt("adapter", front, 1))
         return attempts
 

@@ -40,6 +40,8 @@ class Front:
     pool: Downsampling | None
     layout: Layout
     """Of what it reads."""
+    factor: int = 2
+    """By how much it pools."""
     to: Layout | None = None
     """The layout it gives; None for the same."""
 
@@ -53,7 +55,7 @@ class Front:
         if self.in_channels != self.out_channels:
             parts.append("conv1x1+norm" if self.layout == "NCHW" else "linear+norm")
         if self.pool:
-            parts.append(f"{self.pool} 2x2")
+            parts.append(f"{self.pool} {self.factor}x{self.factor}")
         if self.to:
             parts.append(f"as {self.to}")
         return " > ".join(parts) or "unchanged copy"
@@ -94,7 +96,7 @@ def build_front(front: Front, draw: Initializer) -> nn.Module:
             raise AdaptError(f"values in {front.layout} cannot be pooled")
         # Odd sizes round up, as behind a strided 3x3 convolution.
         kinds: dict[Any, type[nn.Module]] = {"max_pool": nn.MaxPool2d, "avg_pool": nn.AvgPool2d}
-        pool = kinds[front.pool](2, ceil_mode=True)
+        pool = kinds[front.pool](front.factor, ceil_mode=True)
         parts.append(pool if front.layout == "NCHW" else Pooled(pool, front.layout))
     return nn.Sequential(*parts)
 

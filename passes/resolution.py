@@ -13,6 +13,9 @@ from passes.ir import Network, TensorSpec
 Downsampling = Literal["stride", "max_pool", "avg_pool"]
 """How a primary network halves its resolution."""
 
+Policy = Literal["deferred", "channels", "match", "none"]
+"""When a copied layer downsamples, whatever its own stride: see :func:`owed`."""
+
 
 def reduction(before: TensorSpec, after: TensorSpec) -> int:
     """By which power of two resolution shrinks from one value to another; 1 where resolution has no meaning."""
@@ -41,6 +44,55 @@ def owed_halvings(now: TensorSpec, primary: TensorSpec) -> int:
     halves, that is the same. A block performs one halving at most, so what it leaves is owed by the blocks after it.
     """
     return max(0, _halvings(now, primary))
+
+
+def doublings(before: int, after: int) -> int:
+    """How often a width has doubled: floor(log2(C_beta // C_previous)), 0 where it shrank."""
+    return max(1, after // before).bit_length() - 1
+
+
+def base_width(network: Network, index: int) -> int:
+    """C of a layer: the channels of its output or, for a bottleneck, those of its last spatial convolution."""
+    width = network.layers[index].output.channels
+    modules = [network.captured.module(network.captured.by_name[name]) for name in network.partition.nodes[index]]
+    spatial = [
+        module.out_channels
+        for module in modules
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and not _is_depthwise(module)
+    ]
+    return min(width, spatial[-1]) if spatial else width
+
+
+def _is_depthwise(module: nn.Conv2d) -> bool:
+    return module.groups == module.in_channels > 1
+
+
+def owed(policy: Policy, network: Network, now: TensorSpec, carried: int, before: int, candidate: int) -> int:
+    """Halvings owed when layer ``candidate`` is about to be copied.
+
+    - ``"deferred"``: those between the present resolution and the primary's after that layer;
+    - ``"channels"``: those carried, and one for each doubling of width (AugLocal, ICLR 2024, section 3.2, as released);
+    - ``"match"``: as ``"deferred"``, but a block performs all of them, see :func:`performed`;
+    - ``"none"``: none.
+
+    Args:
+        policy: As above.
+        network: The primary network.
+        now: What the copy will read.
+        carried: Halvings that the blocks before it owed and did not perform.
+        before: The layer copied before, or, for the first copy, the one whose output the auxiliary network reads.
+        candidate: The layer to copy.
+    """
+    if policy == "none":
+        return 0
+    if policy == "channels":
+        return carried + doublings(base_width(network, before), base_width(network, candidate))
+    return owed_halvings(now, network.layers[candidate].output)
+
+
+def performed(policy: Policy, halvings: int) -> int:
+    """How many of the halvings owed a block performs: one at most, but all of them under ``"match"``."""
+    return halvings if policy == "match" else min(1, halvings)
 
 
 def downsampling_of(network: Network) -> Downsampling:

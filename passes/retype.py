@@ -197,6 +197,8 @@ def is_norm(module: nn.Module) -> bool:
 def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
     """A copy of ``module`` with ``changes`` applied, weights drawn anew, statistics reset, and no hooks of the user's.
 
+    Where ``draw`` copies, weights of unchanged shape and statistics of unchanged norms keep their values.
+
     Raises:
         AdaptError: The changes would reshape a weight that is computed from others (weight norm, parametrizations).
     """
@@ -226,8 +228,9 @@ def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
         name: None if p is None else draw.like(p, shapes.get(name, tuple(p.shape)), norm=norm, fan_in=fan_in)
         for name, p in module._parameters.items()
     }
+    reset = norm and not (draw.copies and not changes)
     twin._buffers = {
-        name: None if b is None else _fresh_buffer(name, b, shapes.get(name, tuple(b.shape)), norm)
+        name: None if b is None else _fresh_buffer(name, b, shapes.get(name, tuple(b.shape)), reset)
         for name, b in module._buffers.items()
     }
     twin._modules = {
@@ -249,8 +252,8 @@ def _padded(module: nn.Module) -> nn.Module:
     return nn.Sequential(nn.ZeroPad2d(tuple(amounts)), module)  # type: ignore[arg-type]
 
 
-def _fresh_buffer(name: str, source: torch.Tensor, shape: tuple[int, ...], norm: bool) -> torch.Tensor:
+def _fresh_buffer(name: str, source: torch.Tensor, shape: tuple[int, ...], reset: bool) -> torch.Tensor:
     starts = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
-    if norm and name in starts:
+    if reset and name in starts:
         return torch.full(shape, starts[name], device=source.device).to(source.dtype)
     return source.detach().clone()

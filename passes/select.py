@@ -21,6 +21,30 @@ def uniform(layer: int, hidden: int, layers: int) -> tuple[int, ...]:
     return tuple(round(layer + remaining * i / hidden) for i in range(1, hidden + 1))
 
 
+def sequential(layer: int, hidden: int, layers: int) -> tuple[int, ...]:
+    """The layers right after ``layer``, as many as are wanted or remain (AugLocal, ICLR 2024, section 4.5, "Seq.").
+
+    Args:
+        layer: The layer whose output the auxiliary network reads.
+        hidden: Hidden layers wanted.
+        layers: L.
+    """
+    return tuple(range(layer + 1, min(layer + 1 + hidden, layers)))
+
+
+def repetitive(layer: int, hidden: int, layers: int) -> tuple[int, ...]:
+    """``layer`` itself, again and again (AugLocal, ICLR 2024, section 4.5, "Repe."; table 10).
+
+    As many times as :func:`uniform` would take layers, so that the strategies compare at one depth.
+
+    Args:
+        layer: The layer whose output the auxiliary network reads.
+        hidden: Hidden layers wanted.
+        layers: L.
+    """
+    return (layer,) * min(hidden, layers - 1 - layer)
+
+
 def pyramid(hidden: int, module: int, modules: int, tau: float) -> int:
     """Hidden layers of the auxiliary network of local module ``module``, shrinking linearly towards the output.
 

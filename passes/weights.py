@@ -25,9 +25,11 @@ class Initializer:
 
     Args:
         generator: Source of randomness on the CPU, whatever device parameters live on; None for torch's global one.
+        copies: Whether :meth:`like` and :meth:`holds` take the values of a tensor whose shape is kept.
     """
 
     generator: torch.Generator | None = None
+    copies: bool = False
     _statistics: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def like(
@@ -44,6 +46,8 @@ class Initializer:
         target = torch.empty(shape, dtype=source.dtype, device=source.device)
         if source.device.type == "meta" or isinstance(source, FakeTensor) or isinstance(target, FakeTensor):
             return nn.Parameter(target, requires_grad=source.requires_grad or source.is_floating_point())
+        if self.holds(source, shape):
+            return nn.Parameter(source.detach().clone())
         mean, spread = self._measure(source)
         with torch.no_grad():
             if spread == 0.0:
@@ -53,6 +57,14 @@ class Initializer:
             else:
                 self._draw_(target, source, mean, spread, fan_in)
         return nn.Parameter(target)
+
+    def holds(self, source: torch.Tensor, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of ``shape`` that imitates ``source`` has its very values.
+
+        Only where the shapes are equal. A layer behind another number of channels reads features that do not correspond
+        one by one to those it was trained on: a slice or a mean of its weights would mean nothing, and change scale.
+        """
+        return self.copies and tuple(source.shape) == shape
 
     def _measure(self, source: torch.Tensor) -> tuple[float, float]:
         if id(source) not in self._statistics:

@@ -89,6 +89,18 @@ def test_train_writes_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in out
 
 
+def test_train_takes_options_of_the_method() -> None:
+    given = {"tau": 0.25, "selection": "conv3x3", "head_norm": False, "width": 2, "max_aux_macs": None}
+    options = [part for name, value in given.items() for part in ("--option", f"{name}={value}")]
+    assert run(*SHORT, *options) == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name == "model-make-auglocal-d2-tau-0.25-selection-conv3x3-head_norm-False-width-2-max_aux_macs-None"
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["options"] | given == plan["options"]
+    assert plan["options"]["d"] == 2
+    assert run(*SHORT, *options, "--resume") == 0
+
+
 def test_trained_weights_load_into_the_plain_model() -> None:
     arguments = ["--model", "localize:cifar_resnet8", "--data", "digits", "--limit", "20", "--image-size", "8"]
     assert run("train", *arguments, "--epochs", "1", "--method", "bp", "--out", "x") == 0
@@ -166,6 +178,18 @@ def test_force_starts_anew() -> None:
         ([*SHORT, "--limit", "3"], "limit of 3 images for 10 classes"),
         ([*SHORT, "--image-size", "0"], "greater than or equal to 1"),
         ([*SHORT, "--device", "abacus"], "no device 'abacus'"),
+        ([*SHORT, "--option", "tau"], "'tau' is not of the form NAME=VALUE"),
+        ([*SHORT, "--option", "=1"], "'=1' is not of the form"),
+        ([*SHORT, "--option", "gamma=1"], "no option 'gamma'. Its options: d, tau"),
+        ([*SHORT, "--option", "seed=1"], "no option 'seed'"),
+        ([*SHORT, "--option", "d=3"], "Give it as -d"),
+        ([*SHORT, "--option", "tau=0", "--option", "tau=1"], "--option tau is given twice"),
+        ([*SHORT, "--option", "tau=much"], "tau='much' is no decay"),
+        ([*SHORT, "--option", "tau=(1"], "tau='(1' is no decay"),
+        ([*SHORT, "--option", "selection=odd"], "selection='odd' is unknown"),
+        ([*SHORT, "--option", "max_aux_macs=1e9"], "Give a whole number"),
+        ([*SHORT, "--method", "bp", "--option", "tau=1"], "method 'bp' has no option 'tau'"),
+        ([*SHORT, "--option", "max_aux_macs=1"], "max_aux_macs=1 (1 multiply-accumulates) cannot be met"),
         ([*SHORT, "--resume"], "nothing to resume in runs"),
         ([*SHORT, "--resume", "--force"], "contradict"),
         ([*SHORT, "--out", "model.py"], "model.py is a file, not a folder"),

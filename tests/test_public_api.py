@@ -109,7 +109,7 @@ RECORDS = {
     ],
     localize.LocalModulePlan: ["index", "name", "layers", "auxiliary", "parameters", "note"],
     localize.Auxiliary: ["selected", "depth", "params", "macs", "blocks", "head", "merged"],
-    localize.AuxiliaryBlock: ["source", "in_channels", "out_channels", "stride", "projection", "adapter"],
+    localize.AuxiliaryBlock: ["source", "in_channels", "out_channels", "stride", "projection", "adapter", "kind"],
     localize.Layer: ["index", "name", "params", "macs", "activation_bytes", "input", "output", "width"],
     localize.TensorSpec: ["shape", "dtype", "layout"],
     localize.Obstacle: ["path", "source", "what", "remedy"],
@@ -127,7 +127,17 @@ def test_local_output() -> None:
 
 
 OPTIONS = {
-    "auglocal": {"d": 4, "tau": 0.5, "last": "joint", "head_norm": True},
+    "auglocal": {
+        "d": 4,
+        "tau": 0.5,
+        "last": "joint",
+        "head_norm": True,
+        "selection": "uniform",
+        "width": None,
+        "downsampling": "deferred",
+        "max_aux_macs": None,
+        "aux_init": "fresh",
+    },
     "bp": {},
 }
 

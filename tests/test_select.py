@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.select import pyramid, uniform
+from passes.select import pyramid, repetitive, sequential, uniform
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,27 @@ def test_uniform_is_increasing_ends_at_the_last_layer_and_takes_no_more_than_the
     assert len(found) == min(hidden, layers - 1 - layer)
     assert all(a < b for a, b in pairwise((layer, *found)))
     assert not found or found[-1] == layers - 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "hidden", "follow", "again"),
+    [
+        (0, 3, (1, 2, 3), (0, 0, 0)),
+        (4, 1, (5,), (4,)),
+        (13, 5, (14, 15), (13, 13)),  # two remain
+        (15, 2, (), ()),
+        (3, 0, (), ()),
+    ],
+)
+def test_sequential_and_repetitive(layer: int, hidden: int, follow: tuple[int, ...], again: tuple[int, ...]) -> None:
+    assert sequential(layer, hidden, 16) == follow
+    assert repetitive(layer, hidden, 16) == again
+
+
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1))), st.integers(0, 12))
+def test_all_strategies_give_one_depth(sizes: tuple[int, int], hidden: int) -> None:
+    layers, layer = sizes
+    assert len({len(choose(layer, hidden, layers)) for choose in (uniform, sequential, repetitive)}) == 1
 
 
 def test_pyramid_of_the_papers_networks() -> None:

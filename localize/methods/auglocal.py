@@ -1,79 +1,85 @@
 """AugLocal: auxiliary networks made of the architecture of later layers.
 
 Ma, Wu, Si, Tan: "Scaling Supervised Local Learning with Augmented Auxiliary Networks", ICLR 2024.
-Selection: section 3.2. Pyramid: section 3.3, equation 3. Classifier: section 3.2.
+Selection: section 3.2; other strategies: section 4.5, table 5. Pyramid: section 3.3, equation 3. Budget: equation 2.
+Classifier: section 3.2.
 
 Deviations, and choices the paper leaves open:
 
-- A halving is owed by the primary's true resolution, not by its width (:func:`passes.resolution.owed_halvings`); on
-  ResNets the two agree. A network that halves by pooling (VGG) halves by pooling before the copied block.
+- By default a halving is owed by the primary's true resolution, not by its width (``downsampling="deferred"``,
+  :func:`passes.resolution.owed`); on ResNets the two agree. ``"channels"`` is the paper's rule. A network that halves
+  by pooling (VGG) halves by pooling before the copied block.
 - With one hidden layer, batch norm stands before the linear classifier, as in the released CIFAR code; the released
   ImageNet code has none (``head_norm=False``).
 - ``last="joint"`` trains the last d layers and the classifier by the output loss, as the released CIFAR code does;
   ``last="single"`` only the last layer and the classifier, as the paper's text and the released ImageNet code do.
+- Where fewer than d - 1 layers follow a module, its auxiliary network has as many hidden layers as follow, whatever the
+  selection; where d is no less than L and the last d layers are joined, the output loss trains all. The plan says so.
 - Where the classifier of the primary has hidden layers (VGG), auxiliary networks have one linear layer.
 - Where no later layer can be placed behind a module, its auxiliary network is shallower than asked, or the linear
   classifier alone, and the plan says so.
+- The paper bounds the FLOPs of auxiliary networks by gamma and does not say how; ``max_aux_macs`` bounds their sum, and
+  lowers depths from the output down to the input (:func:`passes.budget.lower_depths`), if need be to a linear
+  classifier alone.
+- Auxiliary networks of plain convolutions (``selection="conv3x3"``, ``"conv1x1"``) downsample where the uniform one of
+  the same module does, and by default have the width at which they cost as much as it does.
 - Weights are drawn fresh, in the scale of the layers they copy (:mod:`passes.weights`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from torch import nn
 
 from localize.heads import describe_head, head_cost, linear_head
+from localize.methods.auglocal_options import Options
 from localize.methods.base import Context, group_name
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
-from passes.errors import AdaptError, MethodError
+from passes.budget import least, lower_depths
+from passes.errors import MethodError
 from passes.group import join_last
 from passes.ir import TensorSpec
+from passes.place import place
+from passes.plain import Kind, Plain, build_plain, nearest_width, stack
 from passes.rebuild import rebuild
 from passes.recipe import Recipe
-from passes.resolution import Downsampling, downsampling_of, owed_halvings
-from passes.select import pyramid, uniform
+from passes.select import pyramid, repetitive, sequential, uniform
 from passes.weights import Initializer
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """AugLocal's options; the defaults are the paper's and the released CIFAR code's."""
-
-    d: int = 4
-    """Depth: trainable layers of an auxiliary network, its classifier included. 1 is a linear classifier."""
-    tau: float = 0.5
-    """Decay of depth towards the output; 0 switches the pyramid off."""
-    last: Literal["joint", "single"] = "joint"
-    """How many layers the output loss trains: the last d, or the last one. Without effect when ``modules`` is given."""
-    head_norm: bool = True
-    """Batch norm before the linear classifier of auxiliary networks with one hidden layer."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.d, int) or isinstance(self.d, bool) or self.d < 1:
-            raise MethodError(f"d={self.d!r} is no depth", remedy="Give a whole number of at least 1")
-        if not isinstance(self.tau, (int, float)) or not 0 <= self.tau <= 1:
-            raise MethodError(f"tau={self.tau!r} is no decay", remedy="Give a number from 0 (no pyramid) to 1")
-        if self.last not in ("joint", "single"):
-            raise MethodError(f"last={self.last!r} is unknown", remedy="Give 'joint' or 'single'")
+_COPIED: dict[str, Callable[[int, int, int], tuple[int, ...]]] = {
+    "uniform": uniform,
+    "sequential": sequential,
+    "repetitive": repetitive,
+}
 
 
 def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
-    """Local modules with their auxiliary networks."""
+    """Local modules with their auxiliary networks.
+
+    Raises:
+        MethodError: ``max_aux_macs`` cannot be met.
+    """
     network = context.network
     count = len(network.layers)
     groups = context.groups or join_last(count, options.d if options.last == "joint" else 1)
+    asked = []
+    for index in range(len(groups) - 1):
+        hidden = options.d - 1
+        asked.append(pyramid(hidden, index, len(groups), options.tau) if options.tau and hidden else hidden)
     planned = []
-    for index, layers in enumerate(groups):
-        auxiliary, note = None, ""
-        if index < len(groups) - 1:
-            hidden = options.d - 1
-            if options.tau and hidden:
-                hidden = pyramid(hidden, index, len(groups), options.tau)
-            recipes, note = _recipes(context, layers[-1], uniform(layers[-1], hidden, count))
-            auxiliary = _describe(context, options, layers[-1], recipes)
+    for index, (layers, hidden) in enumerate(zip(groups, asked, strict=False)):
+        auxiliary, note = _auxiliary(context, options, layers[-1], hidden)
         planned.append(LocalModulePlan(index, group_name(network, layers), layers, auxiliary, (), note))
+    if options.max_aux_macs is not None:
+        planned = _within_budget(context, options, planned, asked)
+    note = ""
+    if not asked and context.groups is None and options.d > 1 and count > 1:
+        note = f"the output loss trains all {count} layers, since d={options.d} leaves none to a local loss"
+    planned.append(LocalModulePlan(len(asked), group_name(network, groups[-1]), groups[-1], None, (), note))
     return tuple(planned)
 
 
@@ -81,12 +87,22 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
     """The auxiliary network of a planned module: hidden blocks, then the head."""
     if module.auxiliary is None:
         return None
-    recipes, _ = _recipes(context, module.layers[-1], module.auxiliary.selected)
-    spec = recipes[-1].output if recipes else context.network.layers[module.layers[-1]].output
+    spec = context.network.layers[module.layers[-1]].output
+    blocks: list[nn.Module] = []
+    if options.selection in _COPIED:
+        recipes, _ = place(context.adapter, module.layers[-1], module.auxiliary.selected, options.downsampling)
+        copying = dataclasses.replace(draw, copies=options.aux_init == "copy")
+        blocks = [rebuild(context.adapter, recipe, copying) for recipe in recipes]
+        spec = recipes[-1].output if recipes else spec
+    else:
+        for block in module.auxiliary.blocks:
+            plain = Plain(cast(Kind, block.kind), spec, block.out_channels, block.stride)
+            blocks.append(build_plain(plain, draw))
+            spec = plain.output
     network = nn.Sequential()
-    for position, recipe in enumerate(recipes):
-        network.add_module(f"block_{position}", rebuild(context.adapter, recipe, draw))
-    head = linear_head(spec, context.outputs, batch_norm=_normed(options, len(recipes)), draw=draw)
+    for position, made in enumerate(blocks):
+        network.add_module(f"block_{position}", made)
+    head = linear_head(spec, context.outputs, batch_norm=_normed(options, len(blocks)), draw=draw)
     network.add_module("head", head)
     return network
 
@@ -95,59 +111,67 @@ def _normed(options: Options, hidden: int) -> bool:
     return options.head_norm and hidden == 1
 
 
-def _recipes(context: Context, layer: int, selected: tuple[int, ...]) -> tuple[list[Recipe], str]:
-    """Fits the selected layers one behind the other; where one cannot be placed, the nearest one that can.
-
-    Returns:
-        The recipes, and what was done otherwise than asked.
-    """
+def _auxiliary(context: Context, options: Options, layer: int, hidden: int) -> tuple[Auxiliary, str]:
+    """The auxiliary network with ``hidden`` hidden layers behind a layer, and what is otherwise than asked."""
+    layers = len(context.network.layers)
     spec = context.network.layers[layer].output
-    downsampling = downsampling_of(context.network)
-    found: list[Recipe] = []
-    notes: list[str] = []
-    for position, source in enumerate(selected):
-        after = selected[position + 1] if position + 1 < len(selected) else len(context.network.layers)
-        before = found[-1].source if found else layer
-        recipe, failure = _nearest(context, spec, [*range(source, after), *range(source - 1, before, -1)], downsampling)
-        if recipe is None:
-            notes.append(f"layer {source} left out ({failure})")
-            continue
-        if recipe.source != source:
-            notes.append(f"layer {recipe.source} instead of {source} ({failure})")
-        found.append(recipe)
-        spec = recipe.output
-    return found, "; ".join(notes)
+    selected = _COPIED.get(options.selection, uniform)(layer, hidden, layers)
+    notes = []
+    if len(selected) < hidden:
+        follow = f"{len(selected)} layer{'s follow' if len(selected) != 1 else ' follows'}"
+        notes.append(f"d={len(selected) + 1} instead of {hidden + 1}, since only {follow}")
+    if options.selection in _COPIED:
+        recipes, more = place(context.adapter, layer, selected, options.downsampling)
+        auxiliary = _describe(context, options, spec, recipes, [_copied(recipe) for recipe in recipes])
+        return auxiliary, "; ".join([*notes, *more])
+    return _plain(context, options, layer, selected), "; ".join(notes)
 
 
-def _nearest(
-    context: Context, spec: TensorSpec, candidates: list[int], downsampling: Downsampling
-) -> tuple[Recipe | None, str]:
-    """The first candidate that can be placed behind ``spec``, and why those before it cannot."""
-    failure = ""
-    for candidate in candidates:
-        owed = owed_halvings(spec, context.network.layers[candidate].output)
-        try:
-            return context.adapter.adapt(candidate, spec, min(2, 2**owed), downsampling), failure
-        except AdaptError as error:
-            failure = failure or str(error.why)
-    return None, failure
+def _plain(context: Context, options: Options, layer: int, selected: tuple[int, ...]) -> Auxiliary:
+    """Plain convolutions where the uniform auxiliary network has copies."""
+    kind = cast(Kind, options.selection)
+    spec = context.network.layers[layer].output
+    recipes, _ = place(context.adapter, layer, selected, options.downsampling)
+    strides = [recipe.stride for recipe in recipes] + [1] * (len(selected) - len(recipes))
+    normed = _normed(options, len(selected))
+
+    def cost(channels: int) -> int:
+        blocks = stack(kind, spec, strides, channels)
+        end = blocks[-1].output if blocks else spec
+        return sum(block.macs for block in blocks) + head_cost(end, context.outputs, normed)[1]
+
+    if not selected:
+        channels = spec.channels
+    elif options.width is not None:
+        channels = max(1, round(options.width * spec.channels))
+    else:
+        target = _describe(context, options, spec, recipes, []).macs
+        channels = nearest_width(cost, target)
+    blocks = stack(kind, spec, strides, channels)
+    return _describe(context, options, spec, blocks, [_stacked(block) for block in blocks])
 
 
-def _describe(context: Context, options: Options, layer: int, recipes: list[Recipe]) -> Auxiliary:
-    spec: TensorSpec = recipes[-1].output if recipes else context.network.layers[layer].output
-    normed = _normed(options, len(recipes))
-    params, macs = head_cost(spec, context.outputs, normed)
+def _describe(
+    context: Context,
+    options: Options,
+    spec: TensorSpec,
+    hidden: list[Recipe] | list[Plain],
+    blocks: list[AuxiliaryBlock],
+) -> Auxiliary:
+    end = hidden[-1].output if hidden else spec
+    normed = _normed(options, len(hidden))
+    params, macs = head_cost(end, context.outputs, normed)
     return Auxiliary(
-        selected=tuple(recipe.source for recipe in recipes),
-        depth=len(recipes) + 1,
-        params=params + sum(recipe.params for recipe in recipes),
-        macs=macs + sum(recipe.macs for recipe in recipes),
-        blocks=tuple(_block(recipe) for recipe in recipes),
-        head=describe_head(spec, context.outputs, normed),
+        selected=tuple(block.source for block in blocks if block.source is not None),
+        depth=len(hidden) + 1,
+        params=params + sum(block.params for block in hidden),
+        macs=macs + sum(block.macs for block in hidden),
+        blocks=tuple(blocks),
+        head=describe_head(end, context.outputs, normed),
     )
 
 
-def _block(recipe: Recipe) -> AuxiliaryBlock:
+def _copied(recipe: Recipe) -> AuxiliaryBlock:
     return AuxiliaryBlock(
         source=recipe.source,
         in_channels=recipe.input.channels,
@@ -155,4 +179,55 @@ def _block(recipe: Recipe) -> AuxiliaryBlock:
         stride=recipe.stride,
         projection=recipe.projection,
         adapter=str(recipe.front) if recipe.front and not recipe.repaired else None,
+    )
+
+
+def _stacked(block: Plain) -> AuxiliaryBlock:
+    return AuxiliaryBlock(None, block.input.channels, block.out_channels, block.stride, False, None, block.kind)
+
+
+def _within_budget(
+    context: Context, options: Options, planned: list[LocalModulePlan], asked: Sequence[int]
+) -> list[LocalModulePlan]:
+    """The same modules with auxiliary networks that meet the budget; notes say what was lowered.
+
+    Raises:
+        MethodError: The cheapest auxiliary networks cost more.
+    """
+    network, gamma = context.network, options.max_aux_macs
+    primary = sum(layer.macs for layer in network.layers) + network.partition.classifier_macs
+    assert gamma is not None
+    budget = gamma if isinstance(gamma, int) else math.floor(gamma * primary)
+    merging = context.merging([module.layers for module in planned])
+    if sum(merging) + sum(module.auxiliary.macs for module in planned if module.auxiliary) <= budget:
+        return planned
+    variants: list[list[tuple[Auxiliary | None, str]]] = []
+    for module, hidden in zip(planned, asked, strict=True):
+        layer = module.layers[-1]
+        fewer = range(min(hidden, len(network.layers) - 1 - layer))
+        variants.append([*(_auxiliary(context, options, layer, h) for h in fewer), (module.auxiliary, module.note)])
+    costs = [[aux.macs + extra for aux, _ in row if aux] for row, extra in zip(variants, merging, strict=True)]
+    depths = lower_depths(costs, budget)
+    if depths is None:
+        raise _impossible(options, budget, primary, planned, least(costs))
+    found = []
+    for module, row, hidden in zip(planned, variants, depths, strict=True):
+        auxiliary, note = row[hidden]
+        if hidden < len(row) - 1:
+            note = "; ".join(filter(None, [f"d={hidden + 1} instead of {len(row)}, to meet max_aux_macs", note]))
+        found.append(dataclasses.replace(module, auxiliary=auxiliary, note=note))
+    return found
+
+
+def _impossible(
+    options: Options, budget: int, primary: int, planned: Sequence[LocalModulePlan], cheapest: Sequence[int]
+) -> MethodError:
+    total = sum(cheapest)
+    most = max(range(len(cheapest)), key=cheapest.__getitem__)
+    ratio = math.ceil(10_000 * total / primary) / 10_000
+    return MethodError(
+        f"max_aux_macs={options.max_aux_macs!r} ({budget:,} multiply-accumulates) cannot be met",
+        why=f"the {len(cheapest)} auxiliary networks cost {total:,} at least ({ratio:g} of the primary network's), the "
+        f"most by module {most} ({planned[most].name}): {cheapest[most]:,}",
+        remedy="Give that much, or fewer local modules (modules=...)",
     )

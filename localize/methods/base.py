@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -25,6 +25,9 @@ class Context:
     """Number of outputs of the primary network, its classes."""
     groups: tuple[tuple[int, ...], ...] | None
     """The user's grouping of layers; None where the method decides."""
+    merging: Callable[[Sequence[Sequence[int]]], Sequence[int]]
+    """For groups of layers, from the first: the multiply-accumulates of merging what leaves each one, where several
+    tensors do. They come on top of what the method plans."""
 
 
 class Method(Protocol):

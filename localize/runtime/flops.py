@@ -1,0 +1,87 @@
+"""Costs as the papers count them: fvcore's FLOPs, which are multiply-accumulates and a little more.
+
+AugLocal's tables 7 and 11 were made with fvcore: multiply-accumulates of convolutions and linear layers, 2 for each
+element that batch norm gives, 1 for each element that global average pooling reads; activations and additions are free.
+:attr:`localize.Plan.macs` counts the first of these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from localize.local_module import LocalGraphModule
+
+aten = torch.ops.aten
+
+
+class Flops(NamedTuple):
+    """What one forward pass costs at batch 1."""
+
+    macs: int
+    """Multiply-accumulates of convolutions and linear layers."""
+    total: int
+    """fvcore's count: those, and batch norm and pooling."""
+
+
+class FvcoreCount(TorchDispatchMode):
+    """Counts what runs inside it at the level of ATen operators, at batch 1, as fvcore does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+        self.others = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Runs the operator and adds what it costs."""
+        out = func(*args, **(kwargs or {}))
+        packet = func.overloadpacket
+        if packet is aten.convolution:
+            self.macs += out[0, 0].numel() * args[1].numel()
+        elif packet is aten.addmm:
+            self.macs += args[2].numel()
+        elif "batch_norm" in func.__name__:
+            self.others += 2 * args[0].numel()
+        elif packet is aten.mean:
+            self.others += args[0].numel()
+        return out
+
+
+def count_flops(module: nn.Module, shape: Sequence[int]) -> Flops:
+    """Cost of one eval-mode forward pass of a module that lies on the meta device; its mode is as before afterwards.
+
+    Args:
+        module: A network of convolutions, linear layers, batch norms and global average pooling, one tensor in.
+        shape: Of its input, without batch.
+    """
+    training = module.training
+    module.eval()
+    with torch.device("meta"), torch.no_grad(), FvcoreCount() as counter:
+        module(torch.empty(1, *shape))
+    module.train(training)
+    return Flops(counter.macs, counter.macs + counter.others)
+
+
+def step_flops(local: LocalGraphModule) -> Flops:
+    """Forward cost of the primary network and of all auxiliary networks, as emitted, on the meta device.
+
+    Networks that print alike behind inputs of one shape, weights aside, are counted once.
+    """
+    plan = local.plan
+    known: dict[tuple[Any, ...], Flops] = {}
+    counts = [count_flops(local.primary, plan.input.shape[1:])]
+    for planned, module in zip(plan.modules, local.local_modules, strict=True):
+        if module.auxiliary is None:
+            continue
+        shape = plan.layers[planned.layers[-1]].output.shape[1:]
+        key = (shape, planned.auxiliary and planned.auxiliary.blocks, str(module.auxiliary))
+        if key not in known:
+            known[key] = count_flops(module.auxiliary, shape)
+        counts.append(known[key])
+    return Flops(sum(count.macs for count in counts), sum(count.total for count in counts))
