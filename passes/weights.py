@@ -1,14 +1,15 @@
 """Fresh weights in the scale of a layer's own initializer, drawn from an explicit generator.
 
 Which initializer a model used cannot be asked, but it shows: a constant tensor stays that constant (zero-initialized
-norms, layer scale, zero biases), one whose spread is torch.nn's default for its fan-in is drawn so again for the new
-fan-in, and any other is drawn from a normal distribution with its own mean and standard deviation.
+norms, layer scale, zero biases). Where the spread of a weight is that of a rule for its fans (:data:`RULES`), it is the
+rule's for the new fans, else it stays what it is; and the largest entry tells a uniform distribution from a normal one
+that was cut off at two deviations, and both from a plain one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,19 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import skip_init
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+RULES: tuple[Callable[[float, float], float], ...] = (
+    lambda fan_in, fan_out: math.sqrt(1 / (3 * fan_in)),  # torch.nn
+    lambda fan_in, fan_out: math.sqrt(2 / fan_out),  # He et al., ICCV 2015, fan out
+    lambda fan_in, fan_out: math.sqrt(2 / (fan_in + fan_out)),  # Glorot, Bengio, AISTATS 2010
+    lambda fan_in, fan_out: math.sqrt(2 / fan_in),  # He et al., fan in
+    lambda fan_in, fan_out: math.sqrt(1 / fan_in),  # LeCun et al., 1998
+)
+"""Standard deviations of weights by fan in and fan out; where several hold, the first one counts."""
+_CUT = 0.8796256610342398
+"""Standard deviation of a standard normal distribution that is cut off at two."""
+_ENOUGH = 64
+"""Entries from which on the largest one tells how they are distributed."""
 
 
 @dataclass(slots=True)
@@ -82,18 +96,19 @@ class Initializer:
         return self._statistics[id(source)]
 
     def _draw_(self, target: torch.Tensor, source: torch.Tensor, mean: float, spread: float, fan_in: int) -> None:
-        if fan_in and (source.ndim == 1 or self._is_default(source, spread)):
+        if not fan_in:
+            self._normal_(target, mean, spread)
+        elif source.ndim == 1:
             self._uniform_(target, 1 / math.sqrt(fan_in))
         else:
-            self._normal_(target, 0.0 if fan_in else mean, spread)
-
-    def _is_default(self, source: torch.Tensor, spread: float) -> bool:
-        """Whether ``source`` looks drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as torch.nn does."""
-        bound = 1 / math.sqrt(math.prod(source.shape[1:]))
-        default = bound / math.sqrt(3)
-        # A deviation estimated from n values is itself off by about 1/sqrt(2n).
-        tolerance = default * max(0.02, 3 / math.sqrt(2 * source.numel()))
-        return abs(spread - default) < tolerance and float(source.detach().abs().max()) <= bound * 1.001
+            peak = float(source.detach().abs().max()) / spread
+            spread = _rescaled(source, spread, target.shape)
+            if peak < 1.76 and source.numel() >= _ENOUGH:
+                self._uniform_(target, math.sqrt(3) * spread)
+            elif peak < 2.33 and source.numel() >= _ENOUGH:
+                self._cut_off_(target, spread / _CUT)
+            else:
+                self._normal_(target, 0.0, spread)
 
     def _uniform_(self, target: torch.Tensor, bound: float) -> None:
         # Drawn on the CPU, so that a seed means the same weights on every device.
@@ -105,6 +120,12 @@ class Initializer:
     def _normal_(self, target: torch.Tensor, mean: float, spread: float) -> None:
         drawn = target if target.device.type == "cpu" else torch.empty(target.shape, dtype=target.dtype)
         drawn.normal_(mean, spread, generator=self.generator)
+        if drawn is not target:
+            target.copy_(drawn)
+
+    def _cut_off_(self, target: torch.Tensor, spread: float) -> None:
+        drawn = target if target.device.type == "cpu" else torch.empty(target.shape, dtype=target.dtype)
+        nn.init.trunc_normal_(drawn, 0.0, spread, -2 * spread, 2 * spread, generator=self.generator)
         if drawn is not target:
             target.copy_(drawn)
 
@@ -127,6 +148,21 @@ class Initializer:
                 if isinstance(bias, nn.Parameter):
                     self._uniform_(bias, 1 / math.sqrt(fan_in))
         return module
+
+
+def _rescaled(source: torch.Tensor, spread: float, shape: Sequence[int]) -> float:
+    """The spread of a weight of ``shape`` by the rule that ``spread`` is that of; unchanged where it is no rule's."""
+    old, new = _fans(source.shape), _fans(shape)
+    # A deviation estimated from n values is itself off by about 1/sqrt(2n).
+    tolerance = max(0.02, 3 / math.sqrt(2 * source.numel()))
+    for rule in RULES if old != new else ():
+        if abs(spread / rule(*old) - 1) < tolerance:
+            return rule(*new)
+    return spread
+
+
+def _fans(shape: Sequence[int]) -> tuple[int, int]:
+    return math.prod(shape[1:]), shape[0] * math.prod(shape[2:])
 
 
 def bare(kind: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:

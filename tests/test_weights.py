@@ -55,6 +55,31 @@ def test_torchs_default_is_recognised_and_scaled_to_the_new_fan_in(inputs: int, 
     assert bound * 0.9 < float(fresh.bias.detach().abs().max()) <= bound
 
 
+KINDS = {
+    "he, fan out": lambda w: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu"),
+    "he, fan in": lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),
+    "glorot, uniform": nn.init.xavier_uniform_,
+    "glorot, normal": nn.init.xavier_normal_,
+    "lecun": lambda w: nn.init.normal_(w, std=w.shape[1] ** -0.5),
+    "constant, cut off": lambda w: nn.init.trunc_normal_(w, std=0.05, a=-0.1, b=0.1),
+    "constant, uniform": lambda w: nn.init.uniform_(w, -0.2, 0.2),
+}
+
+
+@pytest.mark.parametrize("inputs", [32, 300])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rule_of_fans_holds_for_the_new_fans(kind: str, inputs: int) -> None:
+    layer, expected = nn.Linear(128, 96), torch.empty(96, inputs)
+    KINDS[kind](layer.weight)
+    KINDS[kind](expected)
+    fresh = clone(layer, {"in_features": inputs}, draw()).get_parameter("weight").detach()
+    assert float(fresh.std()) == pytest.approx(float(expected.std()), rel=0.06)
+    if "normal" not in kind and "he" not in kind and kind != "lecun":
+        assert float(fresh.abs().max()) == pytest.approx(float(expected.abs().max()), rel=0.02)
+    else:
+        assert float(fresh.abs().max()) > 2.6 * float(fresh.std())
+
+
 def test_the_same_seed_gives_the_same_weights_and_leaves_torchs_generator_alone() -> None:
     def weights(seed: int) -> torch.Tensor:
         local = localize(cifar_resnet(8, width=4), d=2, seed=seed)
