@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from passes import retype
 from passes.errors import AdaptError
@@ -85,6 +85,12 @@ class Adapter:
             what = f"the classifier cannot be placed behind an input of {spec} ({spec.layout})"
             raise AdaptError(what, why=found, remedy="Leave head='linear'")
         return found
+
+    def output_layer(self) -> nn.Module | None:
+        """The classifier's last convolution or linear layer; None where it has none that is a module."""
+        body = self.body(len(self.network.layers))
+        mixing = [i for i, node in enumerate(body.nodes) if self.network.shapes.costs[node.name].mixing]
+        return self.network.captured.module(body.nodes[mixing[-1]]) if mixing else None
 
     def _narrowed(self, width: int | None) -> Edits:
         """The classifier's hidden layers, of another width."""

@@ -107,6 +107,17 @@ def test_the_class_token_is_read_where_the_primary_reads_it() -> None:
     assert torch.equal(module(tokens), module(changed))
 
 
+@pytest.mark.parametrize("classifier", [vgg(), convolutional()])
+def test_the_output_layer_is_the_last_one(classifier: nn.Sequential) -> None:
+    adapter = Adapter(analyse(Images(classifier), (2, 3, 8, 8), max_cut=1))
+    assert adapter.output_layer() is classifier[-1]
+
+
+def test_a_classifier_without_layers_has_no_output_layer() -> None:
+    pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert Adapter(analyse(Images(pooling), (2, 3, 8, 8), max_cut=1)).output_layer() is None
+
+
 def test_another_layout() -> None:
     recipe, _ = copy(Images(convolutional()), TensorSpec((2, 4, 6, 6), layout="NHWC"))
     assert recipe.front is not None
