@@ -87,10 +87,12 @@ class Adapter:
         return found
 
     def output_layer(self) -> nn.Module | None:
-        """The classifier's last convolution or linear layer; None where it has none that is a module."""
+        """The classifier's last linear layer, or convolution over one pixel; None where it ends in another module."""
         body = self.body(len(self.network.layers))
         mixing = [i for i, node in enumerate(body.nodes) if self.network.shapes.costs[node.name].mixing]
-        return self.network.captured.module(body.nodes[mixing[-1]]) if mixing else None
+        module = self.network.captured.module(body.nodes[mixing[-1]]) if mixing else None
+        pointwise = isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1
+        return module if pointwise or isinstance(module, nn.Linear) else None
 
     def _narrowed(self, width: int | None) -> Edits:
         """The classifier's hidden layers, of another width."""

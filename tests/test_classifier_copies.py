@@ -113,7 +113,7 @@ def test_the_output_layer_is_the_last_one(classifier: nn.Sequential) -> None:
     assert adapter.output_layer() is classifier[-1]
 
 
-def test_a_classifier_without_layers_has_no_output_layer() -> None:
+def test_a_convolution_over_many_pixels_is_no_output_layer() -> None:
     pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert Adapter(analyse(Images(pooling), (2, 3, 8, 8), max_cut=1)).output_layer() is None
 
