@@ -15,6 +15,7 @@ from passes.granularity import Granularity, Named, named_borders, whole_spans
 from passes.homology import Blocks
 from passes.ir import Captured, Shapes
 from passes.mutation import mutates_input
+from passes.trunk import fusion_points
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class Cutter:
         self.depthwise = {segment[name] for name in trunk if costs[name].depthwise}
         self.flat = _flat_start(self.chain, self.shapes)
         self.head = _classifier_start(self.flat, self.mixing)
+        if self.captured.joint and self.mixing:
+            fused = [segment[name] for name in fusion_points(flow)]
+            self.head = min([self.head, *(max(i for i in (self.mixing[0], *self.mixing) if i <= f) for f in fused)])
         self.tied = parameter_spans(self.captured, self.chain)
         self.first: dict[int, str] = {}
         for node in flow.nodes:
@@ -51,7 +55,8 @@ class Cutter:
         """The cuts, input to output; empty where there are none."""
         if len(self.mixing) < 2:
             return []
-        mixing = frozenset(name for name in self.chain.segment if self.shapes.costs[name].mixing)
+        aside = self.chain.flow.aside
+        mixing = frozenset(n for n in self.chain.segment if self.shapes.costs[n].mixing and n not in aside)
         blocks = Blocks(self.captured, self.chain, mixing, self.width)
         spans = [*blocks.indivisible(), *whole_spans(blocks, self.granularity), *self.tied]
         barred = frozenset(i for first, last in spans for i in range(first, last))

@@ -38,6 +38,18 @@ class Dense(nn.Module):
         return result
 
 
+class Tokens(nn.Module):
+    """Gives a sequence of logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = Dense()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.dense(x).flatten(2)
+        return result
+
+
 class Tied(nn.Module):
     """All layers share one weight."""
 
@@ -82,7 +94,7 @@ REFUSALS: dict[str, tuple[Build, dict[str, Any], type[LocalizeError], str]] = {
     "no layer": (lambda: nn.Sequential(nn.ReLU()), {}, PartitionError, "no trainable parameter"),
     "one layer": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 5)), {}, PartitionError, "no layer before its"),
     "already local": (lambda: localize(cifar_resnet(8)), {}, CaptureError, "LocalGraphModule cannot be localized"),
-    "dense output": (Dense, {}, MethodError, "needs one vector of logits"),
+    "output of rank 3": (Tokens, {}, MethodError, "needs a vector of logits or a map of them: an output of rank 3"),
     "unknown method": (lambda: cifar_resnet(8), {"method": "hebb"}, MethodError, "Known methods: auglocal, bp"),
     "unknown option": (lambda: cifar_resnet(8), {"gamma": 1}, MethodError, "Its options: d, tau, last, head_norm"),
     "option of another": (lambda: cifar_resnet(8), {"method": "bp", "tau": 1}, MethodError, "no option 'tau'"),

@@ -12,6 +12,8 @@ Deviations, and choices the paper leaves open:
 - ``last="joint"`` trains the last d layers and the classifier by the output loss, as the released CIFAR code does;
   ``last="single"`` only the last layer and the classifier, as the paper's text and the released ImageNet code do.
 - Where the classifier of the primary has hidden layers (VGG), auxiliary networks have one linear layer.
+- Where the primary gives a map of logits, auxiliary networks end in a 1x1 convolution and interpolation to the map's
+  size instead (:func:`localize.heads.dense_head`); the paper classifies images only.
 - Where no later layer can be placed behind a module, its auxiliary network is shallower than asked, or the linear
   classifier alone, and the plan says so.
 - Weights are drawn fresh, in the scale of the layers they copy (:mod:`passes.weights`).
@@ -24,7 +26,7 @@ from typing import Literal
 
 from torch import nn
 
-from localize.heads import describe_head, head_cost, linear_head
+from localize.heads import build_head, describe_head, head_cost
 from localize.methods.base import Context, group_name
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
 from passes.errors import AdaptError, MethodError
@@ -86,7 +88,7 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
     network = nn.Sequential()
     for position, recipe in enumerate(recipes):
         network.add_module(f"block_{position}", rebuild(context.adapter, recipe, draw))
-    head = linear_head(spec, context.outputs, batch_norm=_normed(options, len(recipes)), draw=draw)
+    head = build_head(spec, context.prediction, batch_norm=_normed(options, len(recipes)), draw=draw)
     network.add_module("head", head)
     return network
 
@@ -136,14 +138,14 @@ def _nearest(
 def _describe(context: Context, options: Options, layer: int, recipes: list[Recipe]) -> Auxiliary:
     spec: TensorSpec = recipes[-1].output if recipes else context.network.layers[layer].output
     normed = _normed(options, len(recipes))
-    params, macs = head_cost(spec, context.outputs, normed)
+    params, macs = head_cost(spec, context.prediction, normed)
     return Auxiliary(
         selected=tuple(recipe.source for recipe in recipes),
         depth=len(recipes) + 1,
         params=params + sum(recipe.params for recipe in recipes),
         macs=macs + sum(recipe.macs for recipe in recipes),
         blocks=tuple(_block(recipe) for recipe in recipes),
-        head=describe_head(spec, context.outputs, normed),
+        head=describe_head(spec, context.prediction, normed),
     )
 
 

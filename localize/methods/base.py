@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from localize.plan import LocalModulePlan
+from localize.prediction import Prediction
 from passes.adapt import Adapter
 from passes.errors import MethodError
 from passes.ir import Network
@@ -21,8 +22,8 @@ class Context:
 
     network: Network
     adapter: Adapter
-    outputs: int
-    """Number of outputs of the primary network, its classes."""
+    prediction: Prediction
+    """What heads are made for: the form of the primary network's output."""
     groups: tuple[tuple[int, ...], ...] | None
     """The user's grouping of layers; None where the method decides."""
 

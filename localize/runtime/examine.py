@@ -193,7 +193,11 @@ def _compile(model: nn.Module, settings: Settings, image_size: int | None) -> tu
     """Localizes a model, or, if it is an encoder, the same model with a classifier behind it; whether that was so."""
     example = example_of(model, image_size)
     try:
-        return compile_model(model, settings, example), False
+        local = compile_model(model, settings, example)
+        plan = local.plan
+        if plan.prediction.kind != "dense" or plan.prediction.size == plan.input.spatial:
+            return local, False
+        raise MethodError(f"the model returns features of {plan.output}, not a map of logits of its input's size")
     except MethodError:
         shape, dtype = input_of(model, example)
         example = torch.empty(shape, dtype=dtype, device="meta")
