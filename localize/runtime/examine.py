@@ -194,10 +194,10 @@ def _compile(model: nn.Module, settings: Settings, image_size: int | None) -> tu
     example = example_of(model, image_size)
     try:
         local = compile_model(model, settings, example)
-        plan = local.plan
-        if plan.prediction.kind != "dense" or plan.prediction.size == plan.input.spatial:
+        prediction = local.plan.prediction
+        if settings.method == "bp" or prediction.kind != "dense" or prediction.size == local.plan.input.spatial:
             return local, False
-        raise MethodError(f"the model returns features of {plan.output}, not a map of logits of its input's size")
+        raise MethodError(f"the model returns features of {local.plan.output}, not a map of its input's size")
     except MethodError:
         shape, dtype = input_of(model, example)
         example = torch.empty(shape, dtype=dtype, device="meta")
