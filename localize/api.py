@@ -13,7 +13,7 @@ from torch import nn
 from localize import methods
 from localize.emit import Criteria, Wires, emit, known, parameters_of, wire
 from localize.local_module import LocalGraphModule
-from localize.losses import Criterion, cross_entropy
+from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
 from localize.merge import adapter_cost, describe_adapter
 from localize.methods import Context
 from localize.plan import LocalModulePlan, Plan
@@ -104,7 +104,8 @@ def localize(
         joint=output_criterion is not None,
         verify=verify,
     )
-    criteria = Criteria(criterion or cross_entropy, output_criterion)
+    last = outputs is None and network.shapes.output.layout == "NHWC"
+    criteria = Criteria(criterion or (cross_entropy_of_last if last else cross_entropy), output_criterion)
     prediction = _prediction(network, method, output, outputs, criteria)
     groups = None if modules is None else group_evenly(len(network.layers), modules)
     context = Context(network, Adapter(network), prediction, groups)

@@ -29,6 +29,11 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits, target)
 
 
+def cross_entropy_of_last(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """:func:`cross_entropy` where classes are the last dimension of a map: (N, H, W, classes)."""
+    return F.cross_entropy(logits.movedim(-1, 1), target)
+
+
 def checked(criterion: Criterion, logits: Any, target: Any, name: str) -> torch.Tensor:
     """The criterion's value; its errors are put in terms of the user's input.
 
@@ -46,6 +51,8 @@ def checked(criterion: Criterion, logits: Any, target: Any, name: str) -> torch.
     except torch.OutOfMemoryError:
         raise
     except (IndexError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        if criterion is cross_entropy_of_last:
+            logits = logits.movedim(-1, 1)
         raise InputError(
             f"the loss cannot be computed from {_describe(logits, 'logits')} and {_described_target(target, logits)}",
             where=name,
@@ -67,7 +74,9 @@ def check_target(criterion: Criterion, target: Any, classes: int) -> None:
     Raises:
         InputError: They are of that kind.
     """
-    softmax = criterion in (cross_entropy, F.cross_entropy) or isinstance(criterion, nn.CrossEntropyLoss)
+    softmax = criterion in (cross_entropy, cross_entropy_of_last, F.cross_entropy) or isinstance(
+        criterion, nn.CrossEntropyLoss
+    )
     if not softmax or not isinstance(target, torch.Tensor) or isinstance(target, FakeTensor) or target.is_meta:
         return
     if target.is_floating_point() and target.ndim > 1 and target.shape[1] == classes:

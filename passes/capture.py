@@ -194,7 +194,8 @@ def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], outp
             f"the model must return one tensor; in train mode it returns {found} values",
             where=where,
             source=source,
-            remedy=f"Say which of them is the output. {choices(tracer.structure)}",
+            remedy=f"Say which of them is the output. {choices(tracer.structure)}. Where all of them go into one loss, "
+            "give output_criterion=",
         )
     alike = [i for i, node in enumerate(values) if (node.op, node.target) == (in_eval.op, in_eval.target)]
     return alike[0] if len(alike) == 1 else 0

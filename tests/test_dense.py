@@ -43,10 +43,6 @@ def data(shape: tuple[int, ...], size: tuple[int, ...], samples: int = 3) -> tup
     )
 
 
-def by_last_dimension(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits.flatten(0, 2), target.flatten())
-
-
 def assert_as_planned(local: LocalGraphModule, x: torch.Tensor) -> None:
     """Every auxiliary network has the parameters and costs of the plan, and gives a map of the output's shape."""
     values: dict[str, Any] = {local.local_modules[0].inputs[0]: x}
@@ -68,19 +64,57 @@ def assert_as_planned(local: LocalGraphModule, x: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_module_learns_from_a_map(name: str, d: int) -> None:
     build, shape = MODELS[name]
-    criterion = by_last_dimension if name == "channels last" else None
     model = build()
-    local = localize(model, d=d, last="single", seed=0, example_inputs=torch.empty(2, *shape), criterion=criterion)
+    local = localize(model, d=d, last="single", seed=0, example_inputs=torch.empty(2, *shape))
     prediction = local.plan.prediction
     assert (prediction.kind, prediction.outputs) == ("dense", CLASSES)
     x, y = data(shape, prediction.size)
     assert_as_planned(copy.deepcopy(local), x)
     apart = assert_isolated(copy.deepcopy(local), x, y)
     assert all(bool(g.isfinite().all()) for g in apart.values())
+    for out in local.steps(x, y):
+        scores = out.logits.flatten(0, 2) if name == "channels last" else out.logits
+        torch.testing.assert_close(out.loss, F.cross_entropy(scores, y.flatten() if name == "channels last" else y))
     local.loss(x, y).backward()
-    assert_same(gradients(local), apart)
+    assert all(bool(g.isfinite().all()) for g in gradients(local).values())
     with torch.no_grad():
         assert torch.equal(local.eval()(x), model.eval()(x))
+
+
+def test_one_scalar_gives_the_same_gradients() -> None:
+    x, y = data((3, 16, 16), (16, 16))
+    local = localize(UNet(True), d=2, seed=0, example_inputs=x)
+    apart = assert_isolated(local, x, y)
+    local.zero_grad()
+    local.loss(x, y).backward()
+    assert_same(gradients(local), apart)
+
+
+class Gated(nn.Module):
+    """Convolutions, each followed by a squeeze-excite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(a, 6, 3, padding=1) for a in (3, 6, 6))
+        self.squeeze = nn.ModuleList(nn.Conv2d(6, 2, 1) for _ in range(3))
+        self.excite = nn.ModuleList(nn.Conv2d(2, 6, 1) for _ in range(3))
+        self.classifier = nn.Conv2d(6, CLASSES, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for conv, squeeze, excite in zip(self.convs, self.squeeze, self.excite, strict=True):
+            x = conv(x)
+            x = x * excite(squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        result: torch.Tensor = self.classifier(x)
+        return result
+
+
+def test_maps_are_predicted_where_there_are_positions() -> None:
+    """Not inside a squeeze-excite, however wide cuts may be."""
+    x, y = data((3, 8, 8), (8, 8))
+    local = localize(Gated(), d=2, last="single", max_cut=3, example_inputs=x, seed=0)
+    assert {layer.output.spatial for layer in local.plan.layers} == {(8, 8)}
+    assert len(local.plan.layers) > 3
+    assert_isolated(local, x, y)
 
 
 @pytest.mark.parametrize("transposed", [True, False])
