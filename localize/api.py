@@ -80,7 +80,8 @@ def localize(
             model's own containers; by default ``criterion`` of the primary output. An ``nn.Module``'s parameters are
             trained by this loss, and are among those of the result.
         seed: Seed of the auxiliary networks' weights; torch's global generator is then neither read nor moved.
-        **options: The method's further options; AugLocal's: ``tau`` (0.5), ``last`` ("joint"), ``head_norm`` (True).
+        **options: The method's further options; AugLocal's: ``tau`` (0.5), ``last`` ("joint"), ``head_norm`` (True),
+            ``pool`` ("average").
 
     Returns:
         A ``torch.fx.GraphModule`` that shares its parameters with ``model``.

@@ -7,40 +7,22 @@ interpolation. :func:`build_head`, :func:`head_cost` and :func:`describe_head` c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from localize.dense import Resize, ToGrid, ToLayout, grid_of, pointwise_, resampling
+from localize.pooling import Pooling, build_pool, describe_pool, pool_cost
 from localize.prediction import Prediction
-from passes.errors import MethodError
 from passes.ir import TensorSpec
 from passes.weights import Initializer, bare
 
-_POOLED = {"NCHW": (2, 3), "NHWC": (1, 2), "NCDHW": (2, 3, 4), "NLC": (1,), "NC": ()}
-"""Dimensions of the positions, by layout."""
 _NORMS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
-class GlobalAveragePool(nn.Module):
-    """Mean over all positions of images or tokens: (N, C, H, W), (N, H, W, C) or (N, T, C) -> (N, C)."""
-
-    def __init__(self, dims: Sequence[int]) -> None:
-        super().__init__()
-        self.dims = tuple(dims)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Averages over the position dimensions."""
-        return x.mean(self.dims)
-
-    def extra_repr(self) -> str:
-        """The dimensions averaged over."""
-        return f"dims={self.dims}"
-
-
-def build_head(spec: TensorSpec, prediction: Prediction, *, batch_norm: bool, draw: Initializer) -> nn.Sequential:
+def build_head(
+    spec: TensorSpec, prediction: Prediction, *, batch_norm: bool, draw: Initializer, pool: Pooling = "average"
+) -> nn.Sequential:
     """The head for a prediction.
 
     Args:
@@ -48,16 +30,20 @@ def build_head(spec: TensorSpec, prediction: Prediction, *, batch_norm: bool, dr
         prediction: What it is to give.
         batch_norm: Whether to normalize what the classifier reads.
         draw: Source of weights.
+        pool: How a vector is made of positions; without effect on maps.
 
     Raises:
         MethodError: No such head can stand behind ``spec``.
     """
-    build = dense_head if prediction.kind == "dense" else linear_head
-    return build(spec, prediction, batch_norm=batch_norm, draw=draw)
+    if prediction.kind == "dense":
+        return dense_head(spec, prediction, batch_norm=batch_norm, draw=draw)
+    return linear_head(spec, prediction, batch_norm=batch_norm, draw=draw, pool=pool)
 
 
-def linear_head(spec: TensorSpec, prediction: Prediction, *, batch_norm: bool, draw: Initializer) -> nn.Sequential:
-    """Global average pool, batch norm if asked for, linear: from ``spec`` to (N, outputs).
+def linear_head(
+    spec: TensorSpec, prediction: Prediction, *, batch_norm: bool, draw: Initializer, pool: Pooling = "average"
+) -> nn.Sequential:
+    """Pooling, batch norm if asked for, linear: from ``spec`` to (N, outputs).
 
     AugLocal (ICLR 2024), section 3.2: the classifier g of the primary network, a global average pool and a fully
     connected layer. Its released CIFAR code puts a BatchNorm1d before the linear layer of auxiliary networks with one
@@ -66,9 +52,9 @@ def linear_head(spec: TensorSpec, prediction: Prediction, *, batch_norm: bool, d
     Raises:
         MethodError: ``spec`` has a layout that cannot be pooled.
     """
-    _check_vector(spec, prediction)
-    dims = _POOLED[spec.layout]
-    parts: dict[str, nn.Module] = {"pool": GlobalAveragePool(dims)} if dims else {}
+    assert prediction.kind == "vector", f"there is no head for {prediction}"
+    pooled = build_pool(spec, pool)
+    parts: dict[str, nn.Module] = {} if pooled is None else {"pool": pooled}
     if batch_norm:
         parts["norm"] = nn.BatchNorm1d(spec.channels)
     parts["classifier"] = draw.plain_(bare(nn.Linear, spec.channels, prediction.outputs))
@@ -107,7 +93,7 @@ def _sequence(parts: dict[str, nn.Module]) -> nn.Sequential:
     return head
 
 
-def describe_head(spec: TensorSpec, prediction: Prediction, batch_norm: bool) -> str:
+def describe_head(spec: TensorSpec, prediction: Prediction, batch_norm: bool, pool: Pooling = "average") -> str:
     """The head's layers in words.
 
     Raises:
@@ -121,23 +107,18 @@ def describe_head(spec: TensorSpec, prediction: Prediction, batch_norm: bool) ->
         if grid.size != prediction.size:
             parts.append(f"{resampling(len(grid.size))}({'x'.join(map(str, prediction.size))})")
         return " > ".join(parts)
-    _check_vector(spec, prediction)
-    pool = [] if spec.layout == "NC" else ["pool"]
-    return " > ".join([*pool, *norm, f"linear({spec.channels}, {prediction.outputs})"])
+    return " > ".join([*describe_pool(spec, pool), *norm, f"linear({spec.channels}, {prediction.outputs})"])
 
 
-def head_cost(spec: TensorSpec, prediction: Prediction, batch_norm: bool) -> tuple[int, int]:
+def head_cost(spec: TensorSpec, prediction: Prediction, batch_norm: bool, pool: Pooling = "average") -> tuple[int, int]:
     """Parameters and multiply-accumulates of :func:`build_head`.
 
     Raises:
         MethodError: No such head can stand behind ``spec``.
     """
-    positions = math.prod(grid_of(spec, prediction).size) if prediction.kind == "dense" else 1
     weights = spec.channels * prediction.outputs
-    return weights + prediction.outputs + 2 * spec.channels * batch_norm, weights * positions
-
-
-def _check_vector(spec: TensorSpec, prediction: Prediction) -> None:
-    assert prediction.kind == "vector", f"there is no head for {prediction}"
-    if spec.layout not in _POOLED:
-        raise MethodError(f"a value of shape {spec} cannot be pooled for a local loss", remedy="Use method='bp'")
+    params = weights + prediction.outputs + 2 * spec.channels * batch_norm
+    if prediction.kind == "dense":
+        return params, weights * math.prod(grid_of(spec, prediction).size)
+    own, macs = pool_cost(spec, pool)
+    return params + own, weights + macs

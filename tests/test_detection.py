@@ -279,3 +279,22 @@ def test_torchvision(name: str) -> None:
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in local.parameters())
     if name.startswith("retinanet"):  # it draws no samples of boxes
         assert_same(gradients(local), found)
+
+
+@pytest.mark.parametrize(
+    "name", ["fcos_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn_v2", "ssd300_vgg16"]
+)
+@pytest.mark.filterwarnings("ignore:Changing trainable_backbone_layers")
+def test_other_detectors(name: str) -> None:
+    """Their backbones are cut where one tensor crosses; what outputs share is trained with the last module."""
+    build: Any = getattr(torchvision.models.detection, name)
+    with torch.device("meta"):
+        backbone = build(weights=None, weights_backbone=None, num_classes=CLASSES).backbone
+    x = torch.empty(2, 3, 300, 300)
+    plan = localize(backbone, d=2, outputs=CLASSES, output_criterion=spread, example_inputs=x).plan
+    assert plan.opaque == ()
+    assert len(plan.layers) > 15
+    assert all(layer.width == 1 for layer in plan.layers)
+    assert {name for name, _ in backbone.named_parameters() if name.startswith("fpn.")} <= {
+        *plan.modules[-1].parameters
+    }

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("passes",),
     ("localize.losses", "localize.fused", "localize.models"),
-    ("localize.prediction", "localize.dense", "localize.heads", "localize.plan", "localize.merge"),
+    ("localize.prediction", "localize.pooling", "localize.dense", "localize.heads", "localize.plan", "localize.merge"),
     ("localize.methods",),
     ("localize.local_module",),
     ("localize.emit",),

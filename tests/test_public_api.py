@@ -133,7 +133,7 @@ def test_local_output() -> None:
 
 
 OPTIONS = {
-    "auglocal": {"d": 4, "tau": 0.5, "last": "joint", "head_norm": True},
+    "auglocal": {"d": 4, "tau": 0.5, "last": "joint", "head_norm": True, "pool": "average"},
     "bp": {},
 }
 

@@ -16,6 +16,7 @@ Deviations, and choices the paper leaves open:
   size instead (:func:`localize.heads.dense_head`); the paper classifies images only.
 - Where no later layer can be placed behind a module, its auxiliary network is shallower than asked, or the linear
   classifier alone, and the plan says so.
+- The paper knows convolutional networks only; for transformers ``pool`` chooses what the classifier reads.
 - Weights are drawn fresh, in the scale of the layers they copy (:mod:`passes.weights`).
 """
 
@@ -29,6 +30,7 @@ from torch import nn
 from localize.heads import build_head, describe_head, head_cost
 from localize.methods.base import Context, group_name
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
+from localize.pooling import POOLINGS, Pooling
 from passes.errors import AdaptError, MethodError
 from passes.group import join_last
 from passes.ir import TensorSpec
@@ -36,6 +38,7 @@ from passes.rebuild import rebuild
 from passes.recipe import Recipe
 from passes.resolution import Downsampling, downsampling_of, owed_halvings
 from passes.select import pyramid, uniform
+from passes.tokens import tokens_with_class
 from passes.weights import Initializer
 
 
@@ -51,12 +54,17 @@ class Options:
     """How many layers the output loss trains: the last d, or the last one. Without effect when ``modules`` is given."""
     head_norm: bool = True
     """Batch norm before the linear classifier of auxiliary networks with one hidden layer."""
+    pool: Pooling = "average"
+    """What the linear classifier reads of positions: their average; ``"token"``, the class token, and the average where
+    there is none yet; or ``"attention"``, their mean as weighted by a learned query."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.d, int) or isinstance(self.d, bool) or self.d < 1:
             raise MethodError(f"d={self.d!r} is no depth", remedy="Give a whole number of at least 1")
         if not isinstance(self.tau, (int, float)) or not 0 <= self.tau <= 1:
             raise MethodError(f"tau={self.tau!r} is no decay", remedy="Give a number from 0 (no pyramid) to 1")
+        if self.pool not in POOLINGS:
+            raise MethodError(f"pool={self.pool!r} is unknown", remedy=f"Give one of {', '.join(map(repr, POOLINGS))}")
         if self.last not in ("joint", "single"):
             raise MethodError(f"last={self.last!r} is unknown", remedy="Give 'joint' or 'single'")
 
@@ -65,6 +73,7 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     """Local modules with their auxiliary networks."""
     network = context.network
     count = len(network.layers)
+    _check_pool(context, options)
     groups = context.groups or join_last(count, options.d if options.last == "joint" else 1)
     planned = []
     for index, layers in enumerate(groups):
@@ -88,13 +97,31 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
     network = nn.Sequential()
     for position, recipe in enumerate(recipes):
         network.add_module(f"block_{position}", rebuild(context.adapter, recipe, draw))
-    head = build_head(spec, context.prediction, batch_norm=_normed(options, len(recipes)), draw=draw)
+    normed, pool = _normed(options, len(recipes)), _pool(context, options, spec)
+    head = build_head(spec, context.prediction, batch_norm=normed, draw=draw, pool=pool)
     network.add_module("head", head)
     return network
 
 
 def _normed(options: Options, hidden: int) -> bool:
     return options.head_norm and hidden == 1
+
+
+def _check_pool(context: Context, options: Options) -> None:
+    if options.pool != "average" and context.prediction.kind == "dense":
+        raise MethodError(f"pool={options.pool!r} has no effect on local losses on maps", remedy="Leave pool out")
+    if options.pool == "token" and not tokens_with_class(context.network):
+        raise MethodError(
+            "pool='token' needs a class token, and the model's own classifier reads none",
+            remedy="Give pool='average' or pool='attention'",
+        )
+
+
+def _pool(context: Context, options: Options, spec: TensorSpec) -> Pooling:
+    """The class token is the first one only once it is there: of a patch embedding the average is taken."""
+    if options.pool == "token" and (spec.layout != "NLC" or spec.shape[1] != tokens_with_class(context.network)):
+        return "average"
+    return options.pool
 
 
 def _recipes(context: Context, layer: int, selected: tuple[int, ...]) -> tuple[list[Recipe], str]:
@@ -138,14 +165,15 @@ def _nearest(
 def _describe(context: Context, options: Options, layer: int, recipes: list[Recipe]) -> Auxiliary:
     spec: TensorSpec = recipes[-1].output if recipes else context.network.layers[layer].output
     normed = _normed(options, len(recipes))
-    params, macs = head_cost(spec, context.prediction, normed)
+    pool = _pool(context, options, spec)
+    params, macs = head_cost(spec, context.prediction, normed, pool)
     return Auxiliary(
         selected=tuple(recipe.source for recipe in recipes),
         depth=len(recipes) + 1,
         params=params + sum(recipe.params for recipe in recipes),
         macs=macs + sum(recipe.macs for recipe in recipes),
         blocks=tuple(_block(recipe) for recipe in recipes),
-        head=describe_head(spec, context.prediction, normed),
+        head=describe_head(spec, context.prediction, normed, pool),
     )
 
 

@@ -18,8 +18,8 @@ from torch import nn
 
 from localize import LocalGraphModule, localize
 from localize.api import input_of
-from localize.heads import GlobalAveragePool
 from localize.methods import get_method
+from localize.pooling import GlobalAveragePool
 from localize.runtime.isolation import fake_step
 from localize.runtime.models import find_model, input_channels
 from passes.cutter import uses
