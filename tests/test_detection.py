@@ -115,6 +115,31 @@ def test_each_loss_reaches_its_own_module() -> None:
     assert_same(gradients(local), apart)
 
 
+def test_frozen_stages_have_no_loss_of_their_own() -> None:
+    model = Pyramid()
+    for stage in model.stages[:2]:
+        stage.requires_grad_(False)
+    local = localize(
+        model,
+        d=2,
+        example_inputs=X,
+        outputs=CLASSES,
+        criterion=nn.BCEWithLogitsLoss(),
+        output_criterion=spread,
+        last="single",
+        seed=0,
+    )
+    assert [module.layers for module in local.plan.modules] == [(0, 1, 2, 3, 4), (5,)]
+    apart: dict[str, torch.Tensor] = {}
+    for out in local.steps(X, Y):
+        local.zero_grad()
+        out.loss.backward()
+        apart |= gradients(local)
+    assert apart.keys() == {name for name, p in local.named_parameters() if p.requires_grad}
+    evenly = localize(model, d=2, example_inputs=X, outputs=CLASSES, output_criterion=spread, modules=3, seed=0)
+    assert [len(module.layers) for module in evenly.plan.modules] == [2, 2, 2]
+
+
 class Weighted(nn.Module):
     """A loss with parameters of its own."""
 

@@ -17,6 +17,7 @@ Deviations, and choices the paper leaves open:
 - Where no later layer can be placed behind a module, its auxiliary network is shallower than asked, or the linear
   classifier alone, and the plan says so.
 - The paper knows convolutional networks only; for transformers ``pool`` chooses what the classifier reads.
+- A layer whose parameters are all frozen goes with the next one that learns: a loss of its own would train nothing.
 - Weights are drawn fresh, in the scale of the layers they copy (:mod:`passes.weights`).
 """
 
@@ -28,11 +29,11 @@ from typing import Literal
 from torch import nn
 
 from localize.heads import build_head, describe_head, head_cost
-from localize.methods.base import Context, group_name
+from localize.methods.base import Context, group_name, trained_layers
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
 from localize.pooling import POOLINGS, Pooling
 from passes.errors import AdaptError, MethodError
-from passes.group import join_last
+from passes.group import join_last, join_untrained
 from passes.ir import TensorSpec
 from passes.rebuild import rebuild
 from passes.recipe import Recipe
@@ -75,6 +76,8 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     count = len(network.layers)
     _check_pool(context, options)
     groups = context.groups or join_last(count, options.d if options.last == "joint" else 1)
+    if context.groups is None:
+        groups = join_untrained(groups, trained_layers(network))
     planned = []
     for index, layers in enumerate(groups):
         auxiliary, note = None, ""
