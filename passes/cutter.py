@@ -43,8 +43,8 @@ class Cutter:
         self.flat = _flat_start(self.chain, self.shapes)
         self.head = _classifier_start(self.flat, self.mixing)
         if self.captured.joint and self.mixing:
-            fused = [segment[name] for name in fusion_points(flow)]
-            self.head = min([self.head, *(max(i for i in (self.mixing[0], *self.mixing) if i <= f) for f in fused)])
+            fused = [i for name in fusion_points(flow) if (i := segment[name]) >= self.mixing[0]]
+            self.head = min([self.head, *(max(i for i in self.mixing if i <= f) for f in fused)])
         self.tied = parameter_spans(self.captured, self.chain)
         self.first: dict[int, str] = {}
         for node in flow.nodes:

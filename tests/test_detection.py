@@ -82,6 +82,22 @@ def test_outputs_that_read_one_tensor_fuse_nothing() -> None:
     assert str(fused.captured.by_name[point].target) == "lateral.2"
 
 
+def test_what_is_fused_before_anything_is_learned_changes_nothing() -> None:
+    class Early(nn.Module):
+        """Returns, beside its features, a sum of two things that no layer has touched."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            double = x * 2
+            shifted = double + 1
+            return double + shifted, self.layers(shifted)
+
+    assert [layer.name for layer in analysed(Early(), joint=True).partition.layers] == ["layers.0", "layers.2"]
+
+
 # Training -------------------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +188,30 @@ def test_parameters_of_the_output_criterion_are_trained_by_the_last_loss() -> No
     twin.zero_grad()
     twin.loss(X, Y).backward()
     assert_same(gradients(twin), found)
+
+
+def test_the_output_criterion_may_hold_the_primary_network_too() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.loss = Pyramid(), Weighted()
+
+        def forward(self, levels: Any, target: Any) -> torch.Tensor:
+            result: torch.Tensor = self.loss(levels, target)
+            return result
+
+    detector = Detector()
+    options: dict[str, Any] = {"d": 2, "example_inputs": X, "outputs": CLASSES, "criterion": nn.BCEWithLogitsLoss()}
+    local = localize(detector.backbone, output_criterion=detector, seed=0, **options)
+    owned = [id(p) for k in range(len(local.plan.modules)) for p in local.parameters_of(k)]
+    assert sorted(owned) == sorted(id(p) for p in local.parameters())
+    local.loss(X, Y).backward()
+    twin = copy.deepcopy(local)
+    copied: Any = twin.output_criterion
+    assert copied.backbone is twin.primary
+    twin.zero_grad()
+    twin.loss(X, Y).backward()
+    assert_same(gradients(twin), gradients(local))
 
 
 def test_parameters_that_nobody_would_train_are_refused() -> None:
