@@ -11,10 +11,12 @@ if getattr(_passes, "OWNER", None) != "localize":
         "shadows it. Rename or remove that one, or run Python from another folder."
     )
 
-from localize.api import Obstacle, check, localize
+from localize.api import localize
 from localize.local_module import LocalGraphModule, LocalModule, LocalOutput
 from localize.methods import METHODS
+from localize.obstacles import Obstacle, check
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan
+from localize.prediction import Prediction
 from passes.errors import (
     AdaptError,
     CaptureError,
@@ -51,6 +53,7 @@ __all__ = [
     "PartitionError",
     "Plan",
     "PlanError",
+    "Prediction",
     "TensorSpec",
     "check",
     "localize",

@@ -13,8 +13,8 @@ from typing import Any
 import typer
 from torch import nn
 
-from localize.api import Obstacle
-from localize.api import check as obstacles_of
+from localize.obstacles import Obstacle
+from localize.obstacles import check as obstacles_of
 from localize.runtime.examine import Settings, compile_model, example_of, figures, reason_of
 from localize.runtime.models import ModelFactory, find_model
 from passes.errors import LocalizeError

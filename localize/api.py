@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,24 +12,22 @@ import torch
 from torch import nn
 
 from localize import methods
-from localize.emit import Wires, emit, known, parameters_of, wire
+from localize.emit import Criteria, Wires, emit, known, parameters_of, wire
 from localize.local_module import LocalGraphModule
-from localize.losses import cross_entropy
+from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
 from localize.merge import adapter_cost, describe_adapter
 from localize.methods import Context
 from localize.plan import LocalModulePlan, Plan
+from localize.prediction import Prediction, prediction_of, require_logits
 from passes import verify as spec
 from passes.adapt import Adapter
-from passes.errors import CaptureError, InputError, LocalizeError, MethodError
-from passes.fidelity import capture_verified
+from passes.errors import CaptureError, InputError, MethodError
 from passes.granularity import Granularity
 from passes.group import group_evenly
-from passes.ir import Network, Opaque, TensorSpec
+from passes.ir import Network
 from passes.leaves import LeafPolicy
-from passes.outputs import Output
-from passes.partition import partition
+from passes.outputs import Output, choices
 from passes.pipeline import analyse, expect
-from passes.shapes import infer_shapes
 
 _DEFAULT_SHAPE = (3, 224, 224)
 
@@ -45,7 +43,9 @@ def localize(
     granularity: Granularity = "minimal",
     output: Output | None = None,
     verify: bool = True,
-    criterion: Callable[[torch.Tensor, Any], torch.Tensor] | None = None,
+    criterion: Criterion | None = None,
+    outputs: int | None = None,
+    output_criterion: Criterion | None = None,
     seed: int | None = None,
     **options: Any,
 ) -> LocalGraphModule:
@@ -55,7 +55,8 @@ def localize(
     model itself is not changed: training the result trains it.
 
     Args:
-        model: The primary network: any vision model that torch.fx can trace, taking one tensor and returning one.
+        model: The primary network: any vision model that torch.fx can trace, taking one tensor. Local losses are
+            computed from what it returns: a vector of logits (N, classes), or a map of them (N, classes, H, W).
         method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024) or ``"bp"`` (plain backpropagation).
         d: Depth of auxiliary networks: trainable layers, the classifier included. For methods that have a depth.
         example_inputs: A tensor of the input's shape, batch first; its values are never used. By default the input size
@@ -74,9 +75,15 @@ def localize(
         verify: Whether the captured graph is held against the model, bit for bit, by running both in train mode on
             random input of the example's shape. Skipped where parameters have no values (meta, fake).
         criterion: Loss from (logits, target) to a scalar; cross-entropy by default.
+        outputs: Number of logits that local losses are computed from, where the model itself returns none: the backbone
+            of a detector, say. ``criterion`` is then their loss alone.
+        output_criterion: Loss of the last local module, from (what the model returns, target) to a scalar, in the
+            model's own containers; by default ``criterion`` of the primary output. An ``nn.Module``'s parameters are
+            trained by this loss, and are among those of the result.
         seed: Seed of the auxiliary networks' weights; torch's global generator is then neither read nor moved.
-        **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``selection``, ``width``,
-            ``downsampling``, ``max_aux_macs`` and ``aux_init``, see :class:`localize.methods.auglocal.Options`.
+        **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``pool``, ``selection``,
+            ``width``, ``downsampling``, ``max_aux_macs`` and ``aux_init``, see
+            :class:`localize.methods.auglocal.Options`.
 
     Returns:
         A ``torch.fx.GraphModule`` that shares its parameters with ``model``.
@@ -86,7 +93,7 @@ def localize(
             ``modules``, ``max_cut`` or ``granularity`` cannot be met), :class:`MethodError` (unknown method or option,
             or one that does not fit).
     """
-    _require_module(model)
+    require_module(model)
     rule = methods.get_method(method)
     depth = {"d": d} if "d" in {field.name for field in dataclasses.fields(rule.Options)} else {}
     chosen = methods.read_options(method, rule.Options, {**depth, **options})
@@ -97,14 +104,54 @@ def localize(
         max_cut=max_cut,
         granularity=granularity,
         output=output,
+        joint=output_criterion is not None,
         verify=verify,
     )
+    last = outputs is None and network.shapes.output.layout == "NHWC"
+    criteria = Criteria(criterion or (cross_entropy_of_last if last else cross_entropy), output_criterion)
+    prediction = _prediction(network, method, output, outputs, criteria)
     groups = None if modules is None else group_evenly(len(network.layers), modules)
-    context = Context(network, Adapter(network), _outputs(network, method), groups, partial(_merging, network))
+    context = Context(network, Adapter(network), prediction, groups, partial(_merging, network))
     plan = _plan(context, method, chosen)
-    local = emit(plan, context, chosen, criterion or cross_entropy, seed)
+    local = emit(plan, context, chosen, criteria, seed)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     return local
+
+
+def _prediction(
+    network: Network, method: str, output: Output | None, outputs: int | None, criteria: Criteria
+) -> Prediction:
+    """What local losses are computed from.
+
+    Raises:
+        MethodError: It cannot be told, or the criteria do not fit it.
+    """
+    returned = prediction_of(network.shapes.output)
+    if isinstance(criteria.local, nn.Module) and any(p.requires_grad for p in criteria.local.parameters()):
+        raise MethodError(
+            "criterion has trainable parameters",
+            why="every local module has its own copy of that loss, and none of them owns the parameters",
+            remedy="Make them buffers, or move them into output_criterion, the loss of the last module",
+        )
+    if outputs is None:
+        if method != "bp" and criteria.output is not None and output is None and network.captured.heads:
+            raise MethodError(
+                "it is not said what local losses are to be computed from",
+                why=f"the model returns {1 + len(network.captured.heads)} values",
+                remedy="Give outputs=, the number of logits of local losses, with criterion=; or output=, the value "
+                f"that holds logits. {choices(network.captured.structure)}",
+            )
+        if method != "bp":
+            require_logits(returned, network.shapes.output, method)
+        return returned
+    wanted = prediction_of(network.shapes.output, outputs)
+    if criteria.output is None and (wanted != returned or network.captured.heads):
+        raise MethodError(
+            f"outputs={outputs} is for local losses, and the model returns {network.shapes.output}",
+            why="criterion, a loss of the former, does not fit the latter",
+            remedy="Give output_criterion=, the loss of what the model returns",
+        )
+    return wanted
 
 
 def _plan(context: Context, method: str, options: Any) -> Plan:
@@ -120,6 +167,7 @@ def _plan(context: Context, method: str, options: Any) -> Plan:
         options=dataclasses.asdict(options),
         input=network.shapes.input,
         output=network.shapes.output,
+        prediction=context.prediction,
         layers=network.layers,
         classifier_params=network.partition.classifier_params,
         classifier_macs=network.partition.classifier_macs,
@@ -151,82 +199,6 @@ def _merging(network: Network, groups: Sequence[Sequence[int]]) -> list[int]:
     wiring = wire(network, [*groups, rest])[: len(groups)]
     reads = [[known(network.shapes.specs[name]) for name in wires.reads] for wires in wiring]
     return [sum(adapter_cost(other, like)[1] for other in others) for like, *others in reads]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Obstacle:
-    """Something that keeps a model, or a part of it, from being localized."""
-
-    path: str
-    """Module path in the model; its class name for the model as a whole."""
-    source: str | None
-    """Source line, ``file.py:12``."""
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.path}{f' ({self.source})' if self.source else ''}: {self.what}. {self.remedy}"
-
-
-def check(
-    model: nn.Module,
-    *,
-    example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
-    max_cut: int | None = None,
-    granularity: Granularity = "minimal",
-    output: Output | None = None,
-    verify: bool = True,
-) -> list[Obstacle]:
-    """Every obstacle to localizing ``model``, at once; empty when all is well. Nothing is changed.
-
-    Args:
-        model: Any module.
-        example_inputs: As in :func:`localize`.
-        max_cut: As in :func:`localize`.
-        granularity: As in :func:`localize`.
-        output: As in :func:`localize`.
-        verify: As in :func:`localize`.
-
-    Returns:
-        Obstacles, each with module path, source line and remedy. Submodules that cannot be traced are listed although
-        the model can be localized with them kept whole.
-
-    Raises:
-        LocalizeError: ``model`` is no ``nn.Module``, or ``example_inputs`` no tensor.
-    """
-    _require_module(model)
-    shape, dtype = input_of(model, example_inputs)
-    found: list[Obstacle] = []
-    trainable = any(p.requires_grad for p in model.parameters())
-    if not trainable:
-        found.append(
-            Obstacle(
-                type(model).__name__, None, "it has no trainable parameter", "Set requires_grad where it should learn"
-            )
-        )
-    try:
-        captured = capture_verified(model, leaf_policy(), output, TensorSpec(shape, dtype), verify)
-        found += [_kept_whole(leaf) for leaf in captured.opaque]
-        shapes = infer_shapes(captured, shape, dtype)
-        if trainable:
-            partition(captured, shapes, max_cut, granularity)
-    except LocalizeError as error:
-        found += [_kept_whole(leaf) for leaf in getattr(error, "opaque", ())]
-        found.append(Obstacle(error.where or type(model).__name__, error.source, _reason(error), error.remedy or ""))
-    return found
-
-
-def _kept_whole(leaf: Opaque) -> Obstacle:
-    return Obstacle(
-        leaf.path,
-        leaf.source,
-        f"its forward cannot be traced ({leaf.reason}), so it is kept whole and never cut inside",
-        "Move that code into a submodule of its own, if the rest should be cut",
-    )
-
-
-def _reason(error: LocalizeError) -> str:
-    return f"{error.what}: {error.why}" if error.why else error.what
 
 
 def leaf_policy() -> LeafPolicy:
@@ -271,7 +243,12 @@ def _kind(value: Any) -> str:
     )
 
 
-def _require_module(model: Any) -> None:
+def require_module(model: Any) -> None:
+    """Refuses what is no model.
+
+    Raises:
+        CaptureError: ``model`` is no ``nn.Module``, or is compiled code.
+    """
     if not isinstance(model, nn.Module):
         raise CaptureError(
             f"localize() takes an nn.Module, and got a {type(model).__name__}",
@@ -284,13 +261,3 @@ def _require_module(model: Any) -> None:
             why="it is compiled code already",
             remedy="Give the model it was made from",
         )
-
-
-def _outputs(network: Network, method: str) -> int:
-    output = network.shapes.output
-    if len(output.shape) != 2 and method != "bp":
-        raise MethodError(
-            f"the model returns {output} a sample, and method {method!r} needs one vector of logits",
-            remedy="Use method='bp', or a model that classifies",
-        )
-    return output.shape[-1]

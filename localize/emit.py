@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from localize.local_module import LocalGraphModule, LocalModule
+from localize.losses import Criterion
 from localize.merge import Merged
 from localize.methods import Context, get_method
 from localize.plan import Plan
@@ -23,17 +24,25 @@ from passes.cutter import mergeable, own_tensors
 from passes.ir import Network, Partition, TensorSpec
 from passes.weights import Initializer
 
-Criterion = Callable[[torch.Tensor, Any], torch.Tensor]
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Criteria:
+    """The user's losses."""
+
+    local: Criterion
+    """From (logits, target)."""
+    output: Criterion | None = None
+    """Of the last module, from (what the model returns, target); None where the other serves there too."""
 
 
-def emit(plan: Plan, context: Context, options: Any, criterion: Criterion, seed: int | None) -> LocalGraphModule:
+def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, seed: int | None) -> LocalGraphModule:
     """Builds what the plan says: generated code for each local module, its auxiliary network, and the graph over them.
 
     Args:
         plan: The plan, made from the same network.
         context: What the plan was made on.
         options: The method's options.
-        criterion: Loss from (logits, target).
+        criteria: The losses.
         seed: Seed of the auxiliary networks' weights; None draws from torch's global generator.
 
     Returns:
@@ -57,16 +66,19 @@ def emit(plan: Plan, context: Context, options: Any, criterion: Criterion, seed:
         if auxiliary is not None and place is not None:
             auxiliary.to(device=place.device, dtype=place.dtype)
         modules.append(LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs, len(wires.reads)))
-    remake = partial(_over, plan, context, options, criterion)
-    return LocalGraphModule(model, modules, _graph(modules), plan, criterion, remake, captured.structure)
+    remake = partial(_over, plan, context, options, criteria)
+    graph, local, output = _graph(modules), criteria.local, criteria.output
+    return LocalGraphModule(model, modules, graph, plan, local, output, remake, captured.structure)
 
 
-def _over(plan: Plan, context: Context, options: Any, criterion: Criterion, model: nn.Module) -> LocalGraphModule:
-    """The same plan over a copy of the primary network."""
+def _over(
+    plan: Plan, context: Context, options: Any, criteria: Criteria, model: nn.Module, output: Criterion | None
+) -> LocalGraphModule:
+    """The same plan over a copy of the primary network, and of what the last loss is computed by."""
     captured = dataclasses.replace(context.network.captured, model=model)
     network = dataclasses.replace(context.network, captured=captured)
     moved = dataclasses.replace(context, network=network, adapter=Adapter(network))
-    return emit(plan, moved, options, criterion, seed=0)
+    return emit(plan, moved, options, dataclasses.replace(criteria, output=output), seed=0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

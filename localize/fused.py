@@ -6,12 +6,14 @@ would have vanished by then, so each step computes with the factor that the last
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+
+from passes.errors import InputError
 
 
 class _HasLoss(Protocol):
@@ -46,6 +48,48 @@ def fused_loss(
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
     total: torch.Tensor = _FusedLoss.apply(steps, owned, scale if half else None, *parameters)
     return total
+
+
+S = TypeVar("S", bound=_HasLoss)
+
+
+def without_strays(steps: Iterator[S], owned: Sequence[Sequence[nn.Parameter]]) -> Iterator[S]:
+    """The steps, refusing a last loss that reaches parameters to which nobody would hand a gradient.
+
+    Args:
+        steps: As :func:`fused_loss` takes them.
+        owned: Likewise.
+
+    Raises:
+        InputError: The last loss reaches a leaf tensor that is not among ``owned``.
+    """
+    for group in owned:
+        # Not enumerate() or zip(): they hold what they gave last, and with it its graph, while the next module runs.
+        step = next(steps)
+        if group is owned[-1] and _reaches_others(step.loss, {id(p) for p in group}):
+            raise InputError(
+                "output_criterion has parameters that local.loss() does not know of",
+                remedy="Give an nn.Module that holds them as output_criterion, so that they are among "
+                "local.parameters(); or train with local.steps()",
+            )
+        yield step
+        del step
+    next(steps, None)
+
+
+def _reaches_others(loss: torch.Tensor, known: set[int]) -> bool:
+    pending: list[Any] = [loss.grad_fn]
+    seen: set[Any] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            return True
+        pending += [parent for parent, _ in node.next_functions]
+    return False
 
 
 class _FusedLoss(torch.autograd.Function):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import fx, nn
 
-from localize.fused import LossScale, fused_loss
-from localize.losses import checked
+from localize.fused import LossScale, fused_loss, without_strays
+from localize.losses import Criterion, check_target, checked
 from localize.plan import LocalModulePlan, Plan
 from passes.codegen import PRIMARY
 from passes.errors import InputError, LocalizeError, first_line
@@ -27,8 +27,9 @@ class LocalOutput(NamedTuple):
     """Name of the local module."""
     loss: torch.Tensor
     """Local loss, a scalar; its backward reaches this module's parameters and its auxiliary network's, and no other."""
-    logits: torch.Tensor
-    """What the loss was computed from, (N, classes)."""
+    logits: Any
+    """What the loss was computed from: (N, classes), or (N, classes, H, W); the last module's is all that the model
+    returns, where there is an ``output_criterion``."""
 
 
 class LocalModule(nn.Module):
@@ -96,8 +97,9 @@ class LocalGraphModule(fx.GraphModule):
         modules: Sequence[LocalModule],
         graph: fx.Graph,
         plan: Plan,
-        criterion: Callable[[torch.Tensor, Any], torch.Tensor],
-        remake: Callable[[nn.Module], LocalGraphModule],
+        criterion: Criterion,
+        output_criterion: Criterion | None,
+        remake: Callable[[nn.Module, Criterion | None], LocalGraphModule],
         structure: Structure,
     ) -> None:
         training = primary.training
@@ -109,6 +111,8 @@ class LocalGraphModule(fx.GraphModule):
         self._loss_scale = LossScale()
         self._last_read = {name: k for k, module in enumerate(modules) for name in module.inputs}
         self.criterion = criterion
+        # A module's parameters are this module's too, trained by the last loss.
+        self.output_criterion = output_criterion
         self.training = training
         for module in modules:
             module.train(training)
@@ -146,7 +150,7 @@ class LocalGraphModule(fx.GraphModule):
 
         Args:
             x: Input of the primary network, batch first.
-            y: Target, handed to the criterion; class indices (N,) for cross-entropy.
+            y: Target, handed to the criterion: for cross-entropy class indices (N,), or (N, H, W) for maps.
 
         Yields:
             One :class:`LocalOutput` per local module, input to output.
@@ -155,11 +159,12 @@ class LocalGraphModule(fx.GraphModule):
             InputError: ``x`` or ``y`` does not fit the model.
         """
         self._check(x, y)
+        check_target(self.criterion, y, self._plan.prediction.outputs)
         values: dict[str, Any] = {self.local_modules[0].inputs[0]: x}
         for module in self.local_modules:
             try:
                 read = self._run(module, values)
-                logits = module.logits(*read)
+                logits = self._predicted(module, read)
             except (RuntimeError, AssertionError, ValueError) as error:
                 self._explain(x, error)
                 raise
@@ -172,7 +177,14 @@ class LocalGraphModule(fx.GraphModule):
             # The caller has gone backward: nothing here may keep the module's graph alive while the next one runs.
             del logits, loss
 
-    def _loss(self, module: LocalModule, logits: torch.Tensor, read: Sequence[torch.Tensor], y: Any) -> torch.Tensor:
+    def _predicted(self, module: LocalModule, read: Sequence[Any]) -> Any:
+        if module.auxiliary is None and self.output_criterion is not None:
+            return self._structure.rebuild(read)
+        return module.logits(*read)
+
+    def _loss(self, module: LocalModule, logits: Any, read: Sequence[torch.Tensor], y: Any) -> torch.Tensor:
+        if module.auxiliary is None and self.output_criterion is not None:
+            return checked(self.output_criterion, logits, y, module.plan.name)
         loss = checked(self.criterion, logits, y, module.plan.name)
         if module.auxiliary is None:
             for head in read[1:]:
@@ -216,13 +228,20 @@ class LocalGraphModule(fx.GraphModule):
         if not torch.is_grad_enabled():
             return torch.stack([out.loss for out in self.steps(x, y)]).sum()
         owned = [self.parameters_of(k) for k in range(len(self._plan.modules))]
-        return fused_loss(self.steps(x, y), owned, self._loss_scale, x.device.type)
+        steps = self.steps(x, y)
+        if self.output_criterion is not None:
+            steps = without_strays(steps, owned)
+        return fused_loss(steps, owned, self._loss_scale, x.device.type)
 
     def parameters_of(self, index: int) -> list[nn.Parameter]:
         """What the loss of module ``index`` trains: its part of the primary network, and its auxiliary network."""
         module = self.local_modules[index]
-        primary = [self.primary.get_parameter(name) for name in module.plan.parameters]
-        return [p for p in (*primary, *module.parameters()) if p.requires_grad]
+        found = [self.primary.get_parameter(name) for name in module.plan.parameters]
+        found += module.parameters()
+        if module.auxiliary is None and isinstance(self.output_criterion, nn.Module):
+            held = {id(p) for p in (*self.primary.parameters(), *found)}
+            found += [p for p in self.output_criterion.parameters() if id(p) not in held]
+        return [p for p in found if p.requires_grad]
 
     def _check(self, x: torch.Tensor, y: Any) -> None:
         spec = self._plan.input
@@ -233,6 +252,12 @@ class LocalGraphModule(fx.GraphModule):
             )
         if x.shape[1] != spec.shape[1] and spec.layout == "NCHW":
             raise InputError(f"the input has {x.shape[1]} channels, and the model was localized for {spec.shape[1]}")
+        if self._plan.prediction.kind == "dense" and len(self.local_modules) > 1 and x.shape[2:] != spec.shape[2:]:
+            size, planned = ("x".join(map(str, shape[2:])) for shape in (x.shape, spec.shape))
+            raise InputError(
+                f"the input is {size}, and local losses were made for maps of {planned} input",
+                remedy="Train on crops of one size; localize() makes them for that of example_inputs",
+            )
         if isinstance(y, torch.Tensor) and y.ndim and y.shape[0] != x.shape[0]:
             raise InputError(f"the input has {x.shape[0]} samples and the target {y.shape[0]}")
 
@@ -249,7 +274,7 @@ class LocalGraphModule(fx.GraphModule):
             ) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalGraphModule:
-        twin = self._remake(copy.deepcopy(self.primary, memo))
+        twin = self._remake(copy.deepcopy(self.primary, memo), copy.deepcopy(self.output_criterion, memo))
         memo[id(self)] = twin
         for old, new in zip(self.local_modules, twin.local_modules, strict=True):
             new.load_state_dict(old.state_dict())

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from passes.errors import InputError, first_line
 
+Criterion = Callable[[Any, Any], torch.Tensor]
+"""Loss from (logits, target) to a scalar."""
+
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy, the local loss of AugLocal (ICLR 2024), section 2.
+    """Mean cross-entropy, the local loss of AugLocal (ICLR 2024), section 2; over pixels where logits are a map.
 
     Args:
         logits: (N, classes), or (N, classes, H, W).
@@ -24,10 +29,19 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits, target)
 
 
-def checked(
-    criterion: Callable[[torch.Tensor, Any], torch.Tensor], logits: torch.Tensor, target: Any, name: str
-) -> torch.Tensor:
+def cross_entropy_of_last(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """:func:`cross_entropy` where classes are the last dimension of a map: (N, H, W, classes)."""
+    return F.cross_entropy(logits.movedim(-1, 1), target)
+
+
+def checked(criterion: Criterion, logits: Any, target: Any, name: str) -> torch.Tensor:
     """The criterion's value; its errors are put in terms of the user's input.
+
+    Args:
+        criterion: The user's.
+        logits: What it is computed from: logits, or the model's whole output.
+        target: What the user handed in.
+        name: Of the local module.
 
     Raises:
         InputError: The criterion refuses its arguments, or does not return a scalar.
@@ -36,12 +50,14 @@ def checked(
         loss = criterion(logits, target)
     except torch.OutOfMemoryError:
         raise
-    except (IndexError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+    except (IndexError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        if criterion is cross_entropy_of_last:
+            logits = logits.movedim(-1, 1)
         raise InputError(
-            f"the loss cannot be computed from logits {tuple(logits.shape)} and {_describe(target, logits)}",
+            f"the loss cannot be computed from {_describe(logits, 'logits')} and {_described_target(target, logits)}",
             where=name,
             why=first_line(error),
-            remedy="Labels must be class indices from 0 to classes - 1, or what your criterion expects",
+            remedy=_remedy(criterion, logits, target),
         ) from error
     if not isinstance(loss, torch.Tensor) or loss.ndim:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
@@ -49,12 +65,72 @@ def checked(
     return loss
 
 
-def _describe(target: Any, logits: torch.Tensor) -> str:
+def check_target(criterion: Criterion, target: Any, classes: int) -> None:
+    """Refuses targets of several classes a sample where the criterion takes them for probabilities of one class.
+
+    Cross-entropy would accept them and train something else: its float targets are distributions over classes. They are
+    known by holding nothing but 0 and 1, and not exactly one 1 a sample.
+
+    Raises:
+        InputError: They are of that kind.
+    """
+    softmax = criterion in (cross_entropy, cross_entropy_of_last, F.cross_entropy) or isinstance(
+        criterion, nn.CrossEntropyLoss
+    )
+    if not softmax or not isinstance(target, torch.Tensor) or isinstance(target, FakeTensor) or target.is_meta:
+        return
+    if target.is_floating_point() and target.ndim > 1 and target.shape[1] == classes:
+        binary = ((target == 0) | (target == 1)).all()
+        if bool(binary & (target.sum(1) != 1).any()):
+            raise InputError(
+                "the targets are of several classes a sample, and the criterion is cross-entropy",
+                why="cross-entropy takes float targets for the probabilities of one class, which sum to 1",
+                remedy="Give criterion=torch.nn.BCEWithLogitsLoss()",
+            )
+
+
+def _describe(value: Any, what: str) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{what} {tuple(value.shape)}"
+    return f"an output of type {type(value).__name__}"
+
+
+def _described_target(target: Any, logits: Any) -> str:
     if not isinstance(target, torch.Tensor):
         return f"a target of type {type(target).__name__}"
     text = f"a target of shape {tuple(target.shape)}, {str(target.dtype).removeprefix('torch.')}"
-    if target.numel() and not target.is_floating_point() and target.device.type == "cpu":
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= logits.shape[1]:
-            text += f", with labels from {low} to {high} where the model knows 0 to {logits.shape[1] - 1}"
+    labels = _labels_out_of_range(target, logits)
+    if labels is not None:
+        text += f", with labels from {labels[0]} to {labels[1]} where the model knows 0 to {logits.shape[1] - 1}"
     return text
+
+
+def _labels_out_of_range(target: torch.Tensor, logits: Any) -> tuple[int, int] | None:
+    if not isinstance(logits, torch.Tensor) or logits.ndim < 2 or target.device.type != "cpu":
+        return None
+    if not target.numel() or target.is_floating_point() or isinstance(target, FakeTensor):
+        return None
+    low, high = int(target.min()), int(target.max())
+    return (low, high) if low < 0 or high >= logits.shape[1] else None
+
+
+def _remedy(criterion: Criterion, logits: Any, target: Any) -> str:
+    if not isinstance(logits, torch.Tensor):
+        return "output_criterion is given what the model returns, and the target as it was handed in"
+    if not isinstance(target, torch.Tensor) or logits.ndim < 2:
+        return "The target must be what your criterion expects"
+    if isinstance(criterion, (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)) or (
+        criterion is F.binary_cross_entropy_with_logits
+    ):
+        shape = tuple(logits.shape)
+        return f"This criterion takes float targets of the logits' shape {shape}, 1 where a class is present"
+    classes, places = logits.shape[1], tuple(logits.shape[2:])
+    labels = _labels_out_of_range(target, logits)
+    if places and labels is not None:
+        return (
+            f"Labels must be class indices from 0 to {classes - 1}; where {labels[0] if labels[0] < 0 else labels[1]} "
+            "marks pixels that do not count, give criterion=torch.nn.CrossEntropyLoss(ignore_index=...)"
+        )
+    if places and tuple(target.shape) != (logits.shape[0], *places):
+        return f"The model predicts a map: labels must be class indices of shape {(logits.shape[0], *places)}"
+    return f"Labels must be class indices from 0 to {classes - 1}, or what your criterion expects"

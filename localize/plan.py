@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from localize.prediction import Prediction
 from passes.errors import PlanError
 from passes.ir import Layer, TensorSpec
 
@@ -80,6 +81,8 @@ class Plan:
     options: Mapping[str, Any]
     input: TensorSpec
     output: TensorSpec
+    prediction: Prediction
+    """What local losses are computed from: what the heads of auxiliary networks give."""
     layers: tuple[Layer, ...]
     classifier_params: int
     classifier_macs: int
@@ -128,6 +131,7 @@ class Plan:
                     **data,
                     "input": _spec(data["input"]),
                     "output": _spec(data["output"]),
+                    "prediction": _prediction(data["prediction"]),
                     "layers": tuple(_layer(item) for item in data["layers"]),
                     "modules": tuple(_module(item) for item in data["modules"]),
                     "opaque": tuple(data["opaque"]),
@@ -158,6 +162,10 @@ def _spec(data: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(tuple(data["shape"]), getattr(torch, data["dtype"]), data["layout"])
 
 
+def _prediction(data: Mapping[str, Any]) -> Prediction:
+    return Prediction(**{**data, "size": tuple(data["size"])})
+
+
 def _layer(data: Mapping[str, Any]) -> Layer:
     return Layer(**{**data, "input": _spec(data["input"]), "output": _spec(data["output"])})
 
@@ -182,7 +190,7 @@ def _module(data: Mapping[str, Any]) -> LocalModulePlan:
 
 def _table(plan: Plan) -> str:
     options = ", ".join(f"{key}={value}" for key, value in plan.options.items() if value is not None)
-    title = f"{plan.model}: {plan.method}({options}), input {plan.input}"
+    title = f"{plan.model}: {plan.method}({options}), input {plan.input}{_losses(plan)}"
     totals = (
         f"L={len(plan.layers)} local layers in K={len(plan.modules)} local modules; "
         f"primary {_si(plan.params)} parameters, {_si(plan.macs)} MACs; "
@@ -233,6 +241,12 @@ def _row(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
         _si(auxiliary.params) if auxiliary else "",
         _si(auxiliary.macs) if auxiliary else "",
     )
+
+
+def _losses(plan: Plan) -> str:
+    """What local losses are computed from, where that is no vector of the model's own logits."""
+    usual = plan.prediction.kind == "vector" and plan.output.shape[1:] == (plan.prediction.outputs,)
+    return "" if usual or not plan.auxiliary_params else f"; local losses on {plan.prediction}"
 
 
 def _crossing(layer: Layer) -> str:

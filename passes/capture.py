@@ -29,6 +29,7 @@ def capture(
     policy: LeafPolicy | None = None,
     output: Output | None = None,
     *,
+    joint: bool = False,
     example: TensorSpec | None = None,
     closed: Iterable[Opaque] = (),
 ) -> Captured:
@@ -40,6 +41,7 @@ def capture(
         output: Which of the values that the model returns in train mode is its primary output: a key or attribute, an
             index, or several from the outside in. By default the only one; or, where the model in eval mode returns
             one, that which is computed likewise, else the first.
+        joint: Whether all that it returns goes into one loss; then nothing has to say which is the primary output.
         example: Shape and type of an input. Without it, no decision on sizes can be taken.
         closed: Modules known to be untraceable.
 
@@ -68,7 +70,7 @@ def capture(
                 raise _refusal(model, error, tuple(leaves.failed.values())) from error
             leaves.close(Opaque(path, source_of(error), _reason(error)))
             continue
-        return _finish(model, tracer, graph, leaves, output)
+        return _finish(model, tracer, graph, leaves, output, joint)
     raise AssertionError("every failed trace must add a leaf")
 
 
@@ -82,9 +84,9 @@ class _Leaves:
         for opaque in closed:
             self.close(opaque)
 
-    def is_leaf(self, module: nn.Module, path: str) -> bool:
-        """Whether ``module``, reached at ``path``, stays one node."""
-        return path in self.failed or type(module) in self.kinds or self.policy.is_leaf(module, path)
+    def is_leaf(self, module: nn.Module, path: str, several: bool = False) -> bool:
+        """Whether ``module``, reached at ``path`` and perhaps given containers of tensors, stays one node."""
+        return path in self.failed or type(module) in self.kinds or self.policy.is_leaf(module, path, several)
 
     def close(self, opaque: Opaque) -> None:
         """Closes a module; all of its class if that is known to be hard, or if another of it has failed before."""
@@ -150,10 +152,12 @@ def _check_signature(model: nn.Module) -> None:
         )
 
 
-def _finish(model: nn.Module, tracer: Tracer, graph: fx.Graph, leaves: _Leaves, output: Output | None) -> Captured:
+def _finish(
+    model: nn.Module, tracer: Tracer, graph: fx.Graph, leaves: _Leaves, output: Output | None, joint: bool
+) -> Captured:
     node = graph.output_node()
     values: Any = node.args[0]
-    primary = _primary(model, tracer, values, output)
+    primary = _primary(model, tracer, values, output, joint)
     order = [primary, *(i for i in range(len(values)) if i != primary)]
     node.args = (values[primary] if len(values) == 1 else tuple(values[i] for i in order),)
     return Captured(
@@ -165,10 +169,11 @@ def _finish(model: nn.Module, tracer: Tracer, graph: fx.Graph, leaves: _Leaves, 
         dict(tracer.constants),
         leaves.report(graph),
         tracer.structure.reordered(order),
+        joint,
     )
 
 
-def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], output: Output | None) -> int:
+def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], output: Output | None, joint: bool) -> int:
     """Index of the primary output among the values that the model returns in train mode."""
     where, source = type(model).__name__, line_of(type(model).forward)
     if not values:
@@ -180,7 +185,7 @@ def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], outp
         )
     if output is not None:
         return find(tracer.structure, output, where, source)
-    if len(values) == 1:
+    if len(values) == 1 or joint:
         return 0
     in_eval = _value_in_eval(model, tracer)
     if in_eval is None:
@@ -189,7 +194,8 @@ def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], outp
             f"the model must return one tensor; in train mode it returns {found} values",
             where=where,
             source=source,
-            remedy=f"Say which of them is the output. {choices(tracer.structure)}",
+            remedy=f"Say which of them is the output. {choices(tracer.structure)}. Where all of them go into one loss, "
+            "give output_criterion=",
         )
     alike = [i for i, node in enumerate(values) if (node.op, node.target) == (in_eval.op, in_eval.target)]
     return alike[0] if len(alike) == 1 else 0

@@ -13,8 +13,9 @@ from passes.chain import Border, Chain, Flow
 from passes.errors import PartitionError
 from passes.granularity import Granularity, Named, named_borders, whole_spans
 from passes.homology import Blocks
-from passes.ir import Captured, Shapes
+from passes.ir import Captured, Shapes, TensorSpec
 from passes.mutation import mutates_input
+from passes.trunk import fusion_points
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class Cutter:
         self.depthwise = {segment[name] for name in trunk if costs[name].depthwise}
         self.flat = _flat_start(self.chain, self.shapes)
         self.head = _classifier_start(self.flat, self.mixing)
+        if self.captured.joint and self.mixing:
+            fused = [i for name in fusion_points(flow) if (i := segment[name]) >= self.mixing[0]]
+            self.head = min([self.head, *(max(i for i in self.mixing if i <= f) for f in fused)])
         self.tied = parameter_spans(self.captured, self.chain)
         self.first: dict[int, str] = {}
         for node in flow.nodes:
@@ -51,7 +55,8 @@ class Cutter:
         """The cuts, input to output; empty where there are none."""
         if len(self.mixing) < 2:
             return []
-        mixing = frozenset(name for name in self.chain.segment if self.shapes.costs[name].mixing)
+        aside = self.chain.flow.aside
+        mixing = frozenset(n for n in self.chain.segment if self.shapes.costs[n].mixing and n not in aside)
         blocks = Blocks(self.captured, self.chain, mixing, self.width)
         spans = [*blocks.indivisible(), *whole_spans(blocks, self.granularity), *self.tied]
         barred = frozenset(i for first, last in spans for i in range(first, last))
@@ -106,7 +111,10 @@ class Cutter:
     def _readable(self, name: str) -> bool:
         # Not where we cannot name the channels (inside a channel shuffle), or where samples are taken apart (windows).
         spec = self.shapes.specs[name]
-        return spec is not None and spec.layout != "other" and mergeable(self.shapes, name)
+        if spec is None or spec.layout == "other" or not mergeable(self.shapes, name):
+            return False
+        # Nor where positions are averaged away (a squeeze-excite) while the output is a map.
+        return _is_map(spec) or not _is_map(self.shapes.output)
 
     def _covers(self, index: int, start: int) -> bool:
         """Whether every parameter of the layer that ends at a border reaches a tensor which a local loss can read."""
@@ -136,6 +144,10 @@ class Cutter:
         later = (u for name in border.live for u in self.captured.by_name[name].users)
         order = self.chain.flow.order
         return not any(order.get(u.name, -1) > border.position and mutates_input(self.captured, u) for u in later)
+
+
+def _is_map(spec: TensorSpec) -> bool:
+    return any(size > 1 for size in spec.spatial)
 
 
 def _is_float(shapes: Shapes, name: str) -> bool:

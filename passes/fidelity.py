@@ -29,7 +29,12 @@ _REASON = "its traced graph computes something else: its forward depends on more
 
 
 def capture_verified(
-    model: nn.Module, policy: LeafPolicy | None, output: Output | None, example: TensorSpec, verify: bool = True
+    model: nn.Module,
+    policy: LeafPolicy | None,
+    output: Output | None,
+    example: TensorSpec,
+    verify: bool = True,
+    joint: bool = False,
 ) -> Captured:
     """Captures ``model``, keeping whole what is found to compute something else when traced.
 
@@ -39,13 +44,14 @@ def capture_verified(
         output: See :func:`passes.capture.capture`.
         example: Shape and type of an input.
         verify: False takes the graph as it is.
+        joint: See :func:`passes.capture.capture`.
 
     Raises:
         CaptureError: See :func:`passes.capture.capture` and :func:`difference`.
     """
     closed: list[Opaque] = []
     while True:
-        captured = capture(model, policy, output, example=example, closed=closed)
+        captured = capture(model, policy, output, joint=joint, example=example, closed=closed)
         blamed = difference(captured, example) if verify else None
         if blamed is None:
             return captured

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from passes.errors import PartitionError
 
 
@@ -26,3 +28,20 @@ def join_last(layers: int, joined: int) -> tuple[tuple[int, ...], ...]:
     """One group a layer, but for the last ``joined`` layers, which form one; all of them if there are no more."""
     alone = max(layers - max(joined, 1), 0)
     return (*((i,) for i in range(alone)), tuple(range(alone, layers)))
+
+
+def join_untrained(groups: Sequence[tuple[int, ...]], trained: Sequence[bool]) -> tuple[tuple[int, ...], ...]:
+    """Joins every group in which no layer is trained to the one after it: a loss of its own would train nothing.
+
+    Args:
+        groups: Consecutive groups of layers; the last one stays as it is, but for what is joined to it.
+        trained: For each layer whether it has trainable parameters.
+    """
+    found: list[tuple[int, ...]] = []
+    waiting: tuple[int, ...] = ()
+    for group in groups[:-1]:
+        waiting += group
+        if any(trained[layer] for layer in group):
+            found.append(waiting)
+            waiting = ()
+    return (*found, waiting + groups[-1])

@@ -124,6 +124,8 @@ class Captured:
     opaque: tuple[Opaque, ...] = ()
     structure: Structure = Structure()  # noqa: RUF009 - frozen
     """How what the model returns in train mode is made of the values of :attr:`result` and :attr:`heads`, in order."""
+    joint: bool = False
+    """Whether all that the model returns goes into one loss: then no value is the output, and others beside it."""
     nodes: tuple[fx.Node, ...] = field(init=False)
     """All nodes, in execution order; the first is the input, the last the output."""
     by_name: Mapping[str, fx.Node] = field(init=False)

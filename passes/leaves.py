@@ -33,8 +33,15 @@ class LeafPolicy:
     """Classes that may not be traceable: looked into where they hold two or more weighted layers, and all of a class
     closed as soon as one of it fails."""
 
-    def is_leaf(self, module: nn.Module, path: str) -> bool:
-        """Whether ``module``, reached at ``path``, stays one node."""
+    def is_leaf(self, module: nn.Module, path: str, several: bool = False) -> bool:
+        """Whether ``module``, reached at ``path``, stays one node.
+
+        Args:
+            module: The module.
+            path: Its name in the model.
+            several: Whether it is given containers of tensors. If it computes on them without parameters, it is looked
+                into: it may return such containers, and one node is one value.
+        """
         if path in self.paths or type(module) in self.classes:
             return True
         if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
@@ -44,7 +51,7 @@ class LeafPolicy:
         if type(module) in self.doubtful or type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")):
             return weighted_layers(module) < 2
         bare = next(module.children(), None) is None
-        return bare and not module._parameters and not module._buffers
+        return bare and not several and not module._parameters and not module._buffers
 
 
 def weighted_layers(module: nn.Module) -> int:

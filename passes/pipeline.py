@@ -16,6 +16,7 @@ from passes.leaves import LeafPolicy, weighted_layers
 from passes.outputs import Output
 from passes.partition import partition
 from passes.shapes import infer_shapes
+from passes.trunk import deepest_first
 
 
 def analyse(
@@ -25,6 +26,7 @@ def analyse(
     policy: LeafPolicy | None = None,
     *,
     output: Output | None = None,
+    joint: bool = False,
     verify: bool = True,
     max_cut: int | None = None,
     granularity: Granularity = "minimal",
@@ -37,6 +39,7 @@ def analyse(
         dtype: Type of the input.
         policy: What stays a leaf when tracing.
         output: See :func:`passes.capture.capture`.
+        joint: See :func:`passes.capture.capture`. Without ``output``, the deepest value is then the primary output.
         verify: Whether the graph is held against the model on random input.
         max_cut: See :func:`passes.partition.partition`.
         granularity: See :func:`passes.partition.partition`.
@@ -45,9 +48,11 @@ def analyse(
         CaptureError: See :func:`passes.fidelity.capture_verified` and :func:`passes.shapes.infer_shapes`.
         PartitionError: See :func:`passes.partition.partition`.
     """
-    captured = capture_verified(model, policy, output, TensorSpec(tuple(shape), dtype), verify)
+    captured = capture_verified(model, policy, output, TensorSpec(tuple(shape), dtype), verify, joint)
     expect("capture", spec.captured(captured))
     shapes = infer_shapes(captured, shape, dtype)
+    if joint and output is None:
+        captured, shapes = deepest_first(captured, shapes)
     expect("shapes", spec.shapes(captured, shapes))
     try:
         network = Network(captured, shapes, partition(captured, shapes, max_cut, granularity))

@@ -32,7 +32,7 @@ class Tracer(fx.Tracer):
     The output node holds the tuple of all values that the model returns, in the order of ``structure``'s slots.
 
     Args:
-        is_leaf: Whether a module, reached at a path, stays one node.
+        is_leaf: Whether a module, reached at a path and perhaps given containers of tensors, stays one node.
         policy: Whose functions stay one node.
         example: Shape and type of an input; with it, decisions that depend on sizes alone are taken.
         builtins: Whether Python's ``len`` and ``int`` are recorded.
@@ -42,7 +42,7 @@ class Tracer(fx.Tracer):
 
     def __init__(
         self,
-        is_leaf: Callable[[nn.Module, str], bool],
+        is_leaf: Callable[[nn.Module, str, bool], bool],
         policy: LeafPolicy,
         example: TensorSpec | None,
         builtins: bool = False,
@@ -99,7 +99,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one node."""
-        return self.is_leaf(m, module_qualified_name)
+        return self.is_leaf(m, module_qualified_name, False)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -111,7 +111,7 @@ class Tracer(fx.Tracer):
             # Made in the forward: nn.ReLU()(x).
             return m.forward(*args, **kwargs)
         path = self.path_of_module(m)
-        if self.is_leaf_module(m, path):
+        if self.is_leaf(m, path, any(_holds_several(a) for a in (*args, *kwargs.values()))):
             return self.create_proxy("call_module", path, args, kwargs)
         index = len(self.calls)
         first = len(self.graph.nodes)
@@ -272,6 +272,12 @@ class Tracer(fx.Tracer):
             yield
         finally:
             self.deciding = False
+
+
+def _holds_several(value: Any) -> bool:
+    return isinstance(value, (tuple, list, dict)) and any(
+        isinstance(item, fx.Proxy) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _is_value(value: Any) -> bool:

@@ -129,6 +129,32 @@ class Initializer:
         if drawn is not target:
             target.copy_(drawn)
 
+    def imitate_(self, module: nn.Module, source: nn.Module | None) -> bool:
+        """Initializes a linear layer, or a convolution over one position, in place as another one was.
+
+        Args:
+            module: The layer.
+            source: The layer to imitate; may read other channels, as a linear layer or as a convolution.
+
+        Returns:
+            Whether that could be done: not if ``source`` has no weights of its own with values, or constant ones.
+        """
+        weight, theirs = module.get_parameter("weight"), source._parameters.get("weight") if source else None
+        if theirs is None or theirs.is_meta or weight.is_meta or isinstance(theirs, FakeTensor):
+            return False
+        if isinstance(weight, FakeTensor) or self._measure(theirs)[1] == 0.0:
+            return False
+        fan_in = weight.shape[1]
+        with torch.no_grad():
+            fresh = self.like(theirs, (weight.shape[0], fan_in, *[1] * (theirs.ndim - 2)), fan_in=fan_in)
+            weight.copy_(fresh.reshape(weight.shape))
+            bias, their_bias = module._parameters.get("bias"), source._parameters.get("bias") if source else None
+            if bias is not None:
+                bias.zero_()
+                if their_bias is not None:
+                    bias.copy_(self.like(their_bias, tuple(bias.shape), fan_in=fan_in))
+        return True
+
     def plain_(self, module: nn.Module) -> nn.Module:
         """Initializes convolutions (He, fan out: AugLocal, appendix A.2) and linear layers (torch.nn) in place."""
         for part in module.modules():

@@ -219,3 +219,43 @@ def test_a_wrong_input_size_names_module_and_reason() -> None:
     with pytest.raises(CaptureError, match="does not run on this input") as error:
         infer_shapes(captured, (2, 1, 8, 8))
     assert error.value.where == "0"
+
+
+class Pooled(nn.Module):
+    """No parameters; several values in, several out, as a feature pyramid's extra level."""
+
+    def forward(self, levels: list[torch.Tensor], names: list[str]) -> tuple[list[torch.Tensor], list[str]]:
+        return [*levels, F.max_pool2d(levels[-1], 2)], [*names, "pool"]
+
+
+class Largest(nn.Module):
+    """No parameters; several values in, and a decision on what they hold."""
+
+    def forward(self, values: list[torch.Tensor]) -> torch.Tensor:
+        return values[0] if bool(values[0].sum() > 0) else values[1]
+
+
+class Levels(nn.Module):
+    def __init__(self, extra: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.fc, self.extra = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5), extra
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        if isinstance(self.extra, Pooled):
+            levels, names = self.extra([x, x + 1], ["0", "1"])
+            assert names == ["0", "1", "pool"]
+            x = levels[-1]
+        else:
+            x = self.extra([x, x + 1])
+        result: torch.Tensor = self.fc(x.mean((2, 3)))
+        return result
+
+
+def test_a_module_without_parameters_that_takes_several_values_is_looked_into_if_it_can_be() -> None:
+    captured = capture(Levels(Pooled()))
+    assert "extra" not in {str(node.target) for node in captured.nodes}
+    assert captured.opaque == ()
+    captured = capture(Levels(Largest()))
+    assert [str(node.target) for node in captured.nodes if node.op == "call_module"] == ["conv", "extra", "fc"]
+    assert [opaque.path for opaque in captured.opaque] == ["extra"]

@@ -54,6 +54,9 @@ class Two(nn.Module):
 def two():
     return Two()
 
+def sequence():
+    return nn.Sequential(*[nn.Conv2d(3, 3, 3) for _ in range(4)], nn.Flatten(2))
+
 def maps():
     return nn.Sequential(*[nn.Conv2d(3, 3, 3) for _ in range(4)])
 
@@ -90,14 +93,15 @@ def test_check_says_how_a_model_localizes(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_check_lists_obstacles_of_each_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("check", "m.py:two", "m.py:chain", "m.py:maps") == 1
+    assert run("check", "m.py:two", "m.py:chain", "m.py:maps", "m.py:sequence") == 1
     out = capsys.readouterr().out
     assert re.search(r"^m\.py:two: Two: it has no trainable parameter\. ", out, re.MULTILINE)
     assert re.search(r"^m\.py:two: Two \(m\.py:\d+\): the model's forward must take one tensor", out, re.MULTILINE)
     assert "m.py:chain: localizes" in out
+    assert "m.py:maps: localizes" in out
     # Only localizing for this method finds that there are no logits.
-    assert re.search(r"^m\.py:maps: Sequential: the model returns .* Use method='bp'", out, re.MULTILINE)
-    assert run("check", "m.py:maps", "--method", "bp") == 0
+    assert re.search(r"^m\.py:sequence: Sequential: the model returns .* use method='bp'", out, re.MULTILINE)
+    assert run("check", "m.py:sequence", "--method", "bp") == 0
 
 
 def test_what_is_kept_whole_is_said_and_is_no_obstacle(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,12 +119,12 @@ def test_models_that_need_values_are_built_with_them(name: str, capsys: pytest.C
 
 
 def test_check_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("check", "m.py:chain", "m.py:maps", "--json") == 1
+    assert run("check", "m.py:chain", "m.py:sequence", "--json") == 1
     good, bad = map(json.loads, capsys.readouterr().out.splitlines())
     assert (good["model"], good["localizes"], good["layers"], good["modules"]) == ("m.py:chain", True, 4, 1)
     assert good["obstacles"] == []
     assert good["seconds"] > 0
-    assert (bad["model"], bad["localizes"]) == ("m.py:maps", False)
+    assert (bad["model"], bad["localizes"]) == ("m.py:sequence", False)
     assert set(bad["obstacles"][0]) == {"path", "source", "what", "remedy"}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.models.segmentation import fcn_resnet50
 
 from localize import localize
 from localize.models import cifar_resnet
@@ -33,6 +34,15 @@ def test_readme_code_runs_and_prints_the_plan_it_shows() -> None:
 def test_readme_on_memory_of_a_shallow_network() -> None:
     local, plain = (peak_step_bytes(localize(cifar_resnet(8), rule, **d), 256) for rule, d in RULES)
     assert local > plain
+
+
+@pytest.mark.parametrize(("rule", "peak"), [("auglocal", "3.24 GB"), ("bp", "9.20 GB")])
+def test_readme_on_memory_of_a_segmentation_network(rule: str, peak: str) -> None:
+    with torch.device("meta"):
+        model = fcn_resnet50(weights=None, weights_backbone=None, num_classes=21)
+    local = localize(model, rule, d=2, example_inputs=torch.empty(2, 3, 512, 512))
+    assert f"{peak_step_bytes(local, 8, image_shape=(3, 512, 512)) / 1e9:.2f} GB" == peak
+    assert f"| {len(local.plan.modules)} | not trained | {peak}, batch 8 |" in README
 
 
 RULES: list[tuple[str, dict[str, Any]]] = [("auglocal", {"d": 2, "max_cut": 1}), ("bp", {})]

@@ -38,6 +38,18 @@ class Dense(nn.Module):
         return result
 
 
+class Tokens(nn.Module):
+    """Gives a sequence of logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = Dense()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.dense(x).flatten(2)
+        return result
+
+
 class Tied(nn.Module):
     """All layers share one weight."""
 
@@ -82,9 +94,14 @@ REFUSALS: dict[str, tuple[Build, dict[str, Any], type[LocalizeError], str]] = {
     "no layer": (lambda: nn.Sequential(nn.ReLU()), {}, PartitionError, "no trainable parameter"),
     "one layer": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 5)), {}, PartitionError, "no layer before its"),
     "already local": (lambda: localize(cifar_resnet(8)), {}, CaptureError, "LocalGraphModule cannot be localized"),
-    "dense output": (Dense, {}, MethodError, "needs one vector of logits"),
+    "output of rank 3": (Tokens, {}, MethodError, "needs a vector of logits or a map of them: an output of rank 3"),
     "unknown method": (lambda: cifar_resnet(8), {"method": "hebb"}, MethodError, "Known methods: auglocal, bp"),
-    "unknown option": (lambda: cifar_resnet(8), {"gamma": 1}, MethodError, "Its options: d, tau, last, head_norm"),
+    "unknown option": (
+        lambda: cifar_resnet(8),
+        {"gamma": 1},
+        MethodError,
+        "Its options: d, tau, last, head_norm",
+    ),
     "option of another": (lambda: cifar_resnet(8), {"method": "bp", "tau": 1}, MethodError, "no option 'tau'"),
     "d=0": (lambda: cifar_resnet(8), {"d": 0}, MethodError, "d=0 is no depth"),
     "d=2.5": (lambda: cifar_resnet(8), {"d": 2.5}, MethodError, "d=2.5 is no depth"),
@@ -123,6 +140,9 @@ REFUSALS: dict[str, tuple[Build, dict[str, Any], type[LocalizeError], str]] = {
     "budget inf": (lambda: cifar_resnet(8), {"max_aux_macs": float("inf")}, MethodError, "is no budget"),
     "budget 1e9": (lambda: cifar_resnet(8), {"max_aux_macs": 1e9}, MethodError, "or a float below 1000"),
     "impossible budget": (lambda: cifar_resnet(8), {"d": 2, "max_aux_macs": 10}, MethodError, "cannot be met"),
+    "pool": (lambda: cifar_resnet(8), {"pool": "max"}, MethodError, "Give one of 'average', 'token', 'attention'"),
+    "no class token": (lambda: cifar_resnet(8), {"pool": "token"}, MethodError, "own classifier reads none"),
+    "pool of a map": (Dense, {"pool": "attention"}, MethodError, "no effect on local losses on maps"),
     "K=0": (lambda: cifar_resnet(8), {"modules": 0, "max_cut": 1}, PartitionError, "has 4 local layers"),
     "K>L": (lambda: cifar_resnet(8), {"modules": 5, "max_cut": 1}, PartitionError, "from 1 to 4"),
     "bp in parts": (lambda: cifar_resnet(8), {"method": "bp", "modules": 2}, MethodError, "trains one module"),

@@ -15,11 +15,13 @@ ROOT = Path(__file__).parent.parent
 # Ground floor first. A package stands for all that is in it, unless a longer name is on a floor of its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("passes",),
-    ("localize.losses", "localize.heads", "localize.plan", "localize.models", "localize.fused", "localize.merge"),
+    ("localize.losses", "localize.fused", "localize.models"),
+    ("localize.prediction", "localize.pooling", "localize.dense", "localize.heads", "localize.plan", "localize.merge"),
     ("localize.methods",),
     ("localize.local_module",),
     ("localize.emit",),
     ("localize.api",),
+    ("localize.obstacles",),
     ("localize",),
     ("localize.runtime",),
     ("localize.cli", "localize._train", "localize._check", "localize._sweep", "localize._demo", "localize._display"),

@@ -47,7 +47,7 @@ def test_another_format_version_is_refused() -> None:
 
 
 TABLE = """\
-CifarResNet: auglocal(d=3, tau=0.5, last=joint, head_norm=True, selection=uniform, downsampling=deferred, aux_init=fresh), input 3x32x32
+CifarResNet: auglocal(d=3, tau=0.5, last=joint, head_norm=True, pool=average, head=linear, selection=uniform, downsampling=deferred, aux_init=fresh), input 3x32x32
 L=4 local layers in K=2 local modules; primary 78k parameters, 12.5M MACs; auxiliary networks 72.9k parameters, 7.34M MACs
 module            layers            output    params   MACs  act. bytes  auxiliary network  aux. params  aux. MACs
 ----------------  ----------------  --------  ------  -----  ----------  -----------------  -----------  ---------

@@ -34,6 +34,7 @@ NAMES = [
     "PartitionError",
     "Plan",
     "PlanError",
+    "Prediction",
     "TensorSpec",
     "check",
     "localize",
@@ -69,6 +70,8 @@ def test_signature_of_localize() -> None:
         ("output", "keyword", None),
         ("verify", "keyword", True),
         ("criterion", "keyword", None),
+        ("outputs", "keyword", None),
+        ("output_criterion", "keyword", None),
         ("seed", "keyword", None),
         ("options", "**", REQUIRED),
     ]
@@ -81,6 +84,7 @@ def test_signature_of_check() -> None:
         ("max_cut", "keyword", None),
         ("granularity", "keyword", "minimal"),
         ("output", "keyword", None),
+        ("joint", "keyword", False),
         ("verify", "keyword", True),
     ]
 
@@ -101,6 +105,7 @@ RECORDS = {
         "options",
         "input",
         "output",
+        "prediction",
         "layers",
         "classifier_params",
         "classifier_macs",
@@ -111,6 +116,7 @@ RECORDS = {
     localize.Auxiliary: ["selected", "depth", "params", "macs", "blocks", "head", "merged"],
     localize.AuxiliaryBlock: ["source", "in_channels", "out_channels", "stride", "projection", "adapter", "kind"],
     localize.Layer: ["index", "name", "params", "macs", "activation_bytes", "input", "output", "width"],
+    localize.Prediction: ["kind", "outputs", "size", "layout"],
     localize.TensorSpec: ["shape", "dtype", "layout"],
     localize.Obstacle: ["path", "source", "what", "remedy"],
 }
@@ -132,6 +138,9 @@ OPTIONS = {
         "tau": 0.5,
         "last": "joint",
         "head_norm": True,
+        "pool": "average",
+        "head": "linear",
+        "head_width": None,
         "selection": "uniform",
         "width": None,
         "downsampling": "deferred",

@@ -25,6 +25,7 @@ from localize.runtime.evaluation import evaluate
 from localize.runtime.events import EpochDone, Event, Interrupted, Started, StepDone
 from localize.runtime.recipe import Recipe
 from localize.runtime.trainer import RUN_FILES, TrainingResult, train
+from tests.dense_models import UNet
 
 RECIPE = Recipe(epochs=3, batch_size=16, lr=0.05)
 STEPS = 4  # 60 images in batches of 15
@@ -324,6 +325,13 @@ def test_it_learns(tmp_path: Path, method: str) -> None:
 def test_a_model_with_other_outputs_is_refused(tmp_path: Path, data: Data) -> None:
     local = localized(model=lambda: cifar_resnet(8, num_classes=7, width=4))
     with pytest.raises(DataError, match="the model has 7 outputs, but digits has 10 classes"):
+        train(local, data, RECIPE, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_maps_is_refused(tmp_path: Path, data: Data) -> None:
+    local = localize(UNet(True, classes=10), d=2, example_inputs=torch.empty(2, 3, 8, 8))
+    with pytest.raises(DataError, match=r"returns 10x8x8 for an image, but digits has one label for each.*steps"):
         train(local, data, RECIPE, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -15,7 +15,10 @@ Deviations, and choices the paper leaves open:
   ``last="single"`` only the last layer and the classifier, as the paper's text and the released ImageNet code do.
 - Where fewer than d - 1 layers follow a module, its auxiliary network has as many hidden layers as follow, whatever the
   selection; where d is no less than L and the last d layers are joined, the output loss trains all. The plan says so.
-- Where the classifier of the primary has hidden layers (VGG), auxiliary networks have one linear layer.
+- Where the classifier of the primary has hidden layers (VGG), auxiliary networks have one linear layer by default; with
+  ``head="classifier"`` they end in a copy of it.
+- Where the primary gives a map of logits, auxiliary networks end in a 1x1 convolution and interpolation to the map's
+  size instead (:func:`localize.heads.dense_head`); the paper classifies images only.
 - Where no later layer can be placed behind a module, its auxiliary network is shallower than asked, or the linear
   classifier alone, and the plan says so.
 - The paper bounds the FLOPs of auxiliary networks by gamma and does not say how; ``max_aux_macs`` bounds their sum, and
@@ -23,6 +26,8 @@ Deviations, and choices the paper leaves open:
   classifier alone.
 - Auxiliary networks of plain convolutions (``selection="conv3x3"``, ``"conv1x1"``) downsample where the uniform one of
   the same module does, and by default have the width at which they cost as much as it does.
+- The paper knows convolutional networks only; for transformers ``pool`` chooses what the classifier reads.
+- A layer whose parameters are all frozen goes with the next one that learns: a loss of its own would train nothing.
 - Weights are drawn fresh, in the scale of the layers they copy (:mod:`passes.weights`).
 """
 
@@ -35,13 +40,13 @@ from typing import cast
 
 from torch import nn
 
-from localize.heads import describe_head, head_cost, linear_head
+from localize.methods.auglocal_head import Head, check_head
 from localize.methods.auglocal_options import Options
-from localize.methods.base import Context, group_name
+from localize.methods.base import Context, group_name, trained_layers
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
 from passes.budget import least, lower_depths
 from passes.errors import MethodError
-from passes.group import join_last
+from passes.group import join_last, join_untrained
 from passes.ir import TensorSpec
 from passes.place import place
 from passes.plain import Kind, Plain, build_plain, nearest_width, stack
@@ -65,7 +70,10 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     """
     network = context.network
     count = len(network.layers)
+    check_head(context, options)
     groups = context.groups or join_last(count, options.d if options.last == "joint" else 1)
+    if context.groups is None:
+        groups = join_untrained(groups, trained_layers(network))
     asked = []
     for index in range(len(groups) - 1):
         hidden = options.d - 1
@@ -102,13 +110,8 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
     network = nn.Sequential()
     for position, made in enumerate(blocks):
         network.add_module(f"block_{position}", made)
-    head = linear_head(spec, context.outputs, batch_norm=_normed(options, len(blocks)), draw=draw)
-    network.add_module("head", head)
+    network.add_module("head", Head(context, options, spec, len(blocks)).build(draw))
     return network
-
-
-def _normed(options: Options, hidden: int) -> bool:
-    return options.head_norm and hidden == 1
 
 
 def _auxiliary(context: Context, options: Options, layer: int, hidden: int) -> tuple[Auxiliary, str]:
@@ -122,30 +125,31 @@ def _auxiliary(context: Context, options: Options, layer: int, hidden: int) -> t
         notes.append(f"d={len(selected) + 1} instead of {hidden + 1}, since only {follow}")
     if options.selection in _COPIED:
         recipes, more = place(context.adapter, layer, selected, options.downsampling)
-        auxiliary = _describe(context, options, spec, recipes, [_copied(recipe) for recipe in recipes])
-        return auxiliary, "; ".join([*notes, *more])
-    return _plain(context, options, layer, selected), "; ".join(notes)
+        auxiliary, last = _describe(context, options, spec, recipes, [_copied(recipe) for recipe in recipes])
+        notes += more
+    else:
+        auxiliary, last = _plain(context, options, layer, selected)
+    return auxiliary, "; ".join(filter(None, [*notes, last]))
 
 
-def _plain(context: Context, options: Options, layer: int, selected: tuple[int, ...]) -> Auxiliary:
+def _plain(context: Context, options: Options, layer: int, selected: tuple[int, ...]) -> tuple[Auxiliary, str]:
     """Plain convolutions where the uniform auxiliary network has copies."""
     kind = cast(Kind, options.selection)
     spec = context.network.layers[layer].output
     recipes, _ = place(context.adapter, layer, selected, options.downsampling)
     strides = [recipe.stride for recipe in recipes] + [1] * (len(selected) - len(recipes))
-    normed = _normed(options, len(selected))
 
     def cost(channels: int) -> int:
         blocks = stack(kind, spec, strides, channels)
         end = blocks[-1].output if blocks else spec
-        return sum(block.macs for block in blocks) + head_cost(end, context.outputs, normed)[1]
+        return sum(block.macs for block in blocks) + Head(context, options, end, len(selected)).cost()[1]
 
     if not selected:
         channels = spec.channels
     elif options.width is not None:
         channels = max(1, round(options.width * spec.channels))
     else:
-        target = _describe(context, options, spec, recipes, []).macs
+        target = _describe(context, options, spec, recipes, [])[0].macs
         channels = nearest_width(cost, target)
     blocks = stack(kind, spec, strides, channels)
     return _describe(context, options, spec, blocks, [_stacked(block) for block in blocks])
@@ -157,18 +161,19 @@ def _describe(
     spec: TensorSpec,
     hidden: list[Recipe] | list[Plain],
     blocks: list[AuxiliaryBlock],
-) -> Auxiliary:
-    end = hidden[-1].output if hidden else spec
-    normed = _normed(options, len(hidden))
-    params, macs = head_cost(end, context.outputs, normed)
-    return Auxiliary(
+) -> tuple[Auxiliary, str]:
+    """The auxiliary network, and what of its head is otherwise than asked."""
+    head = Head(context, options, hidden[-1].output if hidden else spec, len(hidden))
+    params, macs = head.cost()
+    auxiliary = Auxiliary(
         selected=tuple(block.source for block in blocks if block.source is not None),
         depth=len(hidden) + 1,
         params=params + sum(block.params for block in hidden),
         macs=macs + sum(block.macs for block in hidden),
         blocks=tuple(blocks),
-        head=describe_head(end, context.outputs, normed),
+        head=head.describe(),
     )
+    return auxiliary, head.note()
 
 
 def _copied(recipe: Recipe) -> AuxiliaryBlock:

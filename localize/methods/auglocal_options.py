@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from localize.pooling import POOLINGS, Pooling
 from passes.errors import MethodError
 from passes.resolution import Policy
 
@@ -25,6 +26,14 @@ class Options:
     """How many layers the output loss trains: the last d, or the last one. Without effect when ``modules`` is given."""
     head_norm: bool = True
     """Batch norm before the linear classifier of auxiliary networks with one hidden layer."""
+    pool: Pooling = "average"
+    """What the linear classifier reads of positions: their average; ``"token"``, the class token, and the average where
+    there is none yet; or ``"attention"``, their mean as weighted by a learned query."""
+    head: Literal["linear", "classifier"] = "linear"
+    """The end of an auxiliary network: a linear classifier, or a copy of the primary network's own classifier, hidden
+    layers, norms and class token included, with weights of its own."""
+    head_width: int | None = None
+    """Width of the hidden layers of copied classifiers; None for their own."""
     selection: Selection = "uniform"
     """Hidden layers: copies of later layers spread evenly, of those right after, or of the module's last layer, again
     and again; or plain 1x1 or 3x3 convolutions + norm + ReLU (linear layers where channels come last)."""
@@ -50,12 +59,33 @@ class Options:
         _require("selection", self.selection, get_args(Selection))
         _require("downsampling", self.downsampling, get_args(Policy))
         _require("aux_init", self.aux_init, ("fresh", "copy"))
+        if self.pool not in POOLINGS:
+            raise MethodError(f"pool={self.pool!r} is unknown", remedy=f"Give one of {', '.join(map(repr, POOLINGS))}")
+        _require("head", self.head, ("linear", "classifier"))
+        self._check_head()
         self._check_width()
         if self.max_aux_macs is not None and not _is_budget(self.max_aux_macs):
             raise MethodError(
                 f"max_aux_macs={self.max_aux_macs!r} is no budget",
                 remedy="Give a whole number of multiply-accumulates, or a float below 1000: a multiple of the primary "
                 "network's",
+            )
+
+    def _check_head(self) -> None:
+        width = self.head_width
+        if width is not None and (not isinstance(width, int) or isinstance(width, bool) or width < 1):
+            raise MethodError(f"head_width={width!r} is no width", remedy="Give a whole number of at least 1")
+        if width is not None and self.head == "linear":
+            raise MethodError(
+                f"head_width={width!r} has no effect with head='linear'",
+                why="a linear classifier has no hidden layers",
+                remedy="Leave it out, or choose head='classifier'",
+            )
+        if self.head == "classifier" and self.pool != "average":
+            raise MethodError(
+                f"pool={self.pool!r} has no effect with head='classifier'",
+                why="a copied classifier pools as the model's own does",
+                remedy="Leave pool out, or choose head='linear'",
             )
 
     def _check_width(self) -> None:

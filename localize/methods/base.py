@@ -9,7 +9,9 @@ from typing import Any, Protocol
 from torch import nn
 
 from localize.plan import LocalModulePlan
+from localize.prediction import Prediction
 from passes.adapt import Adapter
+from passes.cutter import own_tensors
 from passes.errors import MethodError
 from passes.ir import Network
 from passes.weights import Initializer
@@ -21,8 +23,8 @@ class Context:
 
     network: Network
     adapter: Adapter
-    outputs: int
-    """Number of outputs of the primary network, its classes."""
+    prediction: Prediction
+    """What heads are made for: the form of the primary network's output."""
     groups: tuple[tuple[int, ...], ...] | None
     """The user's grouping of layers; None where the method decides."""
     merging: Callable[[Sequence[Sequence[int]]], Sequence[int]]
@@ -63,3 +65,14 @@ def group_name(network: Network, layers: Sequence[int]) -> str:
     """Name of a local module: its layer's, or the first and the last one's."""
     first, last = network.layers[layers[0]].name, network.layers[layers[-1]].name
     return first if len(layers) == 1 else f"{first}..{last}"
+
+
+def trained_layers(network: Network) -> list[bool]:
+    """For each local layer whether it has trainable parameters, also such that it shares with others."""
+    captured, part = network.captured, network.partition
+    found = []
+    for names in part.nodes:
+        nodes = {*names, *captured.feeding(names, part.shared)}
+        tensors = (t for name in nodes for t in own_tensors(captured, captured.by_name[name]))
+        found.append(any(t.requires_grad for t in tensors))
+    return found

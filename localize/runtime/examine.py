@@ -18,8 +18,8 @@ from torch import nn
 
 from localize import LocalGraphModule, localize
 from localize.api import input_of
-from localize.heads import GlobalAveragePool
 from localize.methods import get_method
+from localize.pooling import GlobalAveragePool
 from localize.runtime.isolation import fake_step
 from localize.runtime.models import find_model, input_channels
 from passes.cutter import uses
@@ -193,7 +193,11 @@ def _compile(model: nn.Module, settings: Settings, image_size: int | None) -> tu
     """Localizes a model, or, if it is an encoder, the same model with a classifier behind it; whether that was so."""
     example = example_of(model, image_size)
     try:
-        return compile_model(model, settings, example), False
+        local = compile_model(model, settings, example)
+        prediction = local.plan.prediction
+        if settings.method == "bp" or prediction.kind != "dense" or prediction.size == local.plan.input.spatial:
+            return local, False
+        raise MethodError(f"the model returns features of {local.plan.output}, not a map of its input's size")
     except MethodError:
         shape, dtype = input_of(model, example)
         example = torch.empty(shape, dtype=dtype, device="meta")

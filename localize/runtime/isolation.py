@@ -42,7 +42,9 @@ def fake_step(local: LocalGraphModule) -> Reach:
     local.train()
     with fake_mode() as mode, faked(local, mode), torch.enable_grad():
         x = torch.empty((BATCH, *spec.shape[1:]), dtype=spec.dtype, device=device)
-        y = torch.zeros((BATCH, *local.plan.output.shape[2:]), dtype=torch.int64, device=device)
+        predicted = local.plan.prediction
+        positions = local.plan.output.shape[2:] if predicted.kind == "other" else predicted.size
+        y = torch.zeros((BATCH, *positions), dtype=torch.int64, device=device)
         return reach(local, x, y)
 
 

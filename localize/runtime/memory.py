@@ -96,7 +96,9 @@ def peak_step_bytes(
     with fake_copy(module) as replica, torch.enable_grad():
         replica.train()
         images = torch.empty(batch, *image_shape)
-        labels = torch.zeros(batch, dtype=torch.int64)
+        plan: Any = getattr(module, "plan", None)
+        # One label an image, or one a pixel.
+        labels = torch.zeros((batch, *(plan.prediction.size if plan else ())), dtype=torch.int64)
         parameters = [p for p in replica.parameters() if p.requires_grad]
         updates = (optimizer or _nesterov)(parameters)
         run = step or train_step

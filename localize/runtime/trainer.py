@@ -123,7 +123,13 @@ class Run:
 
     def check(self) -> None:
         """Refuses data that does not fit the model."""
-        outputs, classes = self.local.plan.output.shape[-1], len(self.data.classes)
+        output, classes = self.local.plan.output, len(self.data.classes)
+        if output.layout != "NC":
+            raise DataError(
+                f"the model returns {output} for an image, but {self.data.source} has one label for each",
+                remedy="Train it in a loop of your own: for out in local.steps(x, y): out.loss.backward()",
+            )
+        outputs = output.channels
         if outputs != classes:
             raise DataError(
                 f"the model has {outputs} outputs, but {self.data.source} has {classes} classes",

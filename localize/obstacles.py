@@ -1,0 +1,96 @@
+"""check(): every obstacle to localizing a model, at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from localize.api import input_of, leaf_policy, require_module
+from passes.errors import LocalizeError
+from passes.fidelity import capture_verified
+from passes.granularity import Granularity
+from passes.ir import Opaque, TensorSpec
+from passes.outputs import Output
+from passes.partition import partition
+from passes.shapes import infer_shapes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Something that keeps a model, or a part of it, from being localized."""
+
+    path: str
+    """Module path in the model; its class name for the model as a whole."""
+    source: str | None
+    """Source line, ``file.py:12``."""
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{f' ({self.source})' if self.source else ''}: {self.what}. {self.remedy}"
+
+
+def check(
+    model: nn.Module,
+    *,
+    example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    max_cut: int | None = None,
+    granularity: Granularity = "minimal",
+    output: Output | None = None,
+    joint: bool = False,
+    verify: bool = True,
+) -> list[Obstacle]:
+    """Every obstacle to localizing ``model``, at once; empty when all is well. Nothing is changed.
+
+    Args:
+        model: Any module.
+        example_inputs: As in :func:`localize`.
+        max_cut: As in :func:`localize`.
+        granularity: As in :func:`localize`.
+        output: As in :func:`localize`.
+        joint: Whether an ``output_criterion`` will be given, so that the model may return what it likes.
+        verify: As in :func:`localize`.
+
+    Returns:
+        Obstacles, each with module path, source line and remedy. Submodules that cannot be traced are listed although
+        the model can be localized with them kept whole.
+
+    Raises:
+        LocalizeError: ``model`` is no ``nn.Module``, or ``example_inputs`` no tensor.
+    """
+    require_module(model)
+    shape, dtype = input_of(model, example_inputs)
+    found: list[Obstacle] = []
+    trainable = any(p.requires_grad for p in model.parameters())
+    if not trainable:
+        found.append(
+            Obstacle(
+                type(model).__name__, None, "it has no trainable parameter", "Set requires_grad where it should learn"
+            )
+        )
+    try:
+        captured = capture_verified(model, leaf_policy(), output, TensorSpec(shape, dtype), verify, joint)
+        found += [_kept_whole(leaf) for leaf in captured.opaque]
+        shapes = infer_shapes(captured, shape, dtype)
+        if trainable:
+            partition(captured, shapes, max_cut, granularity)
+    except LocalizeError as error:
+        found += [_kept_whole(leaf) for leaf in getattr(error, "opaque", ())]
+        found.append(Obstacle(error.where or type(model).__name__, error.source, _reason(error), error.remedy or ""))
+    return found
+
+
+def _kept_whole(leaf: Opaque) -> Obstacle:
+    return Obstacle(
+        leaf.path,
+        leaf.source,
+        f"its forward cannot be traced ({leaf.reason}), so it is kept whole and never cut inside",
+        "Move that code into a submodule of its own, if the rest should be cut",
+    )
+
+
+def _reason(error: LocalizeError) -> str:
+    return f"{error.what}: {error.why}" if error.why else error.what
