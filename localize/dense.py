@@ -112,14 +112,6 @@ class Resize(nn.Module):
         return "x".join(map(str, self.size))
 
 
-class ToLayout(nn.Module):
-    """(N, C, H, W) -> (N, H, W, C), for primary networks whose output has its channels last."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The same map with channels last."""
-        return x.permute(0, 2, 3, 1)
-
-
 def pointwise_(convolution: nn.Module, draw: Initializer) -> nn.Module:
     """Gives a 1x1 convolution the weights of a linear layer: as a classifier it is one, at each position."""
     assert isinstance(convolution, (nn.Conv2d, nn.Conv3d))

@@ -10,9 +10,10 @@ import math
 
 from torch import nn
 
-from localize.dense import Resize, ToGrid, ToLayout, grid_of, pointwise_, resampling
+from localize.dense import Resize, ToGrid, grid_of, pointwise_, resampling
 from localize.pooling import Pooling, build_pool, describe_pool, pool_cost
 from localize.prediction import Prediction
+from passes.fronts import ToLayout
 from passes.ir import TensorSpec
 from passes.weights import Initializer, bare
 
@@ -105,7 +106,7 @@ def dense_head(
     if grid.size != prediction.size:
         parts["resize"] = Resize(prediction.size)
     if prediction.layout == "NHWC":
-        parts["layout"] = ToLayout()
+        parts["layout"] = ToLayout("NCHW", "NHWC")
     return _sequence(parts)
 
 
