@@ -86,7 +86,7 @@ def test_grad_scaler(local: LocalGraphModule, batch: Batch) -> None:
     assert scaler.get_scale() == 2.0**12
     expected = {name: value - 0.1 * plain[name] for name, value in weights.items()}
     for name, parameter in local.named_parameters():
-        torch.testing.assert_close(parameter.detach(), expected[name], rtol=0, atol=1e-7)
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=2e-7, atol=1e-7)  # one rounding
 
 
 def test_grad_scaler_skips_a_step_of_infinities(local: LocalGraphModule, batch: Batch) -> None:
