@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import astuple, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from passes.adapt import Adapter
 from passes.arguments import replaced
 from passes.fronts import ToLayout, build_front, build_projection
-from passes.ir import Captured
+from passes.ir import Captured, Network
 from passes.mutation import is_view, mutates_input
 from passes.recipe import Body, Recipe
-from passes.retype import clone
+from passes.retype import clone, is_norm
 from passes.stand_in import stand_in
 from passes.weights import Initializer
+
+_PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 
 
 def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModule:
@@ -38,6 +42,7 @@ def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModu
     if any(i in live and _overwrites_entry(captured, body, recipe, i) for i in range(len(body.nodes))):
         # The value belongs to the primary network, whose next layer still reads it.
         value = graph.call_method("clone", (value,))
+    silent = frozenset() if draw.copies else _silent(adapter.network, body, recipe, live)
     values: dict[int | str, Any] = {-1: value}
     parents = {p.name for i in live for p in body.nodes[i].all_input_nodes}
     for name, shape in body.measured.items():
@@ -49,6 +54,8 @@ def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModu
             values[i] = values[_position(body, parent)]
         elif i in live:
             values[i] = _copy(graph, root, captured, body, recipe, i, values, draw)
+            if i in silent:
+                _ones_(root[node.name])
     graph.output(values[body.position[body.exit]])
     graph.lint()
     layers = adapter.network.layers
@@ -73,6 +80,45 @@ def _overwrites_entry(captured: Captured, body: Body, recipe: Recipe, i: int) ->
             return False
         parent = parent.all_input_nodes[0]
     return True
+
+
+def _silent(network: Network, body: Body, recipe: Recipe, live: set[int]) -> frozenset[int]:
+    """Nodes whose zero-initialized scales would make the block's output, and every gradient behind it, zero.
+
+    A residual branch may start as zero: its shortcut stays. A layer that is cut out of a block may be that branch
+    alone, and then starts with ones.
+    """
+    zeros = {i for i in live if _is_zero(network.captured, body.nodes[i])}
+    scaled = {i for i in live if body.nodes[i].target in _PRODUCTS}
+    pending, seen = [body.nodes[body.position[body.exit]]] if zeros else [], set()
+    while pending:
+        node = pending.pop()
+        if body.reads(node.name):
+            return frozenset()
+        i = body.position.get(node.name, -1)
+        parents = node.all_input_nodes[:1] if i in recipe.edits.bypassed else node.all_input_nodes
+        nothing = i in zeros or (i in scaled and any(body.position.get(p.name) in zeros for p in parents))
+        if i >= 0 and i not in seen and not nothing:
+            seen.add(i)
+            pending += [parent for parent in parents if parent.name not in network.shapes.numbers]
+    return frozenset(zeros)
+
+
+def _is_zero(captured: Captured, node: fx.Node) -> bool:
+    module = captured.module(node)
+    if module is not None:
+        scale = module._parameters.get("weight") if is_norm(module) else None
+    else:
+        scale = captured.attribute(str(node.target)) if node.op == "get_attr" else None
+    if not isinstance(scale, nn.Parameter) or scale.is_meta or isinstance(scale, FakeTensor):
+        return False
+    return not bool(scale.detach().any())
+
+
+def _ones_(made: Any) -> None:
+    scale = made.get_parameter("weight") if isinstance(made, nn.Module) else made
+    with torch.no_grad():
+        scale.fill_(1.0)
 
 
 def _copy(

@@ -10,6 +10,10 @@ from torch import nn
 
 from localize import localize
 from localize.models import cifar_resnet
+from passes.adapt import Adapter
+from passes.ir import TensorSpec
+from passes.pipeline import analyse
+from passes.rebuild import rebuild
 from passes.retype import clone
 from passes.weights import Initializer
 
@@ -78,6 +82,37 @@ def test_a_rule_of_fans_holds_for_the_new_fans(kind: str, inputs: int) -> None:
         assert float(fresh.abs().max()) == pytest.approx(float(expected.abs().max()), rel=0.02)
     else:
         assert float(fresh.abs().max()) > 2.6 * float(fresh.std())
+
+
+class Branch(nn.Module):
+    """x + branch(x), whose branch starts as zero in one of two ways; or the branch alone."""
+
+    def __init__(self, way: str, shortcut: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+        self.shortcut = shortcut
+        nn.init.zeros_(self.norm.weight if way == "norm" else self.scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.norm(self.conv(x)) * self.scale
+        return x + y if self.shortcut else y
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize("way", ["norm", "scale"])
+def test_a_branch_starts_as_zero_only_beside_its_shortcut(way: str, shortcut: bool) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), Branch(way, shortcut), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 5),
+    )  # fmt: skip
+    adapter = Adapter(analyse(model, (2, 3, 8, 8), max_cut=1, verify=False))
+    assert adapter.network.layers[1].name == "1"
+    recipe = adapter.adapt(1, TensorSpec((2, 8, 8, 8), layout="NCHW"), 1, "stride")
+    x = torch.randn(2, 8, 8, 8)
+    out = rebuild(adapter, recipe, draw())(x)
+    assert torch.equal(out, x) == shortcut
+    assert bool(out.any())
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_torchs_generator_alone() -> None:
