@@ -21,6 +21,8 @@ from passes.retype import clone, is_norm
 from passes.stand_in import stand_in
 from passes.weights import Initializer
 
+_SMALL = 0.1
+"""Scales that are all alike and no larger than this are meant to start a residual branch as next to nothing."""
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 
 
@@ -83,12 +85,18 @@ def _overwrites_entry(captured: Captured, body: Body, recipe: Recipe, i: int) ->
 
 
 def _silent(network: Network, body: Body, recipe: Recipe, live: set[int]) -> frozenset[int]:
-    """Nodes whose zero-initialized scales would make the block's output, and every gradient behind it, zero.
+    """Nodes whose scales start so small that the block's output, and any gradient behind it, would be next to nothing.
 
     A residual branch may start as zero: its shortcut stays. A layer that is cut out of a block may be that branch
     alone, and then starts with ones.
     """
-    zeros = {i for i in live if _is_zero(network.captured, body.nodes[i])}
+    numbers = network.shapes.numbers
+    zeros = {i for i in live if _is_small(network.captured, body.nodes[i])}
+    small = set(zeros)
+    for i in sorted(live if zeros else ()):
+        values = [body.position.get(p.name) for p in body.nodes[i].all_input_nodes if p.name not in numbers]
+        if values and body.nodes[i].op != "call_module" and all(k in small for k in values):
+            small.add(i)  # a view of one
     scaled = {i for i in live if body.nodes[i].target in _PRODUCTS}
     pending, seen = [body.nodes[body.position[body.exit]]] if zeros else [], set()
     while pending:
@@ -97,26 +105,33 @@ def _silent(network: Network, body: Body, recipe: Recipe, live: set[int]) -> fro
             return frozenset()
         i = body.position.get(node.name, -1)
         parents = node.all_input_nodes[:1] if i in recipe.edits.bypassed else node.all_input_nodes
-        nothing = i in zeros or (i in scaled and any(body.position.get(p.name) in zeros for p in parents))
+        nothing = i in small or (i in scaled and any(body.position.get(p.name) in small for p in parents))
         if i >= 0 and i not in seen and not nothing:
             seen.add(i)
-            pending += [parent for parent in parents if parent.name not in network.shapes.numbers]
+            pending += [parent for parent in parents if parent.name not in numbers]
     return frozenset(zeros)
 
 
-def _is_zero(captured: Captured, node: fx.Node) -> bool:
-    module = captured.module(node)
-    if module is not None:
-        scale = module._parameters.get("weight") if is_norm(module) else None
-    else:
-        scale = captured.attribute(str(node.target)) if node.op == "get_attr" else None
-    if not isinstance(scale, nn.Parameter) or scale.is_meta or isinstance(scale, FakeTensor):
+def _is_small(captured: Captured, node: fx.Node) -> bool:
+    """Whether a node scales by a parameter that starts as zero, or nearly (layer scale)."""
+    scale = captured.attribute(str(node.target)) if node.op == "get_attr" else _scale(captured.module(node))
+    if not isinstance(scale, nn.Parameter) or scale.is_meta or isinstance(scale, FakeTensor) or not scale.numel():
         return False
-    return not bool(scale.detach().any())
+    low, high = scale.detach().aminmax()
+    return bool(low == high) and abs(float(high)) <= _SMALL
+
+
+def _scale(module: nn.Module | None) -> nn.Parameter | None:
+    """The scale of a norm, or the parameter of a layer that has but this one and looks like a scale."""
+    if module is None or is_norm(module):
+        return module._parameters.get("weight") if module is not None else None
+    own = list(module.parameters())
+    return own[0] if len(own) == 1 and max(own[0].shape, default=1) == own[0].numel() else None
 
 
 def _ones_(made: Any) -> None:
-    scale = made.get_parameter("weight") if isinstance(made, nn.Module) else made
+    scale = _scale(made) if isinstance(made, nn.Module) else made
+    assert scale is not None
     with torch.no_grad():
         scale.fill_(1.0)
 

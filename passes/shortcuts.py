@@ -36,7 +36,7 @@ def shortcut(captured: Captured, shapes: Shapes, body: Body, node: fx.Node) -> t
     """
     found: list[int] = []
     mixing = 0
-    while node.name != body.entry:
+    while not body.reads(node.name):
         module = captured.module(node)
         if node.name not in body.position or len(node.all_input_nodes) != 1:
             return None

@@ -164,6 +164,9 @@ class Trial:
         if halves and reduction(self.spec, result) < self.attempt.stride:
             raise Unreachable("it does not downsample")
         live = self.body.live(self.edits)
+        own = sum(count for i, count in self.params.items() if i in live)
+        if not own and any(self.params.values()):
+            raise Unreachable("nothing of it that learns lies between its input and its output")
         return Recipe(
             self.source,
             self.spec,
@@ -173,7 +176,7 @@ class Trial:
             None if front.is_empty else front,
             self.attempt.mode != "adapter",
             bool(self.edits.projections) or any(live & set(path) for path in self._projected_shortcuts()),
-            params + sum(count for i, count in self.params.items() if i in live),
+            params + own,
             macs,
         )
 

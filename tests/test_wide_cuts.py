@@ -235,3 +235,17 @@ def test_a_deep_copy_has_the_same_cuts() -> None:
     assert_isolated(twin, X, Y)
     for a, b in zip(local.steps(X, Y), twin.steps(X, Y), strict=True):
         assert torch.equal(a.loss, b.loss)
+
+
+def test_a_copy_whose_shortcut_is_another_tensor_of_the_cut_keeps_its_width() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("test_byobnet")
+    plan = localize(model, d=3).plan
+    assert max(layer.width for layer in plan.layers) > 1
+    for module in plan.modules[:-1]:
+        assert module.auxiliary is not None
+        for block in module.auxiliary.blocks:
+            assert block.source is not None
+            assert block.out_channels == plan.layers[block.source].output.channels
+            # Layers 7, 11 and 16 end in a pooled shortcut that none of their own weights lies on: nothing to copy.
+            assert block.source not in (7, 11, 16)
