@@ -8,6 +8,7 @@ Where repair cannot reach, an adapter in front of an unchanged copy restores the
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
@@ -18,7 +19,7 @@ from passes.fronts import Front
 from passes.ir import Network, TensorSpec
 from passes.recipe import Body, Edits, Recipe, body_of
 from passes.repairs import Unreachable
-from passes.resolution import Downsampling, reduction
+from passes.resolution import Downsampling, downsampling_of, reduction
 from passes.trial import Attempt, Trial
 
 
@@ -30,6 +31,11 @@ class Adapter:
         self._recipes: dict[Any, Recipe | str] = {}
         self._bodies: dict[int, Body] = {}
         self._signatures: dict[int, Any] = {}
+
+    @cached_property
+    def downsampling(self) -> Downsampling:
+        """How the network halves resolution, see :func:`passes.resolution.downsampling_of`."""
+        return downsampling_of(self.network)
 
     def body(self, index: int) -> Body:
         """The graph of a layer, see :func:`passes.recipe.body_of`."""

@@ -8,7 +8,7 @@ from passes.adapt import Adapter
 from passes.errors import AdaptError
 from passes.ir import TensorSpec
 from passes.recipe import Recipe
-from passes.resolution import Downsampling, Policy, downsampling_of, owed, performed
+from passes.resolution import Downsampling, Policy, owed, performed
 
 
 def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy) -> tuple[list[Recipe], list[str]]:
@@ -26,7 +26,7 @@ def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy)
         The recipes, and what was done otherwise than asked, in words.
     """
     network = adapter.network
-    downsampling = downsampling_of(network)
+    downsampling = adapter.downsampling
     spec = network.layers[layer].output
     found: list[Recipe] = []
     notes: list[str] = []

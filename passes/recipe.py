@@ -95,10 +95,10 @@ def body_of(network: Network, index: int) -> Body:
     """
     part, captured, specs = network.partition, network.captured, network.shapes.specs
     if index < len(part.layers):
-        own, entry, leaving = set(part.nodes[index]), part.entries[index], part.cuts[index]
+        own, entry, leaving = set(part.nodes[index]), part.entries[index], part.live[index][0]
     else:
         leaving = captured.result.name
-        own, entry = {leaving} | captured.feeding((leaving,), frozenset(part.classifier)), part.cuts[-1]
+        own, entry = {leaving} | captured.feeding((leaving,), frozenset(part.classifier)), part.live[-1][0]
     needed = captured.feeding(own, frozenset(part.shared) | (part.portable - own))
     in_order = sorted((*own, *needed), key=captured.positions.__getitem__)
     nodes = [captured.by_name[name] for name in in_order if name in own]
