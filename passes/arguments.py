@@ -85,9 +85,9 @@ class Numbers:
         function: Any = node.target
         return function(*args, **kwargs)
 
-    def channels(self, node: fx.Node) -> set[int]:
-        """The channel counts that a number is made of: those read off a tensor's channel dimension."""
-        found: set[int] = set()
+    def reads(self, node: fx.Node) -> list[fx.Node]:
+        """The numbers, read off a tensor's channel dimension, that a number is made of."""
+        found: list[fx.Node] = []
         pending, seen = [node], set()
         while pending:
             number = pending.pop()
@@ -97,12 +97,10 @@ class Numbers:
             spec, dim = self._reading(number)
             if spec is None:
                 pending += number.all_input_nodes
-            elif (
-                dim is not None
-                and spec.layout != "other"
-                and dim % len(spec.shape) == spec.channel_dim % len(spec.shape)
-            ):
-                found.add(spec.channels)
+            elif dim is not None and spec.layout != "other":
+                rank = len(spec.shape)
+                if dim % rank == spec.channel_dim % rank:
+                    found.append(number)
         return found
 
     def _reading(self, node: fx.Node) -> tuple[TensorSpec | None, int | None]:

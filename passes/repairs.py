@@ -113,8 +113,8 @@ def keep_numbers(site: Site) -> None:
     site.renumbered(
         {
             path: value
-            for path, number, value in _moved(site)
-            if any(carries(was, tuple(now.shape), count) for count in site.numbers.channels(number))
+            for path, channels, value in _moved(site)
+            if any(carries(was, tuple(now.shape), count) for count in channels)
         }
     )
 
@@ -155,17 +155,25 @@ def renumber(site: Site) -> None:
     site.renumbered(follow(written, {old: new for old, new in sizes if old != new}))
 
 
-def _moved(site: Site) -> list[tuple[Path, fx.Node, int]]:
-    """Arguments that are numbers read off channels, and not what they were: path, node, what it was."""
+def _moved(site: Site) -> list[tuple[Path, set[int], int]]:
+    """Arguments that are numbers made of channels, and not what they were: path, those channels, what it was."""
     current = dict(leaves(site.args, site.kwargs))
     known = site.edits.arguments.get(site.i, {})
     found = []
     for path, number in leaves(site.node.args, site.node.kwargs):
-        if isinstance(number, fx.Node) and path not in known and isinstance(current.get(path), int):
-            was = site.numbers.value(number)
-            if isinstance(was, int) and was != current[path] and site.numbers.channels(number):
-                found.append((path, number, was))
+        if not isinstance(number, fx.Node) or path in known or not isinstance(current.get(path), int):
+            continue
+        was = site.numbers.value(number)
+        channels = {site.numbers.value(read) for read in site.numbers.reads(number) if _is_other(site, read)}
+        if isinstance(was, int) and was != current[path] and channels:
+            found.append((path, channels, was))
     return found
+
+
+def _is_other(site: Site, number: fx.Node) -> bool:
+    """Whether a number is not what it was."""
+    i = site.body.position.get(number.name)
+    return i is not None and site.values.get(i) != site.numbers.value(number)
 
 
 # Parameters that the graph reads directly -----------------------------------------------------------------------------
@@ -238,7 +246,10 @@ def join(site: Site, now: list[torch.Tensor]) -> None:
     for k in (0, 1):
         _widen_parameter(site, operands[k], was[1 - k], now[1 - k])
         _widen_gate(site, operands[k], now[k], now[1 - k])
-    specs = [TensorSpec(tuple(v.shape), v.dtype, w.layout) for v, w in zip(now, was, strict=True) if w is not None]
+    result = site.shapes.specs[site.node.name]
+    # Of what comes out of windows the layout may not be known; that of what it is added to is its own.
+    layouts = [result.layout if result is not None and result.shape == w.shape else w.layout for w in was if w]
+    specs = [TensorSpec(tuple(v.shape), v.dtype, layout) for v, layout in zip(now, layouts, strict=True)]
     if was[0].shape != was[1].shape or specs[0].layout == "other":
         raise Unreachable(f"the operands of {site.node.name} do not agree")
     raise Restart(_project(site, operands, specs))
