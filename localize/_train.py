@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 
 from localize import LocalGraphModule, localize
 from localize._display import Display
-from localize.methods import get_method, read_options
+from localize.methods import get_method, read_options, with_depth
 from localize.runtime.data import Data, load_data
 from localize.runtime.models import find_model, input_channels, input_size
 from localize.runtime.recipe import Recipe
@@ -56,8 +55,7 @@ def options_of(method: str, depth: int, given: Sequence[str]) -> dict[str, Any]:
         if name in options:
             raise LocalizeError(f"--option {name} is given twice")
         options[name] = _literal(text)
-    has_depth = "d" in {field.name for field in dataclasses.fields(rule.Options)}
-    read_options(method, rule.Options, {**({"d": depth} if has_depth else {}), **options})
+    read_options(method, rule.Options, with_depth(rule.Options, depth, options))
     return options
 
 

@@ -81,8 +81,8 @@ def localize(
             model's own containers; by default ``criterion`` of the primary output. An ``nn.Module``'s parameters are
             trained by this loss, and are among those of the result.
         seed: Seed of the auxiliary networks' weights; torch's global generator is then neither read nor moved.
-        **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``pool``, ``selection``,
-            ``width``, ``downsampling``, ``max_aux_macs`` and ``aux_init``, see
+        **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``pool``, ``head``,
+            ``head_width``, ``selection``, ``width``, ``downsampling``, ``max_aux_macs`` and ``aux_init``, see
             :class:`localize.methods.auglocal.Options`.
 
     Returns:
@@ -95,8 +95,7 @@ def localize(
     """
     require_module(model)
     rule = methods.get_method(method)
-    depth = {"d": d} if "d" in {field.name for field in dataclasses.fields(rule.Options)} else {}
-    chosen = methods.read_options(method, rule.Options, {**depth, **options})
+    chosen = methods.read_options(method, rule.Options, methods.with_depth(rule.Options, d, options))
     network = analyse(
         model,
         *input_of(model, example_inputs),

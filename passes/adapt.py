@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from passes import retype
+from passes.arguments import Numbers
 from passes.errors import AdaptError
 from passes.fronts import Front
 from passes.ir import Network, TensorSpec
@@ -31,6 +32,7 @@ class Adapter:
         self._recipes: dict[Any, Recipe | str] = {}
         self._bodies: dict[int, Body] = {}
         self._signatures: dict[int, Any] = {}
+        self._numbers = Numbers(network.captured, network.shapes)
 
     @cached_property
     def downsampling(self) -> Downsampling:
@@ -80,10 +82,8 @@ class Adapter:
         index = len(self.network.layers)
         key = (index, spec, width)
         if key not in self._recipes:
-            trial = Trial(self.network, self.body(index), index, spec, Attempt("native", None, 1))
-            trial.edits = self._narrowed(width)
             try:
-                self._recipes[key] = trial.run()
+                self._recipes[key] = self._trial(index, spec, Attempt("native", None, 1), self._narrowed(width)).run()
             except Unreachable as reason:
                 self._recipes[key] = str(reason)
         found = self._recipes[key]
@@ -94,29 +94,32 @@ class Adapter:
 
     def output_layer(self) -> nn.Module | None:
         """The classifier's last linear layer, or convolution over one pixel; None where it ends in another module."""
-        body = self.body(len(self.network.layers))
-        mixing = [i for i, node in enumerate(body.nodes) if self.network.shapes.costs[node.name].mixing]
-        module = self.network.captured.module(body.nodes[mixing[-1]]) if mixing else None
+        layers = self._classifier_layers()
+        module = layers[-1][1] if layers else None
         pointwise = isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1
         return module if pointwise or isinstance(module, nn.Linear) else None
 
     def _narrowed(self, width: int | None) -> Edits:
         """The classifier's hidden layers, of another width."""
-        body = self.body(len(self.network.layers))
-        mixing = [i for i, node in enumerate(body.nodes) if self.network.shapes.costs[node.name].mixing]
-        changes = {}
-        for i in mixing[:-1] if width else ():
-            module = self.network.captured.module(body.nodes[i])
-            produced = retype.produce(module, width) if module is not None and width else None
-            if produced is not None:
-                changes[i] = produced
-        return Edits(changes=changes)
+        if width is None:
+            return Edits()
+        hidden = self._classifier_layers()[:-1]
+        changes = {i: retype.produce(module, width) for i, module in hidden if module is not None}
+        return Edits(changes={i: change for i, change in changes.items() if change is not None})
+
+    def _classifier_layers(self) -> list[tuple[int, nn.Module | None]]:
+        """Positions of the classifier's mixing operations, and the modules that do them."""
+        nodes, costs = self.body(len(self.network.layers)).nodes, self.network.shapes.costs
+        return [(i, self.network.captured.module(node)) for i, node in enumerate(nodes) if costs[node.name].mixing]
+
+    def _trial(self, source: int, spec: TensorSpec, attempt: Attempt, edits: Edits | None = None) -> Trial:
+        return Trial(self.network, self._numbers, self.body(source), source, spec, attempt, edits)
 
     def _find(self, source: int, spec: TensorSpec, stride: int, downsampling: Downsampling) -> Recipe | str:
         reasons = []
         for attempt in self._attempts(source, spec, stride, downsampling):
             try:
-                return Trial(self.network, self.body(source), source, spec, attempt).run()
+                return self._trial(source, spec, attempt).run()
             except Unreachable as reason:
                 reasons.append(f"{attempt.mode}: {reason}")
         return "; ".join(reasons)

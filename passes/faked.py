@@ -1,4 +1,4 @@
-"""A module whose parameters and buffers are fake tensors for a while."""
+"""Tensors without values: a module whose parameters and buffers are fake for a while, and what can be said of such."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.parameter import is_lazy
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are; the CPU for one that has none."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds numbers: not on the meta device, where it is fake, or before it is initialized."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor) or is_lazy(tensor))
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from passes.capture import capture
 from passes.errors import CaptureError, first_line
+from passes.faked import has_values
 from passes.ir import Captured, Opaque, TensorSpec
 from passes.leaves import LeafPolicy
 from passes.outputs import Output
@@ -75,7 +75,7 @@ def difference(captured: Captured, example: TensorSpec) -> Opaque | None:
     """
     model = captured.model
     tensors = [*model.parameters(), *model.buffers()]
-    if not tensors or any(_has_no_values(t) for t in tensors):
+    if not tensors or not all(has_values(t) for t in tensors):
         return None
     x = _random(example, tensors[0].device)
     eager = run_eager(captured, x)
@@ -145,11 +145,6 @@ def _close(found: Sequence[Any], expected: Sequence[Any]) -> bool:
     except (AssertionError, TypeError, ValueError):
         return False
     return True
-
-
-def _has_no_values(tensor: torch.Tensor) -> bool:
-    fake = isinstance(tensor, torch._subclasses.FakeTensor)
-    return tensor.is_meta or fake or is_lazy(tensor)
 
 
 def _random(example: TensorSpec, device: torch.device) -> torch.Tensor:

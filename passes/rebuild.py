@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from dataclasses import astuple, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from passes.adapt import Adapter
 from passes.arguments import replaced
@@ -18,12 +16,12 @@ from passes.ir import Captured, Network
 from passes.mutation import is_view, mutates_input
 from passes.recipe import Body, Recipe
 from passes.retype import clone, is_norm
+from passes.shortcuts import PRODUCTS
 from passes.stand_in import stand_in
 from passes.weights import Initializer
 
 _SMALL = 0.1
 """Scales that are all alike and no larger than this are meant to start a residual branch as next to nothing."""
-_PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 
 
 def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModule:
@@ -44,7 +42,7 @@ def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModu
     if any(i in live and _overwrites_entry(captured, body, recipe, i) for i in range(len(body.nodes))):
         # The value belongs to the primary network, whose next layer still reads it.
         value = graph.call_method("clone", (value,))
-    silent = frozenset() if draw.copies else _silent(adapter.network, body, recipe, live)
+    silent = frozenset() if draw.copies else _silent(adapter.network, body, recipe, live, draw)
     values: dict[int | str, Any] = {-1: value}
     parents = {p.name for i in live for p in body.nodes[i].all_input_nodes}
     for name, shape in body.measured.items():
@@ -84,20 +82,20 @@ def _overwrites_entry(captured: Captured, body: Body, recipe: Recipe, i: int) ->
     return True
 
 
-def _silent(network: Network, body: Body, recipe: Recipe, live: set[int]) -> frozenset[int]:
+def _silent(network: Network, body: Body, recipe: Recipe, live: set[int], draw: Initializer) -> frozenset[int]:
     """Nodes whose scales start so small that the block's output, and any gradient behind it, would be next to nothing.
 
     A residual branch may start as zero: its shortcut stays. A layer that is cut out of a block may be that branch
     alone, and then starts with ones.
     """
     numbers = network.shapes.numbers
-    zeros = {i for i in live if _is_small(network.captured, body.nodes[i])}
+    zeros = {i for i in live if _is_small(network.captured, body.nodes[i], draw)}
     small = set(zeros)
     for i in sorted(live if zeros else ()):
         values = [body.position.get(p.name) for p in body.nodes[i].all_input_nodes if p.name not in numbers]
         if values and body.nodes[i].op != "call_module" and all(k in small for k in values):
             small.add(i)  # a view of one
-    scaled = {i for i in live if body.nodes[i].target in _PRODUCTS}
+    scaled = {i for i in live if body.nodes[i].target in PRODUCTS}
     pending, seen = [body.nodes[body.position[body.exit]]] if zeros else [], set()
     while pending:
         node = pending.pop()
@@ -112,13 +110,11 @@ def _silent(network: Network, body: Body, recipe: Recipe, live: set[int]) -> fro
     return frozenset(zeros)
 
 
-def _is_small(captured: Captured, node: fx.Node) -> bool:
+def _is_small(captured: Captured, node: fx.Node, draw: Initializer) -> bool:
     """Whether a node scales by a parameter that starts as zero, or nearly (layer scale)."""
     scale = captured.attribute(str(node.target)) if node.op == "get_attr" else _scale(captured.module(node))
-    if not isinstance(scale, nn.Parameter) or scale.is_meta or isinstance(scale, FakeTensor) or not scale.numel():
-        return False
-    low, high = scale.detach().aminmax()
-    return bool(low == high) and abs(float(high)) <= _SMALL
+    value = draw.constant(scale) if isinstance(scale, nn.Parameter) else None
+    return value is not None and abs(value) <= _SMALL
 
 
 def _scale(module: nn.Module | None) -> nn.Parameter | None:

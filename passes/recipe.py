@@ -7,7 +7,7 @@ that layers of one signature share one recipe.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -32,6 +32,10 @@ class Edits:
     """Numbers among a node's arguments that are others here."""
     bypassed: frozenset[int] = frozenset()
     """Nodes that hand on their input."""
+
+    def changed(self, i: int, changes: Changes) -> Edits:
+        """The same with new settings of the leaf layer that node ``i`` calls."""
+        return replace(self, changes={**self.changes, i: {**self.changes.get(i, {}), **changes}})
 
 
 @dataclass(frozen=True, slots=True)

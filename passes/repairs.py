@@ -6,7 +6,6 @@ something to change: the layer then runs again from its start, so that what come
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -21,12 +20,9 @@ from passes.fronts import Projection
 from passes.ir import Captured, Shapes, TensorSpec
 from passes.recipe import Body, Edits
 from passes.resolution import reduction
-from passes.shortcuts import shortcut
+from passes.shortcuts import ADDITIONS, PRODUCTS, shortcut
 
-JOINS = {
-    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul,
-    torch.add, torch.sub, torch.mul, "add", "add_", "sub", "sub_", "mul", "mul_",
-}  # fmt: skip
+JOINS = ADDITIONS | PRODUCTS
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 
 T = TypeVar("T")
@@ -85,11 +81,6 @@ class Site:
         was = self.shapes.specs[first.name] if isinstance(first, fx.Node) else None
         now = self.args[0] if self.args else None
         return (was, now) if was is not None and isinstance(now, torch.Tensor) else None
-
-    def changed(self, position: int, changes: retype.Changes) -> Edits:
-        """The edits, with new settings of the leaf layer that a node calls."""
-        known = self.edits.changes.get(position, {})
-        return replace(self.edits, changes={**self.edits.changes, position: {**known, **changes}})
 
     def reshaped(self, position: int, shape: tuple[int, ...]) -> Edits:
         """The edits, with another shape of a parameter that the graph reads."""
@@ -262,7 +253,7 @@ def _widen_gate(site: Site, node: fx.Node, gate: torch.Tensor, gated: torch.Tens
         module = site.captured.module(node)
         changes = retype.produce(module, gated.shape[1]) if module is not None else None
         if changes is not None:
-            raise Restart(site.changed(site.body.position[node.name], changes))
+            raise Restart(site.edits.changed(site.body.position[node.name], changes))
         if len(node.all_input_nodes) != 1:
             return
         node = node.all_input_nodes[0]
@@ -279,7 +270,7 @@ def _project(site: Site, operands: list[fx.Node], now: list[TensorSpec]) -> Edit
         raise Unreachable(f"the operands of {name} differ in resolution")
     convolutions = [p for p in paths[side] or () if isinstance(site.captured.module(body.nodes[p]), nn.Conv2d)]
     if convolutions and source.channels == target.channels:
-        return site.changed(convolutions[0], {"stride": (stride, stride)})
+        return site.edits.changed(convolutions[0], {"stride": (stride, stride)})
     if (site.i, side) in site.edits.projections:
         raise Unreachable(f"a projection at {name} did not make its operands agree")
     projection = Projection(source.channels, target.channels, stride, source.layout)

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from passes.errors import CaptureError, first_line
-from passes.faked import faked
+from passes.faked import device_of, faked, has_values
 from passes.ir import Captured, Cost, Layout, Shapes, TensorSpec
 from passes.sources import source_of
 from passes.untouched import untouched
@@ -124,7 +124,7 @@ def infer_shapes(captured: Captured, shape: Sequence[int], dtype: torch.dtype = 
     """
     runner = _Runner(captured, max(1, shape[0]))
     # Parameters live on the model's device: the fake input must say it is there too.
-    device = next((p.device for p in captured.model.parameters()), torch.device("cpu"))
+    device = device_of(captured.model)
     with (
         untouched(captured.model),
         fake_mode() as mode,
@@ -212,7 +212,7 @@ class _Runner(fx.Interpreter):
         module = self.captured.module(n)
         held = [*module.parameters(), *module.buffers()] if module is not None else []
         real = {id(t): self.real.get(id(t), t) for t in held}
-        if module is None or any(isinstance(t, FakeTensor) or t.is_meta for t in real.values()):
+        if module is None or not all(has_values(t) for t in real.values()):
             raise CaptureError(
                 "what is computed depends on the values of a tensor, so shapes cannot be inferred",
                 where=str(n.target) if module is not None else self.captured.scope_path(n.name),

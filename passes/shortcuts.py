@@ -11,18 +11,10 @@ from torch.nn.modules.conv import _ConvNd
 from passes.ir import Captured, Shapes
 from passes.recipe import Body
 
-_ADDITIONS = {
-    operator.add,
-    operator.iadd,
-    operator.sub,
-    operator.isub,
-    torch.add,
-    torch.sub,
-    "add",
-    "add_",
-    "sub",
-    "sub_",
-}
+ADDITIONS = {
+    operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_"
+}  # fmt: skip
+PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 
 
 def shortcut(captured: Captured, shapes: Shapes, body: Body, node: fx.Node) -> tuple[int, ...] | None:
@@ -53,7 +45,7 @@ def projected_shortcuts(captured: Captured, shapes: Shapes, body: Body) -> list[
     found = []
     for node in body.nodes:
         operands = [a for a in node.args if isinstance(a, fx.Node)]
-        if node.target not in _ADDITIONS or len(operands) != 2:
+        if node.target not in ADDITIONS or len(operands) != 2:
             continue
         paths = [shortcut(captured, shapes, body, operand) for operand in operands]
         if (paths[0] is None) == (paths[1] is None):

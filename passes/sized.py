@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from passes.errors import InputError, first_line
+from passes.faked import device_of
 from passes.ir import TensorSpec
 from passes.proxies import SIZES
 from passes.shapes import quiet
@@ -63,7 +64,7 @@ class Sizes:
     """What the nodes of a graph that is being recorded yield on fake inputs of two batch sizes."""
 
     def __init__(self, root: nn.Module, example: TensorSpec, constants: Mapping[str, torch.Tensor]) -> None:
-        device = next((p.device for p in root.parameters()), torch.device("cpu"))
+        device = device_of(root)
         batch = max(1, example.shape[0])
         inputs = [((size, *example.shape[1:]), example.dtype, device) for size in (batch, 2 * batch)]
         self.runs = [_Run(root, constants, *given) for given in inputs]

@@ -26,6 +26,7 @@ from torch.nn.modules.conv import _ConvNd
 from passes import repairs, retype
 from passes.arguments import Numbers, replaced
 from passes.errors import AdaptError
+from passes.faked import device_of
 from passes.fronts import GRIDS, Front, ToLayout, build_front, build_projection
 from passes.ir import Layout, Network, TensorSpec
 from passes.recipe import Body, Edits, Recipe
@@ -56,13 +57,21 @@ class Attempt:
 class Trial:
     """One attempt at one layer."""
 
-    def __init__(self, network: Network, body: Body, source: int, spec: TensorSpec, attempt: Attempt) -> None:
-        self.captured, self.shapes, self.body = network.captured, network.shapes, body
+    def __init__(
+        self,
+        network: Network,
+        numbers: Numbers,
+        body: Body,
+        source: int,
+        spec: TensorSpec,
+        attempt: Attempt,
+        edits: Edits | None = None,
+    ) -> None:
+        self.captured, self.shapes, self.numbers, self.body = network.captured, network.shapes, numbers, body
         self.source, self.spec, self.attempt = source, spec, attempt
-        self.edits = Edits()
+        self.edits = edits or Edits()
         self.draw = Initializer()
-        self.device = next((p.device for p in self.captured.model.parameters()), torch.device("cpu"))
-        self.numbers = Numbers(network.captured, network.shapes)
+        self.device = device_of(self.captured.model)
         self.reference: tuple[Any, Layout] = (None, spec.layout)
         self.values: dict[int, Any] = {}
         self.params: dict[int, int] = {}
@@ -142,9 +151,8 @@ class Trial:
             front = replace(front, to=entry.layout)
         with fake_mode(), CostMode(2) as cost, self.device, torch.no_grad():
             x: Any = torch.empty(2, *self.spec.shape[1:], dtype=self.spec.dtype)
-            params = 0
             module = build_front(front, self.draw)
-            params += _numel(module)
+            params = _numel(module)
             x = attempt(lambda: module(x))
             self.reference = x, self.spec.layout
             if front.to is not None:
@@ -272,7 +280,7 @@ class Trial:
                 if not unopened:
                     raise Unreachable(f"nothing is known of how {type(module).__name__} depends on its input")
             if changes:
-                self.edits = self._changed(i, changes)
+                self.edits = self.edits.changed(i, changes)
         twin = retype.clone(module, self.edits.changes.get(i, {}), self.draw)
         self.params[i] = _numel(twin)
         try:
@@ -280,13 +288,10 @@ class Trial:
         except Unreachable:
             if unopened:
                 # In a run of its own, so that what it tries is not counted among the layer's operations.
-                fitted = self._changed(i, attempt(lambda: retype.fit_inside(module, args, kwargs, self.draw)))
+                fitted = self.edits.changed(i, attempt(lambda: retype.fit_inside(module, args, kwargs, self.draw)))
                 if fitted != self.edits:
                     raise Restart(fitted) from None
             raise
-
-    def _changed(self, i: int, changes: retype.Changes) -> Edits:
-        return replace(self.edits, changes={**self.edits.changes, i: {**self.edits.changes.get(i, {}), **changes}})
 
     def _projected_shortcuts(self) -> list[tuple[int, ...]]:
         return projected_shortcuts(self.captured, self.shapes, self.body)

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import skip_init
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from passes.faked import has_values
 
 RULES: tuple[Callable[[float, float], float], ...] = (
     lambda fan_in, fan_out: math.sqrt(1 / (3 * fan_in)),  # torch.nn
@@ -58,7 +59,7 @@ class Initializer:
             fan_in: Inputs of one output of the layer it belongs to, after retyping; 0 when that has no meaning.
         """
         target = torch.empty(shape, dtype=source.dtype, device=source.device)
-        if source.device.type == "meta" or isinstance(source, FakeTensor) or isinstance(target, FakeTensor):
+        if not (has_values(source) and has_values(target)):
             return nn.Parameter(target, requires_grad=source.requires_grad or source.is_floating_point())
         if self.holds(source, shape):
             return nn.Parameter(source.detach().clone())
@@ -79,6 +80,13 @@ class Initializer:
         one by one to those it was trained on: a slice or a mean of its weights would mean nothing, and change scale.
         """
         return self.copies and tuple(source.shape) == shape
+
+    def constant(self, source: torch.Tensor) -> float | None:
+        """The number that all entries of a tensor are; None where they differ, or have no values."""
+        if not has_values(source):
+            return None
+        mean, spread = self._measure(source)
+        return mean if spread == 0.0 else None
 
     def _measure(self, source: torch.Tensor) -> tuple[float, float]:
         if id(source) not in self._statistics:
@@ -140,9 +148,7 @@ class Initializer:
             Whether that could be done: not if ``source`` has no weights of its own with values, or constant ones.
         """
         weight, theirs = module.get_parameter("weight"), source._parameters.get("weight") if source else None
-        if theirs is None or theirs.is_meta or weight.is_meta or isinstance(theirs, FakeTensor):
-            return False
-        if isinstance(weight, FakeTensor) or self._measure(theirs)[1] == 0.0:
+        if theirs is None or not has_values(weight) or not has_values(theirs) or self.constant(theirs) is not None:
             return False
         fan_in = weight.shape[1]
         with torch.no_grad():
@@ -161,7 +167,7 @@ class Initializer:
             weight = getattr(part, "weight", None)
             if not isinstance(weight, nn.Parameter) or weight.ndim < 2:
                 continue
-            if weight.device.type == "meta" or isinstance(weight, FakeTensor):
+            if not has_values(weight):
                 continue
             with torch.no_grad():
                 fan_in = math.prod(weight.shape[1:])

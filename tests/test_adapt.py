@@ -14,6 +14,7 @@ from passes.pipeline import analyse
 from passes.rebuild import rebuild
 from passes.recipe import Recipe
 from passes.weights import Initializer
+from tests.built import assert_built
 
 
 def conv(inputs: int, outputs: int, stride: int = 1, groups: int = 1, size: int = 3) -> nn.Conv2d:
@@ -114,11 +115,7 @@ def place(
     adapter = Adapter(network)
     recipe = adapter.adapt(layer, TensorSpec((2, channels, size, size), layout="NCHW"), stride, "stride")
     module = rebuild(adapter, recipe, Initializer(torch.Generator().manual_seed(0)))
-    out = module(torch.randn(2, channels, size, size))
-    assert tuple(out.shape) == recipe.output.shape
-    assert sum(p.numel() for p in module.parameters()) == recipe.params
-    out.square().sum().backward()
-    assert all(p.grad is not None for p in module.parameters())
+    assert_built(recipe, module)
     return recipe, module
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from localize import localize
 from localize.api import leaf_policy
 from passes.capture import capture
-from passes.ir import Captured, TensorSpec
+from passes.ir import TensorSpec
+from passes.replay import Replay
 from tests.families import KINDS, TIMM, TORCHVISION, Member
 
 pytestmark = pytest.mark.registry
@@ -22,17 +23,6 @@ pytestmark = pytest.mark.registry
 every_member = pytest.mark.parametrize("member", [*TIMM, *KINDS, *TORCHVISION], ids=lambda member: member.name)
 
 State = dict[str, torch.Tensor]
-
-
-class Replay(fx.Interpreter):
-    """Runs a captured graph node by node."""
-
-    def __init__(self, captured: Captured) -> None:
-        super().__init__(captured.model, graph=captured.graph)
-        self.captured = captured
-
-    def fetch_attr(self, target: str) -> Any:
-        return self.captured.attribute(target)
 
 
 def seeded(run: Callable[[torch.Tensor], Any], x: torch.Tensor) -> list[torch.Tensor]:

@@ -17,6 +17,7 @@ from passes.pipeline import analyse
 from passes.rebuild import rebuild
 from passes.recipe import Recipe
 from passes.weights import Initializer
+from tests.built import assert_built
 
 WIDTH = 8
 """Channels that random blocks read and give in their own network."""
@@ -159,9 +160,7 @@ def place(block: nn.Module, before: int, after: int, spec: TensorSpec, stride: i
     adapter = Adapter(network)
     recipe = adapter.adapt(1, spec, stride, "stride")
     module = rebuild(adapter, recipe, Initializer(torch.Generator().manual_seed(0)))
-    out = module(torch.randn(spec.shape))
-    assert tuple(out.shape) == recipe.output.shape
-    assert sum(p.numel() for p in module.parameters()) == recipe.params
+    assert_built(recipe, module)
     assert recipe.stride == stride
     return recipe, module
 

@@ -22,6 +22,7 @@ from passes.rebuild import rebuild
 from passes.recipe import Recipe
 from passes.stand_in import measured, stand_in
 from passes.weights import Initializer
+from tests.built import assert_built
 
 
 class Net(nn.Module):
@@ -49,11 +50,7 @@ def place(
     adapter = Adapter(network)
     recipe = adapter.adapt(1, spec, stride, "stride")
     module = rebuild(adapter, recipe, Initializer(torch.Generator().manual_seed(0)))
-    out = module(torch.randn(spec.shape))
-    assert tuple(out.shape) == recipe.output.shape
-    assert sum(p.numel() for p in module.parameters()) == recipe.params
-    out.square().sum().backward()
-    assert all(p.grad is not None for p in module.parameters())
+    assert_built(recipe, module)
     return recipe, module
 
 

@@ -61,6 +61,12 @@ def read_options(name: str, kind: type[Any], given: Mapping[str, Any]) -> Any:
     return kind(**given)
 
 
+def with_depth(kind: type[Any], d: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given options, and the depth first where the method has one."""
+    has_depth = "d" in {field.name for field in dataclasses.fields(kind)}
+    return {**({"d": d} if has_depth else {}), **given}
+
+
 def group_name(network: Network, layers: Sequence[int]) -> str:
     """Name of a local module: its layer's, or the first and the last one's."""
     first, last = network.layers[layers[0]].name, network.layers[layers[-1]].name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import traceback
 import warnings
 from collections import OrderedDict
@@ -18,7 +17,7 @@ from torch import nn
 
 from localize import LocalGraphModule, localize
 from localize.api import input_of
-from localize.methods import get_method
+from localize.methods import get_method, with_depth
 from localize.pooling import GlobalAveragePool
 from localize.runtime.isolation import fake_step
 from localize.runtime.models import find_model, input_channels
@@ -58,8 +57,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         options = get_method(self.method).Options
-        if "d" in {field.name for field in dataclasses.fields(options)}:
-            options(d=self.d)
+        options(**with_depth(options, self.d, {}))
 
     def keywords(self) -> dict[str, Any]:
         """As :func:`localize.localize` takes them."""

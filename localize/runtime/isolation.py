@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from localize.local_module import LocalGraphModule
-from passes.faked import faked
+from passes.faked import device_of, faked
 from passes.shapes import fake_mode
 
 BATCH = 2
@@ -38,7 +38,7 @@ def fake_step(local: LocalGraphModule) -> Reach:
         local: A localized model, best one on the meta device; its criterion must take class indices.
     """
     spec = local.plan.input
-    device = next((p.device for p in local.parameters()), torch.device("cpu"))
+    device = device_of(local)
     local.train()
     with fake_mode() as mode, faked(local, mode), torch.enable_grad():
         x = torch.empty((BATCH, *spec.shape[1:]), dtype=spec.dtype, device=device)

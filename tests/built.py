@@ -1,0 +1,17 @@
+"""What a recipe says of a block, held against the block that was built from it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from passes.recipe import Recipe
+
+
+def assert_built(recipe: Recipe, module: nn.Module) -> None:
+    """Runs the block forward and backward on random values: its shape, its parameters, a gradient for each."""
+    out = module(torch.randn(recipe.input.shape))
+    assert tuple(out.shape) == recipe.output.shape
+    assert sum(p.numel() for p in module.parameters()) == recipe.params
+    out.square().sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
