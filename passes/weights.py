@@ -45,7 +45,7 @@ class Initializer:
 
     generator: torch.Generator | None = None
     copies: bool = False
-    _statistics: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _statistics: dict[int, tuple[float, float, float]] = field(default_factory=dict)
 
     def like(
         self, source: torch.Tensor, shape: tuple[int, ...], *, norm: bool = False, fan_in: int = 0
@@ -63,14 +63,14 @@ class Initializer:
             return nn.Parameter(target, requires_grad=source.requires_grad or source.is_floating_point())
         if self.holds(source, shape):
             return nn.Parameter(source.detach().clone())
-        mean, spread = self._measure(source)
+        constant = self.constant(source)
         with torch.no_grad():
-            if spread == 0.0:
-                target.fill_(mean)
+            if constant is not None:
+                target.fill_(constant)
             elif norm:
                 target.fill_(1.0)
             else:
-                self._draw_(target, source, mean, spread, fan_in)
+                self._draw_(target, source, fan_in)
         return nn.Parameter(target)
 
     def holds(self, source: torch.Tensor, shape: tuple[int, ...]) -> bool:
@@ -85,31 +85,28 @@ class Initializer:
         """The number that all entries of a tensor are; None where they differ, or have no values."""
         if not has_values(source):
             return None
-        mean, spread = self._measure(source)
+        mean, spread, _ = self._measure(source)
         return mean if spread == 0.0 else None
 
-    def _measure(self, source: torch.Tensor) -> tuple[float, float]:
+    def _measure(self, source: torch.Tensor) -> tuple[float, float, float]:
+        """Mean, standard deviation (0 where all entries are alike) and largest size of the entries."""
         if id(source) not in self._statistics:
             values = source.detach().float()
-            constant = bool((values == values.flatten()[0]).all()) if values.numel() else True
-            spread = 0.0 if constant else float(values.std())
-            mean = (
-                float(values.flatten()[0])
-                if constant and values.numel()
-                else float(values.mean())
-                if values.numel()
-                else 0.0
-            )
-            self._statistics[id(source)] = (mean, spread)
+            first = float(values.flatten()[0]) if values.numel() else 0.0
+            if bool((values == first).all()):
+                self._statistics[id(source)] = first, 0.0, abs(first)
+            else:
+                self._statistics[id(source)] = float(values.mean()), float(values.std()), float(values.abs().max())
         return self._statistics[id(source)]
 
-    def _draw_(self, target: torch.Tensor, source: torch.Tensor, mean: float, spread: float, fan_in: int) -> None:
+    def _draw_(self, target: torch.Tensor, source: torch.Tensor, fan_in: int) -> None:
+        mean, spread, largest = self._measure(source)
         if not fan_in:
             self._normal_(target, mean, spread)
         elif source.ndim == 1:
             self._uniform_(target, 1 / math.sqrt(fan_in))
         else:
-            peak = float(source.detach().abs().max()) / spread
+            peak = largest / spread
             spread = _rescaled(source, spread, target.shape)
             if peak < 1.76 and source.numel() >= _ENOUGH:
                 self._uniform_(target, math.sqrt(3) * spread)
