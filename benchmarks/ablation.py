@@ -32,7 +32,8 @@ Key = tuple[str, int, int]
 
 def main() -> None:
     arguments = parse()
-    keys = list(itertools.product(arguments.strategies, arguments.depths, arguments.seeds))
+    # A whole comparison for the first seed before the next one begins.
+    keys = [(s, d, seed) for seed, d, s in itertools.product(arguments.seeds, arguments.depths, arguments.strategies)]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         accuracies = dict(zip(keys, pool.map(lambda key: accuracy(key, arguments), keys), strict=True))
     text = markdown(accuracies, arguments)
@@ -55,6 +56,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     parser.add_argument("--depths", nargs="+", type=int, default=(2, 3, 4))
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--amp", help="what localize-cli train takes as --amp")
+    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--name", default="ablation", help="of the files of results")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folder for the runs")
@@ -70,7 +73,8 @@ def accuracy(key: Key, arguments: argparse.Namespace) -> float:
     if len(history) < arguments.epochs:
         command = [sys.executable, "-m", "localize.cli", "train", "--method", "auglocal", "--out", str(folder)]
         command += ["--option", f"selection={selection}", "--depth", str(d), "--seed", str(seed)]
-        for option in ("data", "model", "epochs", "batch_size", "limit", "test_limit"):
+        command += ["--channels-last"] if arguments.channels_last else []
+        for option in ("data", "model", "epochs", "batch_size", "limit", "test_limit", "amp"):
             if getattr(arguments, option) is not None:
                 command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
         if (folder / "checkpoint.pt").exists():

@@ -12,7 +12,8 @@ if getattr(_passes, "OWNER", None) != "localize":
     )
 
 from localize.api import localize
-from localize.local_module import LocalGraphModule, LocalModule, LocalOutput
+from localize.local_graph import LocalGraphModule
+from localize.local_module import LocalModule, LocalOutput
 from localize.methods import METHODS
 from localize.obstacles import Obstacle, check
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan

@@ -13,7 +13,8 @@ from torch import nn
 
 from localize import methods
 from localize.emit import Criteria, Wires, emit, known, parameters_of, wire
-from localize.local_module import LocalGraphModule
+from localize.grouping import Balance, check_balance, groups_of
+from localize.local_graph import LocalGraphModule
 from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
 from localize.merge import adapter_cost, describe_adapter
 from localize.methods import Context
@@ -23,7 +24,6 @@ from passes import verify as spec
 from passes.adapt import Adapter
 from passes.errors import CaptureError, InputError, MethodError
 from passes.granularity import Granularity
-from passes.group import group_evenly
 from passes.ir import Network
 from passes.leaves import LeafPolicy
 from passes.outputs import Output, choices
@@ -38,7 +38,8 @@ def localize(
     *,
     d: int = 4,
     example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
-    modules: int | None = None,
+    modules: int | Sequence[int] | None = None,
+    balance: Balance = "layers",
     max_cut: int | None = None,
     granularity: Granularity = "minimal",
     output: Output | None = None,
@@ -61,7 +62,9 @@ def localize(
         d: Depth of auxiliary networks: trainable layers, the classifier included. For methods that have a depth.
         example_inputs: A tensor of the input's shape, batch first; its values are never used. By default the input size
             of the model's own configuration (timm's ``pretrained_cfg``), else (2, 3, 224, 224).
-        modules: K: groups the L local layers into K local modules of equal length. By default the method decides.
+        modules: K: groups the L local layers into K local modules; or the number of layers of each module. By default
+            the method decides.
+        balance: What K modules share evenly: ``"layers"``, ``"macs"``, or ``"activations"`` (bytes that layers give).
         max_cut: How many live tensors may cross from one local module to the next. By default one where that gives at
             least 8 layers, none of more than half of the MACs; else the smallest number up to 16 that does. Densely
             connected networks need several: all are detached and handed on.
@@ -96,25 +99,44 @@ def localize(
     require_module(model)
     rule = methods.get_method(method)
     chosen = methods.read_options(method, rule.Options, methods.with_depth(rule.Options, d, options))
-    network = analyse(
-        model,
-        *input_of(model, example_inputs),
-        leaf_policy(),
-        max_cut=max_cut,
-        granularity=granularity,
-        output=output,
-        joint=output_criterion is not None,
-        verify=verify,
-    )
+    check_balance(balance, modules)
+
+    def analysed(primary: nn.Module) -> Network:
+        return analyse(
+            primary,
+            *input_of(model, example_inputs),
+            leaf_policy(),
+            max_cut=max_cut,
+            granularity=granularity,
+            output=output,
+            joint=output_criterion is not None,
+            verify=verify,
+        )
+
+    network = analysed(model)
     last = outputs is None and network.shapes.output.layout == "NHWC"
     criteria = Criteria(criterion or (cross_entropy_of_last if last else cross_entropy), output_criterion)
     prediction = _prediction(network, method, output, outputs, criteria)
-    groups = None if modules is None else group_evenly(len(network.layers), modules)
-    context = Context(network, Adapter(network), prediction, groups, partial(_merging, network))
+    context = _context(network, prediction, modules, balance)
+    changed = rule.prepare(context, chosen)
+    if changed is not None:
+        context = _context(analysed(changed), prediction, modules, balance)
     plan = _plan(context, method, chosen)
     local = emit(plan, context, chosen, criteria, seed)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     return local
+
+
+def _context(
+    network: Network, prediction: Prediction, modules: int | Sequence[int] | None, balance: Balance
+) -> Context:
+    """What a method plans on.
+
+    Raises:
+        PartitionError: ``modules`` is not possible.
+    """
+    groups = groups_of(network.layers, modules, balance)
+    return Context(network, Adapter(network), prediction, groups, partial(_merging, network))
 
 
 def _prediction(

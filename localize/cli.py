@@ -57,6 +57,10 @@ LrOption = Annotated[
 ]
 OptimizerOption = Annotated[str, typer.Option(help="sgd (Nesterov momentum 0.9), adam or adamw.")]
 WeightDecayOption = Annotated[float, typer.Option(help="Weight decay.")]
+AmpOption = Annotated[
+    str | None, typer.Option(help="bfloat16: forward passes under autocast; weights stay float32.", metavar="DTYPE")
+]
+ChannelsLastOption = Annotated[bool, typer.Option("--channels-last", help="Images and weights with channels last.")]
 SeedOption = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="Of the weights, the order of images and their augmentation.")
 ]
@@ -97,6 +101,8 @@ def train(
     lr: LrOption = None,
     optimizer: OptimizerOption = "sgd",
     weight_decay: WeightDecayOption = 1e-4,
+    amp: AmpOption = None,
+    channels_last: ChannelsLastOption = False,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     limit: LimitOption = None,
@@ -114,7 +120,15 @@ def train(
     from localize._train import check_folder, default_folder, device_of, options_of, prepare, run
     from localize.runtime.recipe import Recipe
 
-    recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, weight_decay=weight_decay)
+    recipe = Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        amp=amp,
+        channels_last=channels_last,
+    )
     options = options_of(method, depth, option or [])
     place = device_of(device)
     folder = out or default_folder(model, method, depth, options)

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from localize.local_module import LocalGraphModule, LocalModule
+from localize.local_graph import LocalGraphModule
+from localize.local_module import LocalModule
 from localize.losses import Criterion
 from localize.merge import Merged
 from localize.methods import Context, get_method
-from localize.plan import Plan
+from localize.plan import LocalModulePlan, Plan
 from passes.adapt import Adapter
 from passes.codegen import generate
 from passes.cutter import mergeable, own_tensors
@@ -58,17 +59,28 @@ def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, seed: i
     wiring = wire(context.network, [module.layers for module in plan.modules])
     for module, wires in zip(plan.modules, wiring, strict=True):
         stage = generate(captured, wires.members, shared, wires.inputs, wires.outputs, f"Module{module.index}")
+        networks = []
         with torch.device("meta") if place is not None and place.is_meta else contextlib.nullcontext():
-            auxiliary = method.build(context, module, options, draw)
-            if auxiliary is not None and len(wires.reads) > 1:
-                like, *others = (known(context.network.shapes.specs[name]) for name in wires.reads)
-                auxiliary = Merged(like, others, auxiliary, draw)
-        if auxiliary is not None and place is not None:
-            auxiliary.to(device=place.device, dtype=place.dtype)
-        modules.append(LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs, len(wires.reads)))
+            for build in (method.build, method.build_cascaded if module.cascade else _nothing):
+                network = build(context, module, options, draw)
+                if network is not None and len(wires.reads) > 1:
+                    like, *others = (known(context.network.shapes.specs[name]) for name in wires.reads)
+                    network = Merged(like, others, network, draw)
+                if network is not None and place is not None:
+                    network.to(device=place.device, dtype=place.dtype)
+                networks.append(network)
+        auxiliary, cascaded = networks
+        reads = len(wires.reads)
+        modules.append(LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs, reads, cascaded))
     remake = partial(_over, plan, context, options, criteria)
     graph, local, output = _graph(modules), criteria.local, criteria.output
-    return LocalGraphModule(model, modules, graph, plan, local, output, remake, captured.structure)
+    made = LocalGraphModule(model, modules, graph, plan, local, output, remake, captured.structure)
+    method.attach(made, context, options)
+    return made
+
+
+def _nothing(context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> None:
+    """In place of a network that the plan has not."""
 
 
 def _over(

@@ -37,14 +37,14 @@ def fused_loss(
 
     Args:
         steps: Yields something with a ``loss``, a local module after the other; it is taken one at a time.
-        owned: Parameters each loss reaches, in the same order; no parameter twice.
+        owned: Parameters each loss reaches, in the same order; several may reach one.
         scale: Carried from step to step.
         device: Type of the device the step runs on, for its autocast state.
 
     Returns:
         A scalar. Its backward adds ``grad_output * gradient`` to each parameter's ``grad``, once.
     """
-    parameters = [p for group in owned for p in group]
+    parameters = list({id(p): p for group in owned for p in group}.values())
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
     total: torch.Tensor = _FusedLoss.apply(steps, owned, scale if half else None, *parameters)
     return total
@@ -102,7 +102,7 @@ class _FusedLoss(torch.autograd.Function):
         *parameters: Any,
     ) -> Any:
         factor = scale.value if scale is not None else None
-        gradients: list[torch.Tensor | None] = []
+        gradients: dict[int, torch.Tensor | None] = {id(p): None for p in parameters}
         total: torch.Tensor | None = None
         iterator = iter(steps)
         for group in owned:
@@ -110,14 +110,18 @@ class _FusedLoss(torch.autograd.Function):
                 loss = next(iterator).loss
                 if group:
                     scaled = loss if factor is None else loss * factor
-                    gradients += torch.autograd.grad(scaled, group, allow_unused=True)
-                    del scaled
+                    found = torch.autograd.grad(scaled, group, allow_unused=True)
+                    for parameter, gradient in zip(group, found, strict=True):
+                        before = gradients[id(parameter)]
+                        if gradient is not None:
+                            gradients[id(parameter)] = gradient if before is None else before + gradient
+                    del scaled, found
             value = loss.detach()
             total = value.clone() if total is None else total + value
             del loss
         # Runs what stands after the last yield.
         next(iterator, None)
-        ctx.gradients, ctx.factor, ctx.scale = gradients, factor, scale
+        ctx.gradients, ctx.factor, ctx.scale = list(gradients.values()), factor, scale
         return total
 
     @staticmethod

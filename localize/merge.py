@@ -7,11 +7,13 @@ would learn nothing from a loss on the newest alone, so each is adapted to its s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from localize.supervision import Batch, supervise
 from passes.fronts import Projection, build_projection
 from passes.ir import Layout, TensorSpec
 from passes.weights import Initializer, bare
@@ -69,11 +71,19 @@ class Merged(nn.Module):
 
     def forward(self, newest: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         """Adds the others, adapted, to the newest, and runs the auxiliary network."""
+        result: torch.Tensor = self.network(self.merge(newest, *others))
+        return result
+
+    def supervise(self, batch: Batch, newest: torch.Tensor, *others: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """Prediction and local loss."""
+        return supervise(self.network, batch, self.merge(newest, *others))
+
+    def merge(self, newest: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        """The newest and the others, adapted, in one."""
         merged = newest
         for adapt, value in zip(self.adapters, others, strict=True):
             merged = merged + adapt(value, newest)
-        result: torch.Tensor = self.network(merged)
-        return result
+        return merged
 
 
 def adapter(value: TensorSpec, like: TensorSpec, draw: Initializer) -> nn.Module:

@@ -11,64 +11,14 @@ from typing import Any
 import torch
 
 from localize.prediction import Prediction
+from localize.records import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm
 from passes.errors import PlanError
 from passes.ir import Layer, TensorSpec
 
+__all__ = ["Auxiliary", "AuxiliaryBlock", "Cascade", "LocalModulePlan", "LossTerm", "Plan", "describe"]
+
 FORMAT = 1
 """Version of the JSON form."""
-
-
-@dataclass(frozen=True, slots=True)
-class AuxiliaryBlock:
-    """One hidden layer of an auxiliary network: a layer's architecture behind another input, or a plain block."""
-
-    source: int | None
-    """Index of the local layer whose architecture it copies; None for a plain block."""
-    in_channels: int
-    out_channels: int
-    stride: int
-    """Downsampling it performs: 1, 2, or a higher power of two."""
-    projection: bool
-    """Whether its shortcut has a projection (1x1 convolution + norm)."""
-    adapter: str | None
-    """What stands in front of an unchanged copy where the copy itself could not be made to fit; None where it could."""
-    kind: str = "copy"
-    """``"copy"``, or what a plain block (with norm and ReLU) is: ``"conv1x1"``, ``"conv3x3"`` or ``"linear"``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Auxiliary:
-    """The auxiliary network of a local module: hidden layers, then a head."""
-
-    selected: tuple[int, ...]
-    """Indices of the layers it copies, in order; empty where its hidden layers are plain blocks."""
-    depth: int
-    """Trainable layers, the head included (d in the paper)."""
-    params: int
-    """Number of parameter elements, the head's included."""
-    macs: int
-    """Convolution and linear multiply-accumulates at batch 1, the head's included."""
-    blocks: tuple[AuxiliaryBlock, ...]
-    head: str
-    """The head's layers in words, such as ``pool > batch_norm > linear(64, 10)``."""
-    merged: tuple[str, ...] = ()
-    """Where a cut is several tensors wide: the adapters through which it reads tensors beside the newest, in words."""
-
-
-@dataclass(frozen=True, slots=True)
-class LocalModulePlan:
-    """One local module: consecutive local layers trained by one local loss."""
-
-    index: int
-    name: str
-    layers: tuple[int, ...]
-    """Indices of its local layers."""
-    auxiliary: Auxiliary | None
-    """None for the last module, which is trained through the classifier."""
-    parameters: tuple[str, ...]
-    """Names of the primary network's parameters that this module's loss reaches."""
-    note: str = ""
-    """What the method had to do otherwise than asked, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +53,12 @@ class Plan:
     @property
     def auxiliary_params(self) -> int:
         """Parameter elements of all auxiliary networks."""
-        return sum(module.auxiliary.params for module in self.modules if module.auxiliary)
+        return sum(network.params for module in self.modules for network in module.networks)
 
     @property
     def auxiliary_macs(self) -> int:
         """Multiply-accumulates of all auxiliary networks."""
-        return sum(module.auxiliary.macs for module in self.modules if module.auxiliary)
+        return sum(network.macs for module in self.modules for network in module.networks)
 
     def to_json(self, indent: int | None = 2) -> str:
         """The plan as JSON text; :meth:`from_json` reads it."""
@@ -171,19 +121,31 @@ def _layer(data: Mapping[str, Any]) -> Layer:
 
 
 def _module(data: Mapping[str, Any]) -> LocalModulePlan:
-    auxiliary = data["auxiliary"]
-    if auxiliary is not None:
-        blocks = tuple(AuxiliaryBlock(**block) for block in auxiliary["blocks"])
-        merged = tuple(auxiliary.get("merged", ()))
-        auxiliary = Auxiliary(
-            **{**auxiliary, "selected": tuple(auxiliary["selected"]), "blocks": blocks, "merged": merged}
-        )
+    cascade = data.get("cascade")
+    if cascade is not None:
+        reaches, auxiliary = tuple(cascade["reaches"]), _auxiliary(cascade["auxiliary"])
+        cascade = Cascade(**{**cascade, "reaches": reaches, "auxiliary": auxiliary})
     return LocalModulePlan(
         **{
             **data,
             "layers": tuple(data["layers"]),
             "parameters": tuple(data["parameters"]),
-            "auxiliary": auxiliary,
+            "auxiliary": _auxiliary(data["auxiliary"]),
+            "cascade": cascade,
+        }
+    )
+
+
+def _auxiliary(data: Mapping[str, Any] | None) -> Auxiliary | None:
+    if data is None:
+        return None
+    return Auxiliary(
+        **{
+            **data,
+            "selected": tuple(data["selected"]),
+            "blocks": tuple(AuxiliaryBlock(**block) for block in data["blocks"]),
+            "merged": tuple(data.get("merged", ())),
+            "terms": tuple(LossTerm(**term) for term in data.get("terms", ())),
         }
     )
 
@@ -229,7 +191,6 @@ def _row(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
     params = sum(layer.params for layer in layers) + last * plan.classifier_params
     macs = sum(layer.macs for layer in layers) + last * plan.classifier_macs
     span = f"{module.layers[0]}" if len(layers) == 1 else f"{module.layers[0]}-{module.layers[-1]}"
-    auxiliary = module.auxiliary
     return (
         f"{module.index} {module.name}",
         span + (" + classifier" if last else ""),
@@ -237,9 +198,9 @@ def _row(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
         _si(params),
         _si(macs),
         _si(sum(layer.activation_bytes for layer in layers)),
-        describe(auxiliary) if auxiliary else "(output loss)",
-        _si(auxiliary.params) if auxiliary else "",
-        _si(auxiliary.macs) if auxiliary else "",
+        _networks(module),
+        _si(sum(network.params for network in module.networks)) if module.networks else "",
+        _si(sum(network.macs for network in module.networks)) if module.networks else "",
     )
 
 
@@ -253,11 +214,23 @@ def _crossing(layer: Layer) -> str:
     return f"{layer.output} (+{layer.width - 1})" if layer.width > 1 else str(layer.output)
 
 
+def _networks(module: LocalModulePlan) -> str:
+    """A module's losses in a few words."""
+    own = describe(module.auxiliary) if module.auxiliary else "(output loss)"
+    if module.recompute:
+        own += ", activations recomputed"
+    if module.cascade is None:
+        return own
+    first, cascaded = module.cascade.reaches[0], module.cascade.auxiliary
+    return f"{own} | from module {first} on: {describe(cascaded) if cascaded else '(output loss)'}"
+
+
 def describe(auxiliary: Auxiliary) -> str:
     """An auxiliary network in a few words: ``d=3: 8/2 15 head``, with ``/2`` where a block downsamples.
 
     A number is the layer that is copied; a plain block shows its output channels, as in ``conv3x3(32)/2``. ``+2`` in
-    front says that two more tensors of the cut are merged into what it reads.
+    front says that two more tensors of the cut are merged into what it reads; a number before or behind it is a weight
+    in the local loss.
     """
     blocks = " ".join(
         f"{f'{block.kind}({block.out_channels})' if block.source is None else block.source}"
@@ -265,7 +238,9 @@ def describe(auxiliary: Auxiliary) -> str:
         for block in auxiliary.blocks
     )
     merged = f"+{len(auxiliary.merged)} " if auxiliary.merged else ""
-    return f"d={auxiliary.depth}: {merged}{blocks} head".replace("  ", " ")
+    weight = "" if auxiliary.weight == 1 else f"{auxiliary.weight:.3g} * "
+    terms = "".join(f" + {term.weight:.3g} * {term.name}" for term in auxiliary.terms)
+    return f"{weight}d={auxiliary.depth}: {merged}{blocks} head{terms}".replace("  ", " ")
 
 
 def _si(value: float) -> str:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from localize import InputError, LocalGraphModule, MethodError, Plan, Prediction, localize
 from localize.dense import grid_of
 from localize.heads import build_head, describe_head, head_cost
-from localize.local_module import HEAD_WEIGHT
+from localize.local_graph import HEAD_WEIGHT
 from passes.ir import Layout, TensorSpec
 from passes.shapes import CostMode
 from passes.weights import Initializer

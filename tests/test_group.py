@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passes.errors import PartitionError
-from passes.group import group_evenly, join_last, join_untrained
+from passes.group import group_by_cost, group_evenly, group_sizes, join_last, join_untrained
 
 
 @given(st.integers(1, 120).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
@@ -46,3 +48,38 @@ def test_the_last_layers_join(layers: int, joined: int, expected: int) -> None:
     assert len(groups) == expected
     assert [i for group in groups for i in group] == list(range(layers))
     assert all(len(group) == 1 for group in groups[:-1])
+
+
+def _groupings(layers: int, modules: int) -> list[tuple[tuple[int, ...], ...]]:
+    found = []
+    for cuts in itertools.combinations(range(1, layers), modules - 1):
+        ends = (0, *cuts, layers)
+        found.append(tuple(tuple(range(a, b)) for a, b in itertools.pairwise(ends)))
+    return found
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=1, max_size=8).flatmap(
+        lambda costs: st.tuples(st.just(costs), st.integers(1, len(costs)))
+    )
+)
+def test_groups_by_cost_are_the_best_of_all(case: tuple[list[int], int]) -> None:
+    costs, modules = case
+
+    def rank(groups: Sequence[Sequence[int]]) -> tuple[int, int]:
+        sums = [sum(costs[i] for i in group) for group in groups]
+        return max(sums), sum(cost**2 for cost in sums)
+
+    found = group_by_cost(costs, modules)
+    assert found in _groupings(len(costs), modules)
+    assert rank(found) == min(map(rank, _groupings(len(costs), modules)))
+
+
+def test_groups_of_given_sizes() -> None:
+    assert group_sizes(6, [1, 3, 2]) == ((0,), (1, 2, 3), (4, 5))
+
+
+@pytest.mark.parametrize("sizes", [[1, 2], [7], [3, 0, 3], [], [3, -1, 4], [2.0, 4], [True, 5]])
+def test_impossible_sizes_are_refused(sizes: Any) -> None:
+    with pytest.raises(PartitionError, match="the model has 6 local layers"):
+        group_sizes(6, sizes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from localize.methods import auglocal, bp
 from localize.methods.base import Context, Method, read_options, with_depth
 from passes.errors import MethodError
@@ -11,8 +9,8 @@ from passes.errors import MethodError
 __all__ = ["METHODS", "Context", "Method", "get_method", "read_options", "with_depth"]
 
 METHODS: dict[str, Method] = {
-    "auglocal": cast(Method, auglocal),
-    "bp": cast(Method, bp),
+    "auglocal": auglocal.METHOD,
+    "bp": bp.METHOD,
 }
 
 

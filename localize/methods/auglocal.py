@@ -42,7 +42,7 @@ from torch import nn
 
 from localize.methods.auglocal_head import Head, check_head
 from localize.methods.auglocal_options import Options
-from localize.methods.base import Context, group_name, trained_layers
+from localize.methods.base import Context, Method, group_name, trained_layers
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
 from passes.budget import least, lower_depths
 from passes.errors import MethodError
@@ -236,3 +236,6 @@ def _impossible(
         f"most by module {most} ({planned[most].name}): {cheapest[most]:,}",
         remedy="Give that much, or fewer local modules (modules=...)",
     )
+
+
+METHOD = Method(Options=Options, plan=plan, build=build)

@@ -1,10 +1,10 @@
-"""What a learning rule is: a module with ``Options`` and two functions, listed in :data:`localize.methods.METHODS`."""
+"""What a learning rule is: options and a few functions, listed in :data:`localize.methods.METHODS`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -32,17 +32,36 @@ class Context:
     tensors do. They come on top of what the method plans."""
 
 
-class Method(Protocol):
-    """A learning rule."""
+def _no_network(context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> None:
+    """A rule without cascades."""
+
+
+def _no_model(context: Context, options: Any) -> None:
+    """A rule that trains the model as it is."""
+
+
+def _nothing(local: Any, context: Context, options: Any) -> None:
+    """A rule that does nothing beside losses."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A learning rule; each file of this package defines one as ``METHOD``."""
 
     Options: type[Any]
     """Frozen dataclass; its defaults are the paper's."""
-
-    def plan(self, context: Context, options: Any) -> tuple[LocalModulePlan, ...]:
-        """Local modules in order, the last without auxiliary network; ``parameters`` are filled in by the caller."""
-
-    def build(self, context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> nn.Module | None:
-        """The auxiliary network of a planned module, from the module's output to the logits of its loss."""
+    plan: Callable[[Context, Any], tuple[LocalModulePlan, ...]]
+    """Local modules in order, the last without auxiliary network; ``parameters`` are filled in by the caller."""
+    build: Callable[[Context, LocalModulePlan, Any, Initializer], nn.Module | None]
+    """The auxiliary network of a planned module, from the module's output to the prediction; a
+    :class:`localize.supervision.Supervising` one where the local loss is more than the criterion of that."""
+    build_cascaded: Callable[[Context, LocalModulePlan, Any, Initializer], nn.Module | None] = _no_network
+    """The auxiliary network of the cascaded loss, for modules planned with a cascade."""
+    attach: Callable[[Any, Context, Any], None] = _nothing
+    """Called with the finished ``LocalGraphModule``, for what a rule does beside losses."""
+    prepare: Callable[[Context, Any], nn.Module | None] = _no_model
+    """The primary network to train in place of the user's, where the rule changes it; None to train the user's. It is
+    analysed anew, and grouped as the user asked."""
 
 
 def read_options(name: str, kind: type[Any], given: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from localize.methods.base import Context, group_name
+from localize.methods.base import Context, Method, group_name
 from localize.plan import LocalModulePlan
 from passes.errors import MethodError
 from passes.weights import Initializer
@@ -35,3 +35,6 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
 def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
     """Nothing to build."""
     return None
+
+
+METHOD = Method(Options=Options, plan=plan, build=build)

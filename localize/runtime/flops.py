@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from localize.local_module import LocalGraphModule
+from localize.local_graph import LocalGraphModule
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from localize.local_module import LocalGraphModule
+from localize.local_graph import LocalGraphModule
 from passes.faked import device_of, faked
 from passes.shapes import fake_mode
 

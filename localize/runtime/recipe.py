@@ -54,6 +54,12 @@ class Recipe:
     warmup_lr: float | None = None
     """Learning rate of the first step. ``None``: the paper's 0.01, or a tenth of ``lr`` where that is less."""
 
+    amp: str | None = None
+    """``"bfloat16"`` computes forward passes and losses under autocast; parameters and gradients stay float32."""
+
+    channels_last: bool = False
+    """Whether images and weights lie in memory with channels last, which many CPUs and GPUs convolve faster."""
+
     def __post_init__(self) -> None:
         _require(
             self.optimizer in OPTIMIZERS, f"unknown optimizer {self.optimizer!r}", f"Known: {', '.join(OPTIMIZERS)}"
@@ -71,6 +77,7 @@ class Recipe:
                 continue
             fits = math.isfinite(value) and (value > 0 if low_excluded else value >= 0)
             _require(fits, f"{name} must be {'above' if low_excluded else 'at least'} 0, not {value}")
+        _require(self.amp in (None, "bfloat16"), f"unknown amp {self.amp!r}", "Known: bfloat16")
         _require(0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, not {self.momentum}")
         _require(
             self.warmup <= self.epochs,
@@ -124,6 +131,8 @@ class Recipe:
             "weight_decay": self.weight_decay,
             "warmup_epochs": self.warmup,
             "warmup_lr": self.first_lr,
+            "amp": self.amp,
+            "channels_last": self.channels_last,
         }
 
 

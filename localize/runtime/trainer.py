@@ -143,6 +143,8 @@ class Run:
         if checkpoint is not None:
             check_same_run(checkpoint, self.plan, self.settings, path)
         self.local.to(self.device)
+        if self.recipe.channels_last:
+            self.local.to(memory_format=torch.channels_last)
         self.optimizer = self.recipe.build_optimizer(self.local.parameters())
         if checkpoint is None:
             torch.manual_seed(derived_generator(self.seed, "model").initial_seed())
@@ -184,16 +186,27 @@ class Run:
             group["lr"] = self.recipe.lr_at(index, self.steps)
         losses = []
         logits = images
-        for output in self.local.steps(images, labels):
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        steps = self.local.steps(images, labels)
+        for _ in self.local.plan.modules:
+            # A region a module: gradients are computed outside, in the types that the forward pass chose.
+            with self.autocast():
+                output = next(steps)
             output.loss.backward()
-            losses.append(output.loss.detach())
+            losses.append(output.loss.detach().float())
             logits = output.logits.detach()
+            del output
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.tally.losses.append(torch.stack(losses))
         self.tally.correct.append((logits.argmax(-1) == labels).sum())
         self.tally.images.append(len(labels))
         return losses[-1]
+
+    def autocast(self) -> torch.autocast:
+        """The region that forward passes run in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp is not None)
 
     def _finish_epoch(self) -> None:
         epoch, tally = self.position.epoch, self.tally

@@ -1,0 +1,65 @@
+"""What local modules predict in inference: early exits of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from localize.local_module import LocalModule, results_of
+from passes.errors import LocalizeError
+from passes.inference import as_in_inference
+from passes.outputs import Structure
+
+
+@contextmanager
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, all modules are in eval mode and nothing records gradients; afterwards each is in the mode it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def predictions(modules: Sequence[LocalModule], primary: nn.Module, x: torch.Tensor) -> tuple[Any, ...]:
+    """The prediction of each local module, in the mode that they are in; the last is the primary network's output."""
+    values: dict[str, Any] = {modules[0].inputs[0]: x}
+    found = []
+    for module in modules[:-1]:
+        results = results_of(module, module.infer(*[values[name] for name in module.inputs]))
+        values.update(zip(module.outputs, results, strict=True))
+        with as_in_inference(module):
+            found.append(module.logits(*results[: module.reads]))
+    return (*found, primary(x))
+
+
+def require_inference(modules: Sequence[LocalModule], structure: Structure, x: torch.Tensor, output: Any) -> None:
+    """Refuses a model that its local modules, run one after the other in eval mode, do not add up to.
+
+    Raises:
+        LocalizeError: They give something else than ``output``, what the model gives.
+    """
+    values: dict[str, Any] = {modules[0].inputs[0]: x}
+    for module in modules:
+        results = results_of(module, module.infer(*[values[name] for name in module.inputs]))
+        values.update(zip(module.outputs, results, strict=True))
+    found = structure.rebuild([values[name] for name in modules[-1].outputs[: modules[-1].reads]])
+    pairs = zip(_tensors(found)[:1], _tensors(output)[:1], strict=False)
+    if not all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs):
+        raise LocalizeError(
+            "local modules do not give in eval mode what the model gives",
+            why="the graph was captured in train mode, and the model's forward takes another way in eval mode",
+            remedy="Train as before, and run the model itself; its predictions at local modules cannot be had",
+        )
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,303 @@
+"""What the user holds: LocalGraphModule, which runs local modules one after the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import fx, nn
+
+from localize.fused import LossScale, fused_loss, without_strays
+from localize.inference import in_eval_mode, predictions, require_inference
+from localize.local_module import LocalModule, LocalOutput, results_of, several
+from localize.losses import Criterion, check_target, checked
+from localize.plan import Plan
+from localize.supervision import Batch
+from passes.codegen import PRIMARY
+from passes.errors import InputError, LocalizeError, first_line
+from passes.outputs import Structure
+from passes.statistics import buffers_kept
+
+HEAD_WEIGHT = 0.3
+"""Weight of the losses of a model's own auxiliary classifiers (Szegedy et al., CVPR 2015, section 5)."""
+
+
+def _last_reads(modules: Sequence[LocalModule]) -> dict[str, int]:
+    """For each value that local modules read, the index of the last one that does; cascades read again."""
+    found = {name: k for k, module in enumerate(modules) for name in module.inputs}
+    for k, module in enumerate(modules):
+        for j in module.plan.cascade.reaches if module.plan.cascade else ():
+            found.update((name, max(found[name], k)) for name in modules[j].inputs)
+    return found
+
+
+class LocalGraphModule(fx.GraphModule):
+    """A model that learns by local losses; made by :func:`localize.localize`.
+
+    ``primary`` is the user's own model object. Its parameters are named ``primary.<own name>`` here; those of auxiliary
+    networks ``module_<k>.auxiliary.<...>``. Calling it gives the primary network's output; in eval mode the user's
+    model itself runs.
+    """
+
+    primary: nn.Module
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        modules: Sequence[LocalModule],
+        graph: fx.Graph,
+        plan: Plan,
+        criterion: Criterion,
+        output_criterion: Criterion | None,
+        remake: Callable[[nn.Module, Criterion | None], LocalGraphModule],
+        structure: Structure,
+    ) -> None:
+        training = primary.training
+        super().__init__({f"module_{k}": module for k, module in enumerate(modules)}, graph, "LocalGraphModule")
+        self._modules = {PRIMARY: primary, **self._modules}
+        self._plan = plan
+        self._remake = remake
+        self._structure = structure
+        self._loss_scale = LossScale()
+        self._last_read = _last_reads(modules)
+        self._infers = False
+        self.criterion = criterion
+        # A module's parameters are this module's too, trained by the last loss.
+        self.output_criterion = output_criterion
+        self.training = training
+        for module in modules:
+            module.train(training)
+
+    def recompile(self) -> Any:
+        """Compiles the graph, and puts the choice between training and inference before it."""
+        result = super().recompile()
+        kind: Any = type(self)
+        generated = kind.forward
+
+        def forward(self: LocalGraphModule, x: torch.Tensor, y: Any = None) -> Any:
+            if y is not None:
+                return self.loss(x, y)
+            # Functional dropout and the like bake the training flag into a trace: inference runs the user's own module.
+            return self._structure.rebuild(several(generated(self, x))) if self.training else self.primary(x)
+
+        kind.forward = forward
+        return result
+
+    @property
+    def plan(self) -> Plan:
+        """Everything that was decided."""
+        return self._plan
+
+    @property
+    def local_modules(self) -> tuple[LocalModule, ...]:
+        """The K local modules, input to output."""
+        found = tuple(self._modules[f"module_{k}"] for k in range(len(self._plan.modules)))
+        return found  # type: ignore[return-value]
+
+    def steps(self, x: torch.Tensor, y: Any) -> Iterator[LocalOutput]:
+        """One training step, a local module at a time.
+
+        Call ``backward`` on each loss before taking the next: a module's graph is then freed before the next one runs.
+
+        Args:
+            x: Input of the primary network, batch first.
+            y: Target, handed to the criterion: for cross-entropy class indices (N,), or (N, H, W) for maps.
+
+        Yields:
+            One :class:`LocalOutput` per local module, input to output.
+
+        Raises:
+            InputError: ``x`` or ``y`` does not fit the model.
+        """
+        self._check(x, y)
+        check_target(self.criterion, y, self._plan.prediction.outputs)
+        values: dict[str, Any] = {self.local_modules[0].inputs[0]: x}
+        for module in self.local_modules:
+            try:
+                logits, loss = self._step(module, values, Batch(x, y, self.criterion, module.plan.name))
+            except InputError:
+                raise
+            except (RuntimeError, AssertionError, ValueError) as error:
+                self._explain(x, error)
+                raise
+            if torch.is_grad_enabled() and not loss.requires_grad:
+                # All that this module would train is frozen: the caller's backward should find nothing, not fail.
+                loss = loss.detach().requires_grad_()
+            yield LocalOutput(module.plan.name, loss, logits)
+            # The caller has gone backward: nothing here may keep the module's graph alive while the next one runs.
+            del logits, loss
+
+    def _step(self, module: LocalModule, values: dict[str, Any], batch: Batch) -> tuple[Any, torch.Tensor]:
+        """Runs a module; returns what it predicts, and its local loss."""
+        cascade = module.plan.cascade
+        # First, since what it starts from is read here for the last time.
+        upstream = None if cascade is None else self._cascaded(module, values)
+        logits, loss = self._supervised(module, self._run(module, values), batch)
+        if cascade is not None and upstream is not None:
+            beyond = self._supervised(module, upstream, batch, cascaded=True)[1]
+            loss = cascade.independent * loss + cascade.cascaded * beyond
+        return logits, loss
+
+    def _supervised(
+        self, module: LocalModule, read: Sequence[Any], batch: Batch, *, cascaded: bool = False
+    ) -> tuple[Any, torch.Tensor]:
+        if module.auxiliary is not None:
+            return module.supervise(read, batch, cascaded=cascaded)
+        if self.output_criterion is not None:
+            output = self._structure.rebuild(read)
+            return output, checked(self.output_criterion, output, batch.y, batch.name)
+        logits, *heads = read
+        loss = batch.loss(logits)
+        for head in heads:
+            if isinstance(head, torch.Tensor) and head.shape == logits.shape:
+                loss = loss + HEAD_WEIGHT * batch.loss(head)
+        return logits, loss
+
+    def _cascaded(self, module: LocalModule, values: dict[str, Any]) -> tuple[Any, ...]:
+        """Runs the modules of a cascade once more, in one graph; running statistics have moved, or will, by their own.
+
+        Returns:
+            What the cascaded loss is computed from.
+        """
+        assert module.plan.cascade is not None
+        window = [self.local_modules[j] for j in (*module.plan.cascade.reaches, module.plan.index)]
+        flowing: dict[str, Any] = {}
+        with buffers_kept(buffer for member in window for buffer in member.running_statistics()):
+            for member in window:
+                results = member.attached(*[flowing[n] if n in flowing else values[n] for n in member.inputs])
+                flowing.update(zip(member.outputs, results_of(member, results), strict=True))
+        return tuple(flowing[name] for name in module.outputs[: module.reads])
+
+    def _run(self, module: LocalModule, values: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """Runs a module; leaves in ``values`` what later modules read, without graph.
+
+        Returns:
+            What the local loss is computed from, with its graph.
+        """
+        results = results_of(module, module(*[values[name] for name in module.inputs]))
+        for name in [name for name in values if self._last_read[name] <= module.plan.index]:
+            del values[name]
+        for name, value in zip(module.outputs, results, strict=True):
+            if name in self._last_read:
+                values[name] = value.detach() if isinstance(value, torch.Tensor) else value
+        return tuple(results[: module.reads])
+
+    def loss(self, x: torch.Tensor, y: Any) -> torch.Tensor:
+        """The sum of the local losses, as one scalar whose one backward delivers the gradients of :meth:`steps`.
+
+        Bit for bit the same gradients: each module's are computed during this call, and its graph is freed at once; the
+        backward hands ``grad_output * gradient`` to the parameters. ``local(x, y)`` is the same, and the form to use
+        under ``DistributedDataParallel``.
+
+        Args:
+            x: Input of the primary network, batch first.
+            y: Target, handed to the criterion.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            InputError: ``x`` or ``y`` does not fit the model.
+        """
+        self._check(x, y)
+        if not torch.is_grad_enabled():
+            return torch.stack([out.loss for out in self.steps(x, y)]).sum()
+        owned = [self.parameters_of(k) for k in range(len(self._plan.modules))]
+        steps = self.steps(x, y)
+        if self.output_criterion is not None:
+            steps = without_strays(steps, owned)
+        return fused_loss(steps, owned, self._loss_scale, x.device.type)
+
+    @torch.no_grad()
+    def predictions(self, x: torch.Tensor) -> tuple[Any, ...]:
+        """What each local module predicts, in inference: early exits of the network.
+
+        Modules run in eval mode; their modes are put back. Prediction k costs the primary network's first k + 1 local
+        modules and one auxiliary network.
+
+        Args:
+            x: Input of the primary network, batch first.
+
+        Returns:
+            The logits of each auxiliary network, (N, classes) or (N, classes, H, W), then the primary network's output.
+
+        Raises:
+            InputError: ``x`` does not fit the model.
+            LocalizeError: The model's forward branches on its mode in a way that the captured graph does not show.
+        """
+        self._check(x, None)
+        with in_eval_mode(self):
+            try:
+                found = predictions(self.local_modules, self.primary, x)
+                if not self._infers:
+                    require_inference(self.local_modules, self._structure, x, found[-1])
+                    self._infers = True
+            except (RuntimeError, AssertionError) as error:
+                self._explain(x, error)
+                raise
+        return found
+
+    def parameters_of(self, index: int) -> list[nn.Parameter]:
+        """What the loss of module ``index`` trains: its part of the primary network, and its auxiliary networks.
+
+        With a cascaded loss (``plan.modules[index].cascade``), the parts of the modules that it reaches too.
+        """
+        module = self.local_modules[index]
+        reached = module.plan.cascade.reaches if module.plan.cascade else ()
+        names = [name for j in (*reached, index) for name in self._plan.modules[j].parameters]
+        found = [self.primary.get_parameter(name) for name in names]
+        found += module.parameters()
+        if module.auxiliary is None and isinstance(self.output_criterion, nn.Module):
+            held = {id(p) for p in (*self.primary.parameters(), *found)}
+            found += [p for p in self.output_criterion.parameters() if id(p) not in held]
+        return [p for p in found if p.requires_grad]
+
+    def _check(self, x: torch.Tensor, y: Any) -> None:
+        spec = self._plan.input
+        if not isinstance(x, torch.Tensor) or x.ndim != len(spec.shape) or not x.shape[0]:
+            got = f"a {type(x).__name__}" if not isinstance(x, torch.Tensor) else f"shape {tuple(x.shape)}"
+            raise InputError(
+                f"the input must be a tensor of shape (batch, {', '.join(map(str, spec.shape[1:]))}); it has {got}"
+            )
+        if x.shape[1] != spec.shape[1] and spec.layout == "NCHW":
+            raise InputError(f"the input has {x.shape[1]} channels, and the model was localized for {spec.shape[1]}")
+        if self._plan.prediction.kind == "dense" and len(self.local_modules) > 1 and x.shape[2:] != spec.shape[2:]:
+            size, planned = ("x".join(map(str, shape[2:])) for shape in (x.shape, spec.shape))
+            raise InputError(
+                f"the input is {size}, and local losses were made for maps of {planned} input",
+                remedy="Train on crops of one size; localize() makes them for that of example_inputs",
+            )
+        if isinstance(y, torch.Tensor) and y.ndim and y.shape[0] != x.shape[0]:
+            raise InputError(f"the input has {x.shape[0]} samples and the target {y.shape[0]}")
+
+    def _explain(self, x: torch.Tensor, error: Exception) -> None:
+        """Puts an error from within the network in terms of the input, if the input is not what was planned for."""
+        spec = self._plan.input
+        if tuple(x.shape[1:]) != spec.shape[1:] or x.dtype != spec.dtype:
+            got = f"{'x'.join(map(str, x.shape[1:]))}, {str(x.dtype).removeprefix('torch.')}"
+            raise InputError(
+                f"the model does not run on an input of {got}",
+                why=first_line(error),
+                remedy=f"It was localized for {spec}, {str(spec.dtype).removeprefix('torch.')}; give example_inputs of "
+                "another shape to localize() if the model takes one",
+            ) from error
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalGraphModule:
+        twin = self._remake(copy.deepcopy(self.primary, memo), copy.deepcopy(self.output_criterion, memo))
+        memo[id(self)] = twin
+        for old, new in zip(self.local_modules, twin.local_modules, strict=True):
+            new.load_state_dict(old.state_dict())
+            new.train(old.training)
+        for old_parameter, new_parameter in zip(self.parameters(), twin.parameters(), strict=True):
+            new_parameter.requires_grad_(old_parameter.requires_grad)
+        twin.training = self.training
+        return twin
+
+    def __reduce__(self) -> NoReturn:
+        raise LocalizeError(
+            "a LocalGraphModule is rebuilt, not pickled",
+            why="unpickling a GraphModule traces its source again and may change it",
+            remedy="Save local.state_dict() and local.plan.to_json(); call localize() on a new model before loading",
+        )

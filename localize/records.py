@@ -1,0 +1,98 @@
+"""The records that a plan is made of: local modules, their auxiliary networks and losses. No tensors in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class AuxiliaryBlock:
+    """One hidden layer of an auxiliary network: a layer's architecture behind another input, or a plain block."""
+
+    source: int | None
+    """Index of the local layer whose architecture it copies; None for a plain block."""
+    in_channels: int
+    out_channels: int
+    stride: int
+    """Downsampling it performs: 1, 2, or a higher power of two."""
+    projection: bool
+    """Whether its shortcut has a projection (1x1 convolution + norm)."""
+    adapter: str | None
+    """What stands in front of an unchanged copy where the copy itself could not be made to fit; None where it could."""
+    kind: str = "copy"
+    """``"copy"``, or what a plain block (with norm and ReLU) is: ``"conv1x1"``, ``"conv3x3"`` or ``"linear"``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerm:
+    """A further term of a local loss, with the network it is computed by."""
+
+    name: str
+    weight: float
+    params: int
+    macs: int
+    network: str
+    """Its layers in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Auxiliary:
+    """The auxiliary network of a local module: hidden layers, then a head."""
+
+    selected: tuple[int, ...]
+    """Indices of the layers it copies, in order; empty where its hidden layers are plain blocks."""
+    depth: int
+    """Trainable layers, the head included (d in the paper)."""
+    params: int
+    """Number of parameter elements, the head's included."""
+    macs: int
+    """Convolution and linear multiply-accumulates at batch 1, the head's included."""
+    blocks: tuple[AuxiliaryBlock, ...]
+    head: str
+    """The head's layers in words, such as ``pool > batch_norm > linear(64, 10)``."""
+    merged: tuple[str, ...] = ()
+    """Where a cut is several tensors wide: the adapters through which it reads tensors beside the newest, in words."""
+    weight: float = 1.0
+    """Of the criterion in the local loss."""
+    terms: tuple[LossTerm, ...] = ()
+    """Further terms of the local loss. Their networks are counted in ``params`` and ``macs``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """A second loss of a local module, whose gradient goes on into modules before it."""
+
+    reaches: tuple[int, ...]
+    """Indices of those modules, consecutive, up to the one before."""
+    independent: float
+    """Weight of the loss that reaches this module alone."""
+    cascaded: float
+    """Weight of the loss that reaches all."""
+    auxiliary: Auxiliary | None
+    """The auxiliary network of the cascaded loss; None in the last module, whose output loss it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModulePlan:
+    """One local module: consecutive local layers trained by one local loss."""
+
+    index: int
+    name: str
+    layers: tuple[int, ...]
+    """Indices of its local layers."""
+    auxiliary: Auxiliary | None
+    """None for the last module, which is trained through the classifier."""
+    parameters: tuple[str, ...]
+    """Names of the primary network's parameters that this module's loss reaches."""
+    note: str = ""
+    """What the method had to do otherwise than asked, and why."""
+    cascade: Cascade | None = None
+    """Its second loss, where it has one that reaches earlier modules too."""
+    recompute: bool = False
+    """Whether the backward pass computes activations anew, local layer by local layer, instead of keeping them."""
+
+    @property
+    def networks(self) -> tuple[Auxiliary, ...]:
+        """Its auxiliary networks: of its own loss, and of the cascaded one."""
+        cascaded = self.cascade.auxiliary if self.cascade else None
+        return tuple(network for network in (self.auxiliary, cascaded) if network)

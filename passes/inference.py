@@ -1,0 +1,76 @@
+"""Code that was traced in train mode, for inference: training flags of functional calls are switched off."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+_FLAGS = ("training", "train")
+"""Names of the arguments by which functions are told that they run in training."""
+_ATTENTION_DROPOUT = 4
+"""Position of ``dropout_p`` among the arguments of scaled dot product attention, which has no Python signature."""
+
+
+def for_inference(module: fx.GraphModule) -> fx.GraphModule:
+    """A twin of ``module`` over the same submodules and parameters, whose functional calls run as in inference.
+
+    Submodules follow their own ``training`` flag. A forward that branches on that flag was traced in one way and stays
+    so: compare results where that may be.
+    """
+    graph = fx.Graph()
+    result = graph.graph_copy(module.graph, {})
+    graph.output(result)
+    for node in graph.nodes:
+        if node.op == "call_function":
+            _switch_off(node)
+    twin = fx.GraphModule(module, graph, type(module).__name__)
+    for name, child in module._modules.items():
+        twin._modules[name] = child
+    return twin
+
+
+@contextmanager
+def as_in_inference(network: nn.Module) -> Iterator[None]:
+    """Inside, all generated code in a network runs as in inference."""
+    generated = [module for module in network.modules() if isinstance(module, fx.GraphModule)]
+    for module in generated:
+        module.__dict__["forward"] = for_inference(module).forward
+    try:
+        yield
+    finally:
+        for module in generated:
+            del module.__dict__["forward"]
+
+
+def _switch_off(node: fx.Node) -> None:
+    if node.target is F.scaled_dot_product_attention:
+        _set(node, "dropout_p", _ATTENTION_DROPOUT, 0.0)
+        return
+    if node.target is torch.dropout:
+        _set(node, "train", 2, False)
+        return
+    flag = _flag(node.target)
+    if flag is not None:
+        _set(node, *flag, False)
+
+
+def _flag(function: Callable[..., Any] | str) -> tuple[str, int] | None:
+    """Name and position of a function's training flag; None where it has none."""
+    try:
+        names = list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return next(((name, i) for i, name in enumerate(names) if name in _FLAGS), None)
+
+
+def _set(node: fx.Node, name: str, position: int, value: Any) -> None:
+    if position < len(node.args):
+        node.update_arg(position, value)
+    else:
+        node.update_kwarg(name, value)

@@ -1,0 +1,48 @@
+"""Buffers that a forward pass changes (running statistics), kept as they are where it runs a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import fx, nn
+
+Buffer = tuple[nn.Module, str]
+"""The module that holds a buffer, and the buffer's name in it."""
+
+
+def buffers_of(code: fx.GraphModule) -> tuple[Buffer, ...]:
+    """The buffers of all modules that generated code calls, and those it reads, each once."""
+    found: dict[tuple[int, str], Buffer] = {}
+    for node in code.graph.nodes:
+        if node.op == "call_module":
+            owners = [(m, n) for m in code.get_submodule(str(node.target)).modules() for n in m._buffers]
+        elif node.op == "get_attr":
+            path, _, name = str(node.target).rpartition(".")
+            owner = code.get_submodule(path)
+            owners = [(owner, name)] if name in owner._buffers else []
+        else:
+            continue
+        found.update({(id(owner), name): (owner, name) for owner, name in owners})
+    return tuple(found.values())
+
+
+@contextmanager
+def buffers_kept(buffers: Iterable[Buffer]) -> Iterator[None]:
+    """Whatever happens inside, the buffers are afterwards what they were: the same tensors with the same values.
+
+    Their version counters stay: graphs that were recorded before may still go backward.
+    """
+    held = []
+    for owner, name in buffers:
+        tensor = owner._buffers[name]
+        if tensor is not None:
+            held.append((owner, name, tensor, tensor.detach().clone()))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, name, tensor, values in held:
+                owner._buffers[name] = tensor
+                tensor.data.copy_(values)
