@@ -16,7 +16,7 @@ from localize.local_graph import LocalGraphModule
 from localize.local_module import LocalModule, LocalOutput
 from localize.methods import METHODS
 from localize.obstacles import Obstacle, check
-from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan
+from localize.plan import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm, Plan
 from localize.prediction import Prediction
 from passes.errors import (
     AdaptError,
@@ -41,6 +41,7 @@ __all__ = [
     "Auxiliary",
     "AuxiliaryBlock",
     "CaptureError",
+    "Cascade",
     "InputError",
     "Layer",
     "LeafPolicy",
@@ -49,6 +50,7 @@ __all__ = [
     "LocalModulePlan",
     "LocalOutput",
     "LocalizeError",
+    "LossTerm",
     "MethodError",
     "Obstacle",
     "PartitionError",

@@ -58,7 +58,8 @@ def localize(
     Args:
         model: The primary network: any vision model that torch.fx can trace, taking one tensor. Local losses are
             computed from what it returns: a vector of logits (N, classes), or a map of them (N, classes, H, W).
-        method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024) or ``"bp"`` (plain backpropagation).
+        method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024), ``"bp"`` (plain backpropagation) or
+            ``"checkpoint"`` (the same, with activations recomputed layer by layer).
         d: Depth of auxiliary networks: trainable layers, the classifier included. For methods that have a depth.
         example_inputs: A tensor of the input's shape, batch first; its values are never used. By default the input size
             of the model's own configuration (timm's ``pretrained_cfg``), else (2, 3, 224, 224).
@@ -147,6 +148,7 @@ def _prediction(
     Raises:
         MethodError: It cannot be told, or the criteria do not fit it.
     """
+    local = methods.get_method(method).local
     returned = prediction_of(network.shapes.output)
     if isinstance(criteria.local, nn.Module) and any(p.requires_grad for p in criteria.local.parameters()):
         raise MethodError(
@@ -155,14 +157,14 @@ def _prediction(
             remedy="Make them buffers, or move them into output_criterion, the loss of the last module",
         )
     if outputs is None:
-        if method != "bp" and criteria.output is not None and output is None and network.captured.heads:
+        if local and criteria.output is not None and output is None and network.captured.heads:
             raise MethodError(
                 "it is not said what local losses are to be computed from",
                 why=f"the model returns {1 + len(network.captured.heads)} values",
                 remedy="Give outputs=, the number of logits of local losses, with criterion=; or output=, the value "
                 f"that holds logits. {choices(network.captured.structure)}",
             )
-        if method != "bp":
+        if local:
             require_logits(returned, network.shapes.output, method)
         return returned
     wanted = prediction_of(network.shapes.output, outputs)

@@ -19,6 +19,7 @@ from localize.losses import Criterion
 from localize.merge import Merged
 from localize.methods import Context, get_method
 from localize.plan import LocalModulePlan, Plan
+from localize.recompute import Piece, Recomputed
 from passes.adapt import Adapter
 from passes.codegen import generate
 from passes.cutter import mergeable, own_tensors
@@ -71,12 +72,25 @@ def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, seed: i
                 networks.append(network)
         auxiliary, cascaded = networks
         reads = len(wires.reads)
-        modules.append(LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs, reads, cascaded))
+        again = _recomputed(context.network, module, wires) if module.recompute else None
+        modules.append(LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs, reads, cascaded, again))
     remake = partial(_over, plan, context, options, criteria)
     graph, local, output = _graph(modules), criteria.local, criteria.output
     made = LocalGraphModule(model, modules, graph, plan, local, output, remake, captured.structure)
     method.attach(made, context, options)
     return made
+
+
+def _recomputed(network: Network, module: LocalModulePlan, wires: Wires) -> Recomputed:
+    """The code of a module, layer by layer."""
+    captured, shared = network.captured, network.partition.shared
+    alone = wire(network, [(layer,) for layer in range(len(network.layers))])
+    pieces = [
+        Piece(generate(captured, w.members, shared, w.inputs, w.outputs, f"Layer{layer}"), w.inputs, w.outputs)
+        for layer, w in enumerate(alone)
+        if layer in module.layers
+    ]
+    return Recomputed(pieces, wires.inputs, wires.outputs)
 
 
 def _nothing(context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> None:

@@ -27,6 +27,7 @@ def build_head(
     *,
     batch_norm: bool,
     draw: Initializer,
+    layer_norm: bool = False,
     pool: Pooling = "average",
     like: nn.Module | None = None,
 ) -> nn.Sequential:
@@ -35,7 +36,8 @@ def build_head(
     Args:
         spec: What the head reads.
         prediction: What it is to give.
-        batch_norm: Whether to normalize what the classifier reads.
+        batch_norm: Whether to normalize what the classifier reads, each channel over the batch.
+        layer_norm: Whether to normalize it, each sample over its channels; without effect on maps.
         draw: Source of weights.
         pool: How a vector is made of positions; without effect on maps.
         like: The primary network's output layer, whose initializer the classifier has; None for torch's.
@@ -45,7 +47,7 @@ def build_head(
     """
     if prediction.kind == "dense":
         return dense_head(spec, prediction, batch_norm=batch_norm, draw=draw, like=like)
-    return linear_head(spec, prediction, batch_norm=batch_norm, draw=draw, pool=pool, like=like)
+    return linear_head(spec, prediction, batch_norm=batch_norm, layer_norm=layer_norm, draw=draw, pool=pool, like=like)
 
 
 def linear_head(
@@ -54,10 +56,11 @@ def linear_head(
     *,
     batch_norm: bool,
     draw: Initializer,
+    layer_norm: bool = False,
     pool: Pooling = "average",
     like: nn.Module | None = None,
 ) -> nn.Sequential:
-    """Pooling, batch norm if asked for, linear: from ``spec`` to (N, outputs).
+    """Pooling, a norm if asked for, linear: from ``spec`` to (N, outputs).
 
     AugLocal (ICLR 2024), section 3.2: the classifier g of the primary network, a global average pool and a fully
     connected layer. Its released CIFAR code puts a BatchNorm1d before the linear layer of auxiliary networks with one
@@ -69,8 +72,8 @@ def linear_head(
     assert prediction.kind == "vector", f"there is no head for {prediction}"
     pooled = build_pool(spec, pool)
     parts: dict[str, nn.Module] = {} if pooled is None else {"pool": pooled}
-    if batch_norm:
-        parts["norm"] = nn.BatchNorm1d(spec.channels)
+    if batch_norm or layer_norm:
+        parts["norm"] = nn.BatchNorm1d(spec.channels) if batch_norm else nn.LayerNorm(spec.channels)
     classifier = bare(nn.Linear, spec.channels, prediction.outputs)
     if not draw.imitate_(classifier, like):
         draw.plain_(classifier)
@@ -117,7 +120,9 @@ def _sequence(parts: dict[str, nn.Module]) -> nn.Sequential:
     return head
 
 
-def describe_head(spec: TensorSpec, prediction: Prediction, batch_norm: bool, pool: Pooling = "average") -> str:
+def describe_head(
+    spec: TensorSpec, prediction: Prediction, batch_norm: bool, pool: Pooling = "average", layer_norm: bool = False
+) -> str:
     """The head's layers in words.
 
     Raises:
@@ -131,10 +136,13 @@ def describe_head(spec: TensorSpec, prediction: Prediction, batch_norm: bool, po
         if grid.size != prediction.size:
             parts.append(f"{resampling(len(grid.size))}({'x'.join(map(str, prediction.size))})")
         return " > ".join(parts)
+    norm = norm or ["layer_norm"] * layer_norm
     return " > ".join([*describe_pool(spec, pool), *norm, f"linear({spec.channels}, {prediction.outputs})"])
 
 
-def head_cost(spec: TensorSpec, prediction: Prediction, batch_norm: bool, pool: Pooling = "average") -> tuple[int, int]:
+def head_cost(
+    spec: TensorSpec, prediction: Prediction, batch_norm: bool, pool: Pooling = "average", layer_norm: bool = False
+) -> tuple[int, int]:
     """Parameters and multiply-accumulates of :func:`build_head`.
 
     Raises:
@@ -145,4 +153,5 @@ def head_cost(spec: TensorSpec, prediction: Prediction, batch_norm: bool, pool: 
     if prediction.kind == "dense":
         return params, weights * math.prod(grid_of(spec, prediction).size)
     own, macs = pool_cost(spec, pool)
+    own += 2 * spec.channels * (layer_norm and not batch_norm)
     return params + own, weights + macs

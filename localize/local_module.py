@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
+from localize.recompute import Recomputed
 from localize.records import LocalModulePlan
 from localize.supervision import Batch, supervise
 from passes.inference import for_inference
@@ -42,6 +43,7 @@ class LocalModule(nn.Module):
         outputs: Sequence[str],
         reads: int = 1,
         cascaded: nn.Module | None = None,
+        recomputed: Recomputed | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -52,6 +54,7 @@ class LocalModule(nn.Module):
         self.cascaded = cascaded
         # Not registered: its submodules are the user's, and have their names in the primary network already.
         self.__dict__["stage"] = stage
+        self.__dict__["recomputed"] = recomputed
         self.__dict__["inference"] = None
         self.__dict__["buffers_read"] = None
 
@@ -66,7 +69,7 @@ class LocalModule(nn.Module):
 
     def attached(self, *values: Any) -> Any:
         """Runs the module's layers on values as they are: gradients pass into whatever computed them."""
-        return self.__dict__["stage"](*values)
+        return (self.__dict__["recomputed"] or self.__dict__["stage"])(*values)
 
     def infer(self, *values: Any) -> Any:
         """Runs the module's layers as in inference, if they are in eval mode."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from torch import fx, nn
 
@@ -22,6 +22,9 @@ from passes.recipe import Body, Edits, Recipe, body_of
 from passes.repairs import Unreachable
 from passes.resolution import Downsampling, downsampling_of, reduction
 from passes.trial import Attempt, Trial
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_LAYER_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class Adapter:
@@ -98,6 +101,20 @@ class Adapter:
         module = layers[-1][1] if layers else None
         pointwise = isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1
         return module if pointwise or isinstance(module, nn.Linear) else None
+
+    def classifier_norm(self) -> Literal["batch", "layer"] | None:
+        """What normalizes the features that the output layer reads, within the classifier; the last one counts."""
+        nodes, costs = self.body(len(self.network.layers)).nodes, self.network.shapes.costs
+        found: Literal["batch", "layer"] | None = None
+        for node in nodes:
+            if costs[node.name].mixing:
+                break
+            module = self.network.captured.module(node)
+            if isinstance(module, _BATCH_NORMS):
+                found = "batch"
+            elif isinstance(module, _LAYER_NORMS) or "Norm" in type(module).__name__:
+                found = "layer"
+        return found
 
     def _narrowed(self, width: int | None) -> Edits:
         """The classifier's hidden layers, of another width."""

@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "localize.records",
         "localize.merge",
         "localize.supervision",
+        "localize.recompute",
         "localize.grouping",
     ),
     ("localize.methods",),

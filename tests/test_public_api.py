@@ -21,6 +21,7 @@ NAMES = [
     "Auxiliary",
     "AuxiliaryBlock",
     "CaptureError",
+    "Cascade",
     "InputError",
     "Layer",
     "LeafPolicy",
@@ -29,6 +30,7 @@ NAMES = [
     "LocalModulePlan",
     "LocalOutput",
     "LocalizeError",
+    "LossTerm",
     "MethodError",
     "Obstacle",
     "PartitionError",
@@ -65,6 +67,7 @@ def test_signature_of_localize() -> None:
         ("d", "keyword", 4),
         ("example_inputs", "keyword", None),
         ("modules", "keyword", None),
+        ("balance", "keyword", "layers"),
         ("max_cut", "keyword", None),
         ("granularity", "keyword", "minimal"),
         ("output", "keyword", None),
@@ -91,7 +94,12 @@ def test_signature_of_check() -> None:
 
 @pytest.mark.parametrize(
     ("method", "expected"),
-    [("steps", ["self", "x", "y"]), ("loss", ["self", "x", "y"]), ("parameters_of", ["self", "index"])],
+    [
+        ("steps", ["self", "x", "y"]),
+        ("loss", ["self", "x", "y"]),
+        ("predictions", ["self", "x"]),
+        ("parameters_of", ["self", "index"]),
+    ],
 )
 def test_signatures_of_the_local_graph_module(method: str, expected: list[str]) -> None:
     found = _parameters(getattr(localize.LocalGraphModule, method))
@@ -112,8 +120,10 @@ RECORDS = {
         "modules",
         "opaque",
     ],
-    localize.LocalModulePlan: ["index", "name", "layers", "auxiliary", "parameters", "note"],
-    localize.Auxiliary: ["selected", "depth", "params", "macs", "blocks", "head", "merged"],
+    localize.LocalModulePlan: ["index", "name", "layers", "auxiliary", "parameters", "note", "cascade", "recompute"],
+    localize.Auxiliary: ["selected", "depth", "params", "macs", "blocks", "head", "merged", "weight", "terms"],
+    localize.LossTerm: ["name", "weight", "params", "macs", "network"],
+    localize.Cascade: ["reaches", "independent", "cascaded", "auxiliary"],
     localize.AuxiliaryBlock: ["source", "in_channels", "out_channels", "stride", "projection", "adapter", "kind"],
     localize.Layer: ["index", "name", "params", "macs", "activation_bytes", "input", "output", "width"],
     localize.Prediction: ["kind", "outputs", "size", "layout"],

@@ -10,7 +10,9 @@ Deviations, and choices the paper leaves open:
   :func:`passes.resolution.owed`); on ResNets the two agree. ``"channels"`` is the paper's rule. A network that halves
   by pooling (VGG) halves by pooling before the copied block.
 - With one hidden layer, batch norm stands before the linear classifier, as in the released CIFAR code; the released
-  ImageNet code has none (``head_norm=False``).
+  ImageNet code has none (``head_norm=False``). Where the primary's classifier normalizes what its linear layer reads
+  (pre-activation networks, ConvNeXt, transformers), so do all auxiliary classifiers: their logits would otherwise have
+  the scale of features that nothing bounds.
 - ``last="joint"`` trains the last d layers and the classifier by the output loss, as the released CIFAR code does;
   ``last="single"`` only the last layer and the classifier, as the paper's text and the released ImageNet code do.
 - Where fewer than d - 1 layers follow a module, its auxiliary network has as many hidden layers as follow, whatever the

@@ -29,8 +29,12 @@ class Head:
     hidden: int
 
     @property
-    def _normed(self) -> bool:
-        return self.options.head_norm and self.hidden == 1
+    def _norms(self) -> tuple[bool, bool]:
+        """Whether batch norm, and whether layer norm, stands before the linear classifier."""
+        own = self.context.adapter.classifier_norm() if self.options.head_norm else None
+        # A sample of one channel has nothing to be normalized over.
+        layer = own == "layer" and self.context.prediction.kind == "vector" and self.spec.channels > 1
+        return own == "batch" or (self.options.head_norm and self.hidden == 1 and not layer), layer
 
     @property
     def _pool(self) -> Pooling:
@@ -55,14 +59,16 @@ class Head:
         recipe = self._copy()
         if recipe is not None:
             return recipe.params, recipe.macs
-        return head_cost(self.spec, self.context.prediction, self._normed, self._pool)
+        batch, layer = self._norms
+        return head_cost(self.spec, self.context.prediction, batch, self._pool, layer)
 
     def describe(self) -> str:
         """Its layers in words."""
         recipe = self._copy()
         if recipe is not None:
             return f"classifier({self.spec.channels}, {self.context.prediction.outputs})"
-        return describe_head(self.spec, self.context.prediction, self._normed, self._pool)
+        batch, layer = self._norms
+        return describe_head(self.spec, self.context.prediction, batch, self._pool, layer)
 
     def note(self) -> str:
         """What is otherwise than asked."""
@@ -76,8 +82,9 @@ class Head:
         if recipe is not None:
             return rebuild(self.context.adapter, recipe, draw)
         like = self.context.adapter.output_layer()
-        prediction = self.context.prediction
-        return build_head(self.spec, prediction, batch_norm=self._normed, draw=draw, pool=self._pool, like=like)
+        prediction, (batch, layer) = self.context.prediction, self._norms
+        pool = self._pool
+        return build_head(self.spec, prediction, batch_norm=batch, layer_norm=layer, draw=draw, pool=pool, like=like)
 
 
 def check_head(context: Context, options: Options) -> None:

@@ -25,7 +25,8 @@ class Options:
     last: Literal["joint", "single"] = "joint"
     """How many layers the output loss trains: the last d, or the last one. Without effect when ``modules`` is given."""
     head_norm: bool = True
-    """Batch norm before the linear classifier of auxiliary networks with one hidden layer."""
+    """Batch norm before the linear classifier of auxiliary networks with one hidden layer; and before every linear
+    classifier a norm of the kind by which the primary network's own normalizes what it reads, if it does."""
     pool: Pooling = "average"
     """What the linear classifier reads of positions: their average; ``"token"``, the class token, and the average where
     there is none yet; or ``"attention"``, their mean as weighted by a learned query."""

@@ -55,6 +55,8 @@ class Method:
     build: Callable[[Context, LocalModulePlan, Any, Initializer], nn.Module | None]
     """The auxiliary network of a planned module, from the module's output to the prediction; a
     :class:`localize.supervision.Supervising` one where the local loss is more than the criterion of that."""
+    local: bool = True
+    """Whether it has local losses; backpropagation has none."""
     build_cascaded: Callable[[Context, LocalModulePlan, Any, Initializer], nn.Module | None] = _no_network
     """The auxiliary network of the cascaded loss, for modules planned with a cascade."""
     attach: Callable[[Any, Context, Any], None] = _nothing

@@ -23,13 +23,23 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     Raises:
         MethodError: Several modules were asked for.
     """
+    one_module(context, "bp")
     layers = tuple(range(len(context.network.layers)))
+    return (LocalModulePlan(0, group_name(context.network, layers), layers, None, ()),)
+
+
+def one_module(context: Context, name: str) -> None:
+    """Refuses several modules for a method that has no local losses.
+
+    Raises:
+        MethodError: Several were asked for.
+    """
     if context.groups is not None and len(context.groups) > 1:
         raise MethodError(
-            f"method 'bp' trains one module, and modules={len(context.groups)} was asked for",
+            f"method {name!r} trains one module, and {len(context.groups)} were asked for",
+            why="it has no local losses",
             remedy="Leave modules out",
         )
-    return (LocalModulePlan(0, group_name(context.network, layers), layers, None, ()),)
 
 
 def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
@@ -37,4 +47,4 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
     return None
 
 
-METHOD = Method(Options=Options, plan=plan, build=build)
+METHOD = Method(Options=Options, plan=plan, build=build, local=False)

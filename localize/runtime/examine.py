@@ -193,7 +193,8 @@ def _compile(model: nn.Module, settings: Settings, image_size: int | None) -> tu
     try:
         local = compile_model(model, settings, example)
         prediction = local.plan.prediction
-        if settings.method == "bp" or prediction.kind != "dense" or prediction.size == local.plan.input.spatial:
+        local_losses = get_method(settings.method).local
+        if not local_losses or prediction.kind != "dense" or prediction.size == local.plan.input.spatial:
             return local, False
         raise MethodError(f"the model returns features of {local.plan.output}, not a map of its input's size")
     except MethodError:
