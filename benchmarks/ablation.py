@@ -72,7 +72,7 @@ def accuracy(key: Key, arguments: argparse.Namespace) -> float:
     history = metrics(folder)
     if len(history) < arguments.epochs:
         command = [sys.executable, "-m", "localize.cli", "train", "--method", "auglocal", "--out", str(folder)]
-        command += ["--option", f"selection={selection}", "--depth", str(d), "--seed", str(seed)]
+        command += ["--selection", selection, "--depth", str(d), "--seed", str(seed)]
         command += ["--channels-last"] if arguments.channels_last else []
         for option in ("data", "model", "epochs", "batch_size", "limit", "test_limit", "amp"):
             if getattr(arguments, option) is not None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import typer
 
 from localize import LocalGraphModule, localize
 from localize._display import Display
-from localize.methods import get_method, read_options, with_depth
+from localize.methods import get_method, with_depth
 from localize.runtime.data import Data, load_data
 from localize.runtime.models import find_model, input_channels, input_size
 from localize.runtime.recipe import Recipe
@@ -35,35 +34,6 @@ def device_of(name: str | None) -> str:
     except (RuntimeError, AssertionError) as error:  # torch's answers to an unknown, an absent and an uncompiled device
         raise LocalizeError(f"no device {name!r}", why=str(error).splitlines()[0]) from error
     return name
-
-
-def options_of(method: str, depth: int, given: Sequence[str]) -> dict[str, Any]:
-    """The method's options, each given as ``NAME=VALUE``: a Python literal, or else text.
-
-    Raises:
-        LocalizeError: One is not of this form, is given twice, or is none of the method's.
-        MethodError: The method is unknown, or refuses an option or its value.
-    """
-    rule = get_method(method)
-    options: dict[str, Any] = {}
-    for item in given:
-        name, equals, text = item.partition("=")
-        if not equals or not name.isidentifier():
-            raise LocalizeError(f"--option {item!r} is not of the form NAME=VALUE", remedy="Give, say, tau=0.25")
-        if name == "d":
-            raise LocalizeError("--option d=... is not for the depth", remedy="Give it as -d")
-        if name in options:
-            raise LocalizeError(f"--option {name} is given twice")
-        options[name] = _literal(text)
-    read_options(method, rule.Options, with_depth(rule.Options, depth, options))
-    return options
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
 
 
 def default_folder(model: str, method: str, depth: int, options: Mapping[str, Any]) -> Path:

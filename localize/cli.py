@@ -1,4 +1,4 @@
-"""The command line: ``localize-cli train``, ``check``, ``sweep`` and ``demo``. The one place that prints.
+"""The command line: ``localize-cli train``, ``methods``, ``check``, ``sweep`` and ``demo``. The one place that prints.
 
 Heavy imports stay inside the commands, so that help comes at once.
 """
@@ -6,6 +6,7 @@ Heavy imports stay inside the commands, so that help comes at once.
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,14 +41,6 @@ app = typer.Typer(
 ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 MethodOption = Annotated[str, typer.Option("--method", help="Learning rule; bp is plain backpropagation.")]
-MethodOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        metavar="NAME=VALUE",
-        help="An option of the method, such as tau=0.25 or selection=sequential; repeatable.",
-    ),
-]
 DepthOption = Annotated[int, typer.Option("-d", "--depth", help="Depth of the auxiliary networks, the head included.")]
 ModulesOption = Annotated[int | None, typer.Option(help="Local modules K; by default the method decides.")]
 EpochsOption = Annotated[int, typer.Option(help="Passes over the training set.")]
@@ -88,13 +81,13 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite the run in the folder.")]
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
+    context: typer.Context,
     model: ModelOption,
     data: DataOption,
     method: MethodOption = "auglocal",
     depth: DepthOption = 4,
-    option: MethodOptions = None,
     modules: ModulesOption = None,
     epochs: EpochsOption = 400,
     batch_size: BatchSizeOption = 1024,
@@ -114,10 +107,13 @@ def train(
 ) -> None:
     """Train a model; the defaults are the recipe of AugLocal (ICLR 2024).
 
+    The method's own options are flags too, such as --tau 0.25; localize-cli methods lists them.
+
     Writes metrics.jsonl, metrics.csv, curves.png, plan.json, model.safetensors (the trained weights, for the plain
     model) and checkpoint.pt. Ctrl-C stops after the step at hand; --resume goes on from there.
     """
-    from localize._train import check_folder, default_folder, device_of, options_of, prepare, run
+    from localize._flags import options_of
+    from localize._train import check_folder, default_folder, device_of, prepare, run
     from localize.runtime.recipe import Recipe
 
     recipe = Recipe(
@@ -129,7 +125,7 @@ def train(
         amp=amp,
         channels_last=channels_last,
     )
-    options = options_of(method, depth, option or [])
+    options = options_of(method, depth, context.args)
     place = device_of(device)
     folder = out or default_folder(model, method, depth, options)
     check_folder(folder, resume=resume, force=force)
@@ -137,6 +133,21 @@ def train(
     with _interruptible():
         local, images = prepare(model, data, method, depth, options, modules, seed, image_size, limits)
         run(local, images, recipe, folder, seed, place, resume=resume)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method; by default all.", metavar="METHOD")] = None,
+) -> None:
+    """List the methods, or the options of one, which are flags of train."""
+    from localize._flags import flags, summary
+    from localize.methods import METHODS
+
+    for method in [name] if name else METHODS:
+        typer.echo(f"{method}: {summary(method)}")
+        for flag, default, meaning in flags(method) if name else ():
+            typer.echo(f"\n  {flag} (default {default})")
+            typer.echo(textwrap.fill(meaning, width=80, initial_indent="    ", subsequent_indent="    "))
 
 
 @app.command()

@@ -27,7 +27,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 def test_gradients_and_statistics_are_those_of_backpropagation(name: str) -> None:
     make, side = MODELS[name]
     x, y = torch.randn(2, 3, side, side), torch.tensor([1, 3])
-    found = []
+    found: list[tuple[torch.Tensor, dict[str, torch.Tensor | None], dict[str, torch.Tensor | None]]] = []
     for method in ("bp", "checkpoint"):
         torch.manual_seed(0)
         model = make()
@@ -42,7 +42,7 @@ def test_gradients_and_statistics_are_those_of_backpropagation(name: str) -> Non
         assert before.keys() == after.keys()
         for key in before:
             a, b = before[key], after[key]
-            assert (a is None and b is None) or torch.equal(a, b), key  # type: ignore[arg-type]
+            assert a is b is None or (a is not None and b is not None and torch.equal(a, b)), key
 
 
 def test_only_what_crosses_between_layers_is_kept() -> None:

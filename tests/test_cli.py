@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from localize import _demo, _display
 from localize.cli import main
+from localize.methods import METHODS
 from localize.models import cifar_resnet
 from localize.runtime import models
 from localize.runtime.data import load_data
@@ -89,9 +91,31 @@ def test_train_writes_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in out
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_are_listed_with_every_option_and_its_meaning(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("methods", method) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{method}: ")
+    assert lines[0].endswith(".")
+    fields = dataclasses.fields(METHODS[method].Options)
+    titles = [i for i, line in enumerate(lines) if line.startswith("  -")]
+    names = [lines[i].split(" (default ")[0].split("--")[1].replace("-", "_") for i in titles]
+    assert ["depth" if field.name == "d" else field.name for field in fields] == names
+    for i, field in zip(titles, fields, strict=True):
+        assert lines[i].endswith(f" (default {field.default})")
+        assert lines[i + 1].startswith("    ")
+        assert len(lines[i + 1].strip()) > 10
+    assert max(map(len, lines[1:]), default=0) <= 80
+
+
+def test_all_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("methods") == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == list(METHODS)
+
+
 def test_train_takes_options_of_the_method() -> None:
     given = {"tau": 0.25, "selection": "conv3x3", "head_norm": False, "width": 2, "max_aux_macs": None}
-    options = [part for name, value in given.items() for part in ("--option", f"{name}={value}")]
+    options = ["--tau", "0.25", "--selection=conv3x3", "--no-head-norm", "--width", "2", "--max-aux-macs", "none"]
     assert run(*SHORT, *options) == 0
     (folder,) = Path("runs").iterdir()
     assert folder.name == "model-make-auglocal-d2-tau-0.25-selection-conv3x3-head_norm-False-width-2-max_aux_macs-None"
@@ -178,18 +202,24 @@ def test_force_starts_anew() -> None:
         ([*SHORT, "--limit", "3"], "limit of 3 images for 10 classes"),
         ([*SHORT, "--image-size", "0"], "greater than or equal to 1"),
         ([*SHORT, "--device", "abacus"], "no device 'abacus'"),
-        ([*SHORT, "--option", "tau"], "'tau' is not of the form NAME=VALUE"),
-        ([*SHORT, "--option", "=1"], "'=1' is not of the form"),
-        ([*SHORT, "--option", "gamma=1"], "no option 'gamma'. Its options: d, tau"),
-        ([*SHORT, "--option", "seed=1"], "no option 'seed'"),
-        ([*SHORT, "--option", "d=3"], "Give it as -d"),
-        ([*SHORT, "--option", "tau=0", "--option", "tau=1"], "--option tau is given twice"),
-        ([*SHORT, "--option", "tau=much"], "tau='much' is no decay"),
-        ([*SHORT, "--option", "tau=(1"], "tau='(1' is no decay"),
-        ([*SHORT, "--option", "selection=odd"], "selection='odd' is unknown"),
-        ([*SHORT, "--option", "max_aux_macs=1e9"], "Give a whole number"),
-        ([*SHORT, "--method", "bp", "--option", "tau=1"], "method 'bp' has no option 'tau'"),
-        ([*SHORT, "--option", "max_aux_macs=1"], "max_aux_macs=1 (1 multiply-accumulates) cannot be met"),
+        ([*SHORT, "tau=1"], "unexpected argument 'tau=1'"),
+        ([*SHORT, "--tau"], "tau=True is no decay"),
+        (
+            [*SHORT, "--gamma", "1"],
+            "no option --gamma of train, or of method 'auglocal'. Its options: -d",
+        ),
+        ([*SHORT, "--epoch", "1"], "no option --epoch"),
+        ([*SHORT, "--d", "3"], "no option --d "),
+        ([*SHORT, "--tau", "0", "--tau=1"], "--tau is given twice"),
+        ([*SHORT, "--tau", "much"], "tau='much' is no decay"),
+        ([*SHORT, "--tau", "(1"], "tau='(1' is no decay"),
+        ([*SHORT, "--selection", "odd"], "selection='odd' is unknown"),
+        ([*SHORT, "--max-aux-macs", "1e9"], "Give a whole number"),
+        (
+            [*SHORT, "--method", "bp", "--tau", "1"],
+            "of method 'bp': it is an option of auglocal",
+        ),
+        ([*SHORT, "--max-aux-macs", "1"], "max_aux_macs=1 (1 multiply-accumulates) cannot be met"),
         ([*SHORT, "--resume"], "nothing to resume in runs"),
         ([*SHORT, "--resume", "--force"], "contradict"),
         ([*SHORT, "--out", "model.py"], "model.py is a file, not a folder"),

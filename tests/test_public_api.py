@@ -158,6 +158,7 @@ OPTIONS = {
         "aux_init": "fresh",
     },
     "bp": {},
+    "checkpoint": {},
 }
 
 

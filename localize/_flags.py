@@ -1,0 +1,106 @@
+"""Flags that methods' options have on the command line, derived from their dataclasses: ``max_aux_macs`` is
+``--max-aux-macs``.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from localize.methods import METHODS, get_method, read_options, with_depth
+from passes.errors import LocalizeError, MethodError
+
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def options_of(method: str, depth: int, arguments: Sequence[str]) -> dict[str, Any]:
+    """The method's options among what the command line has left over.
+
+    A value is a Python literal, or else text; ``--NAME`` alone is true, ``--no-NAME`` false.
+
+    Args:
+        method: Its name.
+        depth: What ``--depth`` says.
+        arguments: Words such as ``--tau 0.25``, ``--tau=0.25`` or ``--no-head-norm``.
+
+    Raises:
+        LocalizeError: One is no flag of the method's, or is given twice; the message lists its flags.
+        MethodError: The method is unknown, or refuses a value.
+    """
+    kind = get_method(method).Options
+    names = {field.name for field in dataclasses.fields(kind)} - {"d"}
+    options: dict[str, Any] = {}
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        flag, equals, text = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        value: Any = _literal(text) if equals else None
+        if not flag.startswith("--"):
+            raise LocalizeError(f"unexpected argument {word!r}", remedy="Options begin with --")
+        if name not in names and name.removeprefix("no_") in names and not equals:
+            name, value = name.removeprefix("no_"), False
+        elif name not in names:
+            raise _unknown(method, flag)
+        elif not equals:
+            value = _literal(words.pop(0)) if words and not words[0].startswith("--") else True
+        if name in options:
+            raise LocalizeError(f"{flag} is given twice")
+        options[name] = value
+    read_options(method, kind, with_depth(kind, depth, options))
+    return options
+
+
+def flags(method: str) -> list[tuple[str, str, str]]:
+    """Flag, default and meaning of each option of a method.
+
+    Raises:
+        MethodError: The method is unknown.
+    """
+    kind = get_method(method).Options
+    meanings = _meanings(kind)
+    found = []
+    for field in dataclasses.fields(kind):
+        flag = "-d, --depth" if field.name == "d" else f"--{field.name.replace('_', '-')}"
+        found.append((flag, str(field.default), meanings.get(field.name, "")))
+    return found
+
+
+def summary(method: str) -> str:
+    """What a method is, in the words of its file's first line."""
+    module = inspect.getmodule(get_method(method).plan)
+    return (inspect.getdoc(module) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _unknown(method: str, flag: str) -> MethodError:
+    known = ", ".join(name for name, _, _ in flags(method)) or "none"
+    others = [name for name in METHODS if any(flag == f for f, _, _ in flags(name))]
+    why = f"it is an option of {', '.join(others)}" if others else None
+    return MethodError(f"no option {flag} of train, or of method {method!r}", why=why, remedy=f"Its options: {known}")
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _meanings(kind: type[Any]) -> dict[str, str]:
+    """The docstrings of a dataclass's fields, base classes' included."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in zip(tree.body, tree.body[1:], strict=False):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(meaning))):
+                    found[name] = " ".join(meaning.split())
+    return found
