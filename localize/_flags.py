@@ -1,6 +1,4 @@
-"""Flags that methods' options have on the command line, derived from their dataclasses: ``max_aux_macs`` is
-``--max-aux-macs``.
-"""
+"""Flags of methods' options, derived from their dataclasses: ``max_aux_macs`` is ``--max-aux-macs``."""
 
 from __future__ import annotations
 
