@@ -1,6 +1,7 @@
-"""Does local learning learn? Test accuracy of AugLocal beside backpropagation, all else equal.
+"""Does local learning learn? Test accuracy, cost, memory and step time of each method, all else equal.
 
-Each method is trained by ``localize-cli train``; a run that was interrupted is resumed. For CIFAR-10 as a folder:
+Each method is trained by ``localize-cli train``; a run that is finished is read, one that was interrupted resumed. For
+CIFAR-10 as a folder:
 
 python benchmarks/learning.py --data cifar10 --model localize:cifar_resnet20 --epochs 10 --limit 10000 --name cifar10
 """
@@ -9,12 +10,16 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,19 +29,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from localize import localize
-from localize.runtime.memory import peak_step_bytes
+from localize import METHODS, LocalGraphModule, Plan, localize
+from localize.methods import with_depth
+from localize.runtime.memory import peak_step_bytes, train_step
 from localize.runtime.models import find_model
 
 RESULTS = Path(__file__).parent / "results"
-COLOURS = {"bp": "#7a7a7a", "auglocal": "#c2410c"}
-NAMES = {"bp": "backpropagation", "auglocal": "AugLocal"}
+COLOURS = ("#7a7a7a", "#c2410c", "#1d6fb8", "#3f8f29", "#8a4fbf", "#b8860b", "#0f8b8d", "#d1478c", "#5b5bd6", "#6b4226")
 
 
 def main() -> None:
     arguments = parse()
     folder = arguments.runs / arguments.name
-    methods = {method: train(method, arguments, folder / method) for method in ("bp", "auglocal")}
+    methods = {method: train(method, arguments, folder / method) for method in arguments.methods}
+    for method, seconds in step_seconds(arguments, list(methods)).items():
+        methods[method]["step_seconds"] = seconds
     report = {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -65,6 +72,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--test-limit", type=int, help="test images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
+    parser.add_argument("--amp", help="what localize-cli train takes as --amp")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if name != "checkpoint"])
+    parser.add_argument("--timed-steps", type=int, default=5, help="steps of each method, in turn; the median counts")
     parser.add_argument("--name", default="learning", help="of the files of results")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="folder for the runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -74,25 +85,60 @@ def parse() -> argparse.Namespace:
 def train(method: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Trains by the command line, and gathers what it wrote."""
     command = [sys.executable, "-m", "localize.cli", "train", "--method", method, "--out", str(folder)]
-    options = ("data", "model", "epochs", "batch_size", "lr", "depth", "limit", "test_limit", "seed", "device")
+    options = ("data", "model", "epochs", "batch_size", "lr", "depth", "limit", "test_limit", "seed", "device", "amp")
     for option in options:
         if getattr(arguments, option) is not None:
             command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+    command += ["--channels-last"] if arguments.channels_last else []
     if (folder / "checkpoint.pt").exists():
         command.append("--resume")
-    subprocess.run(command, check=True)
-    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    plan = json.loads((folder / "plan.json").read_text())
-    shape, outputs = tuple(plan["input"]["shape"][1:]), plan["output"]["shape"][-1]
-    local = localize(
-        find_model(arguments.model).build(outputs), method, d=arguments.depth, example_inputs=torch.zeros(2, *shape)
-    )
+    history = epochs_of(folder)
+    if len(history) < arguments.epochs:
+        subprocess.run(command, check=True)
+        history = epochs_of(folder)
+    plan = Plan.from_json((folder / "plan.json").read_text())
+    local = built(arguments, method, plan)
+    shape, outputs = plan.input.shape[1:], plan.output.channels
     return {
-        "local_layers": len(plan["layers"]),
-        "local_modules": len(plan["modules"]),
+        "local_layers": len(plan.layers),
+        "local_modules": len(plan.modules),
+        "macs": plan.macs + plan.auxiliary_macs,
         "peak_step_bytes": peak_step_bytes(local, arguments.batch_size, image_shape=shape, classes=outputs),
         "history": history,
     }
+
+
+def epochs_of(folder: Path) -> list[dict[str, Any]]:
+    """Figures of the epochs that a run has behind it."""
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def built(arguments: argparse.Namespace, method: str, plan: Plan) -> LocalGraphModule:
+    """The model of a run, localized as there, with fresh weights."""
+    model = find_model(arguments.model).build(plan.output.channels)
+    return localize(model, method, d=arguments.depth, example_inputs=torch.zeros(2, *plan.input.shape[1:]))
+
+
+def step_seconds(arguments: argparse.Namespace, methods: Sequence[str]) -> dict[str, float]:
+    """Median seconds of a training step, forwards and backwards, in plain float32; the methods take turns."""
+    folder = arguments.runs / arguments.name
+    device = torch.device(arguments.device or "cpu")
+    plans = {method: Plan.from_json((folder / method / "plan.json").read_text()) for method in methods}
+    locals_ = {method: built(arguments, method, plan).to(device) for method, plan in plans.items()}
+    found: dict[str, list[float]] = {method: [] for method in methods}
+    for _ in range(arguments.timed_steps + 1):
+        for method, local in locals_.items():
+            x = torch.randn(arguments.batch_size, *plans[method].input.shape[1:], device=device)
+            y = torch.zeros(len(x), dtype=torch.int64, device=device)
+            started = time.perf_counter()
+            train_step(local, x, y)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            found[method].append(time.perf_counter() - started)
+            local.zero_grad(set_to_none=True)
+    # The first step of each warms up.
+    return {method: statistics.median(seconds[1:]) for method, seconds in found.items()}
 
 
 def machine() -> str:
@@ -111,25 +157,22 @@ def markdown(report: dict[str, Any], arguments: argparse.Namespace) -> str:
         "test accuracy, %",
         "training accuracy, %",
         "local modules",
+        "MACs, M",
         "peak memory, MB",
-        "images/s",
-        "time, s",
+        "step time, s",
     )
     rows = [header, ("---", *["---:"] * (len(header) - 1))]
     for method, found in report["methods"].items():
         history = found["history"]
-        seconds = sum(epoch["seconds"] for epoch in history)
-        images = sum(epoch["seconds"] * epoch["images_per_second"] for epoch in history)
-        name = f"AugLocal, d={arguments.depth}" if method == "auglocal" else NAMES[method]
         rows.append(
             (
-                name,
+                name_of(method, arguments),
                 f"{100 * history[-1]['test_accuracy']:.2f}",
                 f"{100 * history[-1]['train_accuracy']:.2f}",
                 str(found["local_modules"]),
+                f"{found['macs'] / 1e6:,.1f}",
                 f"{found['peak_step_bytes'] / 1e6:,.1f}",
-                f"{images / seconds:,.0f}",
-                f"{seconds:,.0f}",
+                f"{found['step_seconds']:.2f}",
             )
         )
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -137,30 +180,36 @@ def markdown(report: dict[str, Any], arguments: argparse.Namespace) -> str:
     return (
         f"# Learning: {arguments.model}, {arguments.epochs} epochs\n\n{table}\n\n![curves]({arguments.name}.png)\n\n"
         f"Accuracy after the last epoch, of the plain model in eval mode. Peak memory: live tensors of one step at "
-        f"batch {arguments.batch_size}, counted. Both methods start from equal weights and see equal batches.\n\n"
+        f"batch {arguments.batch_size}, counted, in float32. Step time: median of {arguments.timed_steps} forward and "
+        f"backward passes in float32, the methods taking turns. MACs: of a forward pass at batch 1, auxiliary networks "
+        f"included. All methods start from equal weights and see equal batches.\n\n"
         f"- command: `{report['command']}`\n- date: {report['date']}\n- machine: {report['machine']}\n"
         f"- versions: {versions}\n"
     )
 
 
+def name_of(method: str, arguments: argparse.Namespace) -> str:
+    """A method as tables call it."""
+    return f"{method}, d={arguments.depth}" if "d" in with_depth(METHODS[method].Options, 0, {}) else method
+
+
 def draw(report: dict[str, Any], arguments: argparse.Namespace) -> Figure:
     """Accuracy over the epochs, and where in the network the loss falls."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     accuracy, losses = figure.subplots(1, 2)
-    for method, found in report["methods"].items():
+    for colour, (method, found) in zip(itertools.cycle(COLOURS), report["methods"].items()):
         history = found["history"]
         epochs = [epoch["epoch"] for epoch in history]
-        style: dict[str, Any] = {"color": COLOURS[method], "marker": "o", "markersize": 3}
-        test, train_ = ([100 * epoch[key] for epoch in history] for key in ("test_accuracy", "train_accuracy"))
-        accuracy.plot(epochs, test, label=f"{NAMES[method]}, test {test[-1]:.1f} %", **style)
-        accuracy.plot(epochs, train_, linestyle=":", label="training", **style)
+        style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 3}
+        test = [100 * epoch["test_accuracy"] for epoch in history]
+        accuracy.plot(epochs, test, label=f"{method}, {test[-1]:.1f} %", **style)
         last = list(history[-1]["module_losses"].values())
         if len(last) > 1:
-            losses.plot(range(1, len(last) + 1), last, label=f"{NAMES[method]}, local modules", **style)
+            losses.plot(range(1, len(last) + 1), last, label=method, **style)
         else:
-            losses.axhline(last[0], color=COLOURS[method], label=NAMES[method])
-    accuracy.set_ylabel("accuracy, %")
+            losses.axhline(last[0], color=colour, label=method)
+    accuracy.set_ylabel("test accuracy, %")
     accuracy.set_xlabel("epoch")
     losses.set_ylabel("training loss in the last epoch")
     losses.set_xlabel("local module, input to output")
@@ -168,7 +217,7 @@ def draw(report: dict[str, Any], arguments: argparse.Namespace) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
     figure.suptitle(f"{arguments.model.partition(':')[2]}, {arguments.epochs} epochs", fontsize=12)
     return figure
 
