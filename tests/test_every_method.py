@@ -1,0 +1,107 @@
+"""Every method on many models: a real step is finite and isolated, and losses reach what the plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from localize import METHODS, LocalizeError, localize
+from localize.models import cifar_resnet
+from localize.runtime.isolation import fake_step, reach
+
+CLASSES = 10
+SIZE = 64
+
+Make = Callable[[], nn.Module]
+
+
+def _timm(name: str, **options: Any) -> Make:
+    return lambda: timm.create_model(name, num_classes=CLASSES, **options)
+
+
+def _torchvision(name: str, **options: Any) -> Make:
+    return lambda: torchvision.models.get_model(name, num_classes=CLASSES, **options)
+
+
+PAIRED: dict[str, Make] = {
+    "resnet18": _timm("resnet18"),
+    "mobilenetv2_100": _timm("mobilenetv2_100"),
+    "efficientnet_b0": _timm("efficientnet_b0"),
+    "convnext_atto": _timm("convnext_atto"),
+    "vit_tiny_patch16_224": _timm("vit_tiny_patch16_224", img_size=SIZE),
+    "densenet121": _timm("densenet121"),
+}
+
+OTHERS: dict[str, Make] = {
+    "cifar_resnet32": lambda: cifar_resnet(32),
+    "resnet50": _torchvision("resnet50"),
+    "vgg11_bn": _torchvision("vgg11_bn"),
+    "regnetx_002": _timm("regnetx_002"),
+    "resnext50": _torchvision("resnext50_32x4d"),
+    "mobilenetv3_small_100": _timm("mobilenetv3_small_100"),
+    "shufflenet_v2_x0_5": _torchvision("shufflenet_v2_x0_5"),
+    "squeezenet1_1": _torchvision("squeezenet1_1"),
+    "googlenet": _torchvision("googlenet", init_weights=False),
+    "resnetv2_50": _timm("resnetv2_50", layers=(1, 2, 2, 1)),
+    "swin_tiny": _timm("swin_tiny_patch4_window7_224", img_size=SIZE, window_size=2),
+    "mixer_s32": _timm("mixer_s32_224", img_size=SIZE),
+    "poolformer_s12": _timm("poolformer_s12"),
+    "ghostnet_050": _timm("ghostnet_050"),
+}
+
+REFUSED: dict[tuple[str, str], str] = {}
+"""Pairs that cannot be, with what is said."""
+
+
+def _allowed(name: str, method: str) -> str | None:
+    return REFUSED.get((name, method))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", PAIRED)
+def test_one_real_step(name: str, method: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(2, 3, SIZE, SIZE, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = PAIRED[name]().train()
+    modules = 4 if METHODS[method].local else None
+    refused = _allowed(name, method)
+    if refused is not None:
+        with pytest.raises(LocalizeError, match=refused):
+            localize(model, method, d=2, modules=modules, example_inputs=x, seed=0)
+        return
+    local = localize(model, method, d=2, modules=modules, example_inputs=x, seed=0)
+    found = reach(local, x, torch.tensor([1, 3]))
+    assert found.violations == ()
+    assert found.untrained == ()
+    losses = []
+    for out in local.steps(x, torch.tensor([1, 3])):
+        out.loss.backward()
+        losses.append(out.loss.detach())
+    assert all(bool(loss.isfinite()) for loss in losses)
+    gradients = [p.grad for p in local.parameters() if p.requires_grad]
+    assert all(g is not None and bool(g.isfinite().all()) for g in gradients)
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", [*PAIRED, *OTHERS])
+def test_losses_reach_what_the_plan_says(name: str, method: str) -> None:
+    with torch.device("meta"):
+        model = {**PAIRED, **OTHERS}[name]().train()
+    size = 32 if name == "cifar_resnet32" else SIZE
+    x = torch.empty(2, 3, size, size, device="meta")
+    refused = _allowed(name, method)
+    if refused is not None:
+        with pytest.raises(LocalizeError, match=refused):
+            localize(model, method, d=2, example_inputs=x)
+        return
+    found = fake_step(localize(model, method, d=2, example_inputs=x))
+    assert found.violations == ()
