@@ -105,3 +105,28 @@ def test_losses_reach_what_the_plan_says(name: str, method: str) -> None:
         return
     found = fake_step(localize(model, method, d=2, example_inputs=x))
     assert found.violations == ()
+
+
+ONE: dict[str, dict[str, Any]] = {"gn-dgl": {"head": "joint"}}
+"""Options by which a method trains the classifier with the last local module, where that is not its default."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [lambda: cifar_resnet(8), PAIRED["convnext_atto"]], ids=["cifar_resnet8", "convnext"])
+def test_one_local_module_is_backpropagation_bit_for_bit(make: Make, method: str) -> None:
+    x, y = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3)), torch.tensor([1, 3])
+    found = []
+    for name in ("bp", method):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            model = make().train()
+            local = localize(model, name, modules=1, example_inputs=x, **(ONE.get(name, {}) if name == method else {}))
+            (out,) = local.steps(x, y)
+            out.loss.backward()
+        found.append((out.loss.detach(), out.logits.detach(), [p.grad for p in model.parameters()]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    for a, b in zip(found[0][2], found[1][2], strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a, b)
