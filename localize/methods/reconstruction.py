@@ -161,7 +161,8 @@ class Decoding:
 
 
 def _words(value: Numbers) -> str:
-    return f"({', '.join(f'{v:g}' for v in value)})" if isinstance(value, tuple) else f"{value:g}"
+    numbers = [f"{v:g}" for v in value] if isinstance(value, tuple) else [f"{value:g}"]
+    return f"({', '.join(numbers)})" if len(numbers) > 1 else numbers[0]
 
 
 class Decoder(nn.Module):
