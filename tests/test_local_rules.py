@@ -14,11 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import InputError, LocalGraphModule, MethodError, Plan, localize
+from localize.dense import ToGrid, grid_of_features
 from localize.methods.predsim import pool_kernel
 from localize.models import cifar_resnet
 from localize.runtime.flops import count_flops
 from localize.runtime.isolation import reach
 from localize.supervision import Term, WithTerms
+from passes.ir import TensorSpec
 from tests.dense_models import Segmenter, UNet
 from tests.zoo import assert_same, gradients
 
@@ -145,6 +147,32 @@ def test_tokens_of_an_image_that_is_no_square() -> None:
     auxiliary = local.plan.modules[0].auxiliary
     assert auxiliary is not None
     assert auxiliary.head == "tokens as image > pool(2x2) > linear(48, 5)"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "image", "grid", "prefix"),
+    [
+        (197, (224, 224), (14, 14), 1),
+        (201, (224, 224), (14, 14), 5),
+        (25, (16, 96), (2, 12), 1),
+        (36, (32, 32), (6, 6), 0),
+        (7, (32, 32), (2, 2), 3),
+        (13, (30, 50), (13, 1), 0),
+        (9, (), (3, 3), 0),
+    ],
+)
+def test_tokens_are_laid_out(tokens: int, image: tuple[int, ...], grid: tuple[int, int], prefix: int) -> None:
+    """Row by row in the proportions of the image, as a square, or as a column; those in front are added on average."""
+    found = grid_of_features(TensorSpec((2, tokens, 3), layout="NLC"), image)
+    assert (found.size, found.prefix) == (grid, prefix)
+    x = torch.arange(2 * tokens * 3, dtype=torch.float64).view(2, tokens, 3)
+    laid = ToGrid(found, added=True)(x)
+    assert laid.shape == (2, 3, *grid)
+    front = x[:, :prefix].mean(1) if prefix else torch.zeros(2, 3)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            expected = x[:, prefix + row * grid[1] + column] + front
+            torch.testing.assert_close(laid[:, :, row, column], expected)
 
 
 # Shapes of auxiliary networks -----------------------------------------------------------------------------------------
@@ -291,6 +319,19 @@ def test_autocast(method: str) -> None:
         torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.02)
     torch.stack([loss.float() for loss in steps]).sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in local.parameters())
+
+
+@pytest.mark.parametrize("method", ["dgl", "infopro", "auglocal+infopro"])
+def test_images_of_another_size(method: str) -> None:
+    local, (x, y) = small(method), images(size=(24, 20))
+    for out in local.steps(x, y):
+        assert bool(out.loss.isfinite())
+
+
+def test_predsim_is_for_images_of_one_size() -> None:
+    x, y = images(size=(64, 64))
+    with pytest.raises(InputError, match=r"does not run on an input of 3x64x64.*localized for 3x16x16"):
+        list(small("predsim").steps(x, y))
 
 
 def test_frozen_layers_go_with_the_next_that_learn() -> None:

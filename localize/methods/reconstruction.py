@@ -190,7 +190,7 @@ class Decoder(nn.Module):
 
     def forward(self, features: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Logits of an image of ``size``, by default of the one planned for; their sigmoid is the image."""
-        grown = F.interpolate(self.grid(features), size or self.size, mode=resampling(2), align_corners=False)
+        grown = F.interpolate(self.grid(features), size or self.size, mode=resampling(2), align_corners=True)
         logits: torch.Tensor = self.convolutions(grown)
         return logits
 
