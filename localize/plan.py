@@ -86,6 +86,7 @@ class Plan:
             return cls(
                 **{
                     **data,
+                    "options": {key: _tuple(value) for key, value in data["options"].items()},
                     "input": _spec(data["input"]),
                     "output": _spec(data["output"]),
                     "prediction": _prediction(data["prediction"]),
@@ -113,6 +114,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{value!r} has no JSON form")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _spec(data: Mapping[str, Any]) -> TensorSpec:

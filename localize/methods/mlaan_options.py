@@ -110,18 +110,20 @@ def options_around(base: type[Any], keep: Collection[str] | None = None) -> type
     """
     own = {field.name: field for field in dataclasses.fields(Options)}
     theirs = [f for f in dataclasses.fields(base) if f.name not in own and (keep is None or f.name in keep)]
-    fields = [(f.name, f.type, dataclasses.field(default=f.default)) for f in (*own.values(), *theirs)]
+    chosen_from = (*own.values(), *theirs)
+    names = [field.name for field in chosen_from]
 
     def check(self: Any) -> None:
-        chosen = own_options(self)
-        for name in own:
-            # Where it is None, what the variant makes of it: a plan shows what holds.
-            object.__setattr__(self, name, getattr(chosen, name))
-        part_of(base, self)
+        # Each rule checks its own; where it makes something else of a value, a plan shows that.
+        for kind in (Options, base):
+            chosen = part_of(kind, self)
+            for name in names:
+                if hasattr(chosen, name):
+                    object.__setattr__(self, name, getattr(chosen, name))
 
     made: type[Any] = dataclasses.make_dataclass(
         "Options",
-        fields,
+        [(field.name, field.type, dataclasses.field(default=field.default)) for field in chosen_from],
         frozen=True,
         slots=True,
         kw_only=True,
