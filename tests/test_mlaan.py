@@ -19,6 +19,7 @@ from localize.api import leaf_policy
 from localize.methods.leaps import Leaps
 from localize.models import cifar_resnet
 from localize.records import Auxiliary
+from localize.runtime.flops import step_flops
 from localize.runtime.isolation import fake_step, reach
 from passes.pipeline import analyse
 from passes.resolution import stage_starts
@@ -84,7 +85,9 @@ def test_leaps_lie_ahead_and_end_at_the_last_layer(data: st.DataObject, layers: 
 @pytest.mark.parametrize(
     ("layer", "count", "starts", "layers", "expected"),
     [
-        (0, 4, [0], 13, (8, 10, 12)),  # one stage, as in a ViT: 12/8 = 1.5, to even
+        (0, 4, [0], 25, (8, 16, 24)),  # one stage, as in a ViT
+        (3, 4, [0], 13, (6, 9, 12)),
+        (0, 4, [0, 13], 25, (13, 18, 21, 24)),  # 24/8 = 3
         (0, 1, [0, 6, 11], 16, (15,)),
         (0, 2, [0, 6, 11], 16, (11, 15)),  # of the beginnings 6 and 11 the later
         (0, 4, [0, 1, 2, 3, 4, 5, 6, 7], 8, (2, 4, 5, 7)),  # each layer a stage: 7i/4, to even
@@ -146,6 +149,16 @@ def test_copies_cost_what_their_layers_do(method: str) -> None:
         assert module.auxiliary.depth == len(copied) + end.depth
         assert module.cascade.auxiliary == own.auxiliary
         assert module.auxiliary.weight == (own.auxiliary.weight if own.auxiliary else 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_plans_count_what_runs(method: str) -> None:
+    with torch.device("meta"):
+        model = cifar_resnet(20)
+    chosen: list[dict[str, Any]] = [{}, {"variant": "released"}, {"leap": "both"}]
+    for options in chosen:
+        local = localize(model, method, modules=4, **options)
+        assert step_flops(local).macs == local.plan.macs + local.plan.auxiliary_macs
 
 
 def test_the_released_twin() -> None:
