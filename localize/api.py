@@ -58,7 +58,8 @@ def localize(
     Args:
         model: The primary network: any vision model that torch.fx can trace, taking one tensor. Local losses are
             computed from what it returns: a vector of logits (N, classes), or a map of them (N, classes, H, W).
-        method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024) or ``"bp"`` (plain backpropagation).
+        method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024) or ``"bp"`` (plain backpropagation);
+            ``"mlaan"``, ``"dgl+mlaan"`` and ``"infopro+mlaan"`` (Zhang et al., AAAI 2025).
         d: Depth of auxiliary networks: trainable layers, the classifier included. For methods that have a depth.
         example_inputs: A tensor of the input's shape, batch first; its values are never used. By default the input size
             of the model's own configuration (timm's ``pretrained_cfg``), else (2, 3, 224, 224).
