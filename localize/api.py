@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from localize import methods
-from localize.emit import Criteria, Wires, emit, known, parameters_of, wire
+from localize.emit import Criteria, Wires, emit, known, parameters_of, reached_through, wire
 from localize.grouping import Balance, check_balance, groups_of
 from localize.local_graph import LocalGraphModule
 from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
-from localize.merge import adapter_cost, describe_adapter
+from localize.merge import adapter_cost, with_adapters
 from localize.methods import Context
 from localize.plan import LocalModulePlan, Plan
 from localize.prediction import Prediction, prediction_of, require_logits
@@ -60,7 +60,8 @@ def localize(
             computed from what it returns: a vector of logits (N, classes), or a map of them (N, classes, H, W).
         method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024), ``"dgl"`` (Belilovsky et al., ICML 2020),
             ``"predsim"`` (Nokland and Eidnes, ICML 2019), ``"infopro"`` (Wang et al., ICLR 2021),
-            ``"auglocal+infopro"`` (the first with the last one's reconstruction loss), ``"bp"`` (plain
+            ``"auglocal+infopro"`` (the first with the last one's reconstruction loss), ``"mlaan"``, ``"dgl+mlaan"`` and
+            ``"infopro+mlaan"`` (Zhang et al., AAAI 2025), ``"bp"`` (plain
             backpropagation), or ``"checkpoint"`` (the same, activations recomputed layer by layer).
         d: Depth of auxiliary networks: trainable layers, the classifier included. For methods that have a depth.
         example_inputs: A tensor of the input's shape, batch first; its values are never used. By default the input size
@@ -186,6 +187,7 @@ def _plan(context: Context, method: str, options: Any) -> Plan:
     planned = tuple(_with_merged(network, module, wires) for module, wires in zip(planned, wiring, strict=True))
     owned = parameters_of(network, wiring)
     expect("plan", spec.ownership(network, owned))
+    planned = tuple(_with_parameters(network, module, wiring, owned) for module in planned)
     return Plan(
         model=type(network.captured.model).__name__,
         method=method,
@@ -196,24 +198,33 @@ def _plan(context: Context, method: str, options: Any) -> Plan:
         layers=network.layers,
         classifier_params=network.partition.classifier_params,
         classifier_macs=network.partition.classifier_macs,
-        modules=tuple(dataclasses.replace(m, parameters=names) for m, names in zip(planned, owned, strict=True)),
+        modules=planned,
         opaque=tuple(leaf.path for leaf in network.captured.opaque),
     )
 
 
+def _with_parameters(
+    network: Network, module: LocalModulePlan, wiring: Sequence[Wires], owned: Sequence[tuple[str, ...]]
+) -> LocalModulePlan:
+    """Adds which of the primary network's parameters the losses of a module reach."""
+    cascade = module.cascade
+    if cascade is not None:
+        window = [wiring[j] for j in (*cascade.reaches, module.index)]
+        reached = reached_through(network, window)
+        names = tuple(name for j in cascade.reaches for name in owned[j] if name in reached)
+        cascade = dataclasses.replace(cascade, parameters=names)
+    return dataclasses.replace(module, parameters=owned[module.index], cascade=cascade)
+
+
 def _with_merged(network: Network, module: LocalModulePlan, wires: Wires) -> LocalModulePlan:
-    """Adds to an auxiliary network what it needs to read more than the newest tensor of a cut."""
+    """Adds to auxiliary networks what they need to read more than the newest tensor of a cut."""
     if module.auxiliary is None or len(wires.reads) == 1:
         return module
     like, *others = (known(network.shapes.specs[name]) for name in wires.reads)
-    costs = [adapter_cost(other, like) for other in others]
-    auxiliary = dataclasses.replace(
-        module.auxiliary,
-        params=module.auxiliary.params + sum(params for params, _ in costs),
-        macs=module.auxiliary.macs + sum(macs for _, macs in costs),
-        merged=tuple(describe_adapter(other, like) for other in others),
-    )
-    return dataclasses.replace(module, auxiliary=auxiliary)
+    cascade = module.cascade
+    if cascade is not None and cascade.auxiliary is not None:
+        cascade = dataclasses.replace(cascade, auxiliary=with_adapters(cascade.auxiliary, like, others))
+    return dataclasses.replace(module, auxiliary=with_adapters(module.auxiliary, like, others), cascade=cascade)
 
 
 def _merging(network: Network, groups: Sequence[Sequence[int]]) -> list[int]:

@@ -23,7 +23,8 @@ from localize.recompute import Piece, Recomputed
 from passes.adapt import Adapter
 from passes.codegen import generate
 from passes.cutter import mergeable, own_tensors
-from passes.ir import Network, Partition, TensorSpec
+from passes.ir import Captured, Network, Partition, TensorSpec
+from passes.mutation import is_view, mutates_input
 from passes.weights import Initializer
 
 
@@ -71,14 +72,16 @@ def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, seed: i
                     network.to(device=place.device, dtype=place.dtype)
                 networks.append(network)
         auxiliary, cascaded = networks
-        reads = len(wires.reads)
         again = _recomputed(context.network, module, wires) if module.recompute else None
-        modules.append(LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs, reads, cascaded, again))
+        reads = len(wires.reads)
+        made = LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs, reads, cascaded, again)
+        made.overwrites = overwritten(captured, wires)
+        modules.append(made)
     remake = partial(_over, plan, context, options, criteria)
     graph, local, output = _graph(modules), criteria.local, criteria.output
-    made = LocalGraphModule(model, modules, graph, plan, local, output, remake, captured.structure)
-    method.attach(made, context, options)
-    return made
+    whole = LocalGraphModule(model, modules, graph, plan, local, output, remake, captured.structure)
+    method.attach(whole, context, options)
+    return whole
 
 
 def _recomputed(network: Network, module: LocalModulePlan, wires: Wires) -> Recomputed:
@@ -86,7 +89,12 @@ def _recomputed(network: Network, module: LocalModulePlan, wires: Wires) -> Reco
     captured, shared = network.captured, network.partition.shared
     alone = wire(network, [(layer,) for layer in range(len(network.layers))])
     pieces = [
-        Piece(generate(captured, w.members, shared, w.inputs, w.outputs, f"Layer{layer}"), w.inputs, w.outputs)
+        Piece(
+            generate(captured, w.members, shared, w.inputs, w.outputs, f"Layer{layer}"),
+            w.inputs,
+            w.outputs,
+            overwritten(captured, w),
+        )
         for layer, w in enumerate(alone)
         if layer in module.layers
     ]
@@ -185,6 +193,29 @@ def _reached(network: Network, own: frozenset[str], name: str) -> frozenset[int]
     nodes = (name, *captured.feeding((name,), among))
     tensors = (t for node in nodes for t in own_tensors(captured, captured.by_name[node]))
     return frozenset(id(t) for t in tensors if isinstance(t, nn.Parameter))
+
+
+def reached_through(network: Network, window: Sequence[Wires]) -> frozenset[str]:
+    """Names of the parameters that what the last of consecutive modules is trained on depends on within all of them."""
+    own = frozenset(name for wires in window for name in wires.members)
+    held = frozenset[int]().union(*(_reached(network, own, name) for name in window[-1].reads))
+    return frozenset(name for name, p in network.captured.model.named_parameters() if id(p) in held)
+
+
+def overwritten(captured: Captured, wires: Wires) -> frozenset[str]:
+    """Inputs that a module changes in place: run once more, it would find them changed."""
+    source = {name: name for name in wires.inputs}
+    found = set()
+    for node in (captured.by_name[name] for name in wires.members):
+        first = node.all_input_nodes[0].name if node.all_input_nodes else ""
+        if first not in source:
+            continue
+        changed = mutates_input(captured, node)
+        if changed:
+            found.add(source[first])
+        if changed or is_view(captured, node) or node.target is operator.getitem:
+            source[node.name] = source[first]
+    return frozenset(found)
 
 
 def known(spec: TensorSpec | None) -> TensorSpec:

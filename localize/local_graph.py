@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import fx, nn
 
+from localize.cascade import keep_overwritten, last_reads, run_attached, window_of
 from localize.fused import LossScale, fused_loss, without_strays
 from localize.inference import in_eval_mode, predictions, require_inference
 from localize.local_module import LocalModule, LocalOutput, results_of, several
@@ -18,19 +19,9 @@ from localize.supervision import Batch
 from passes.codegen import PRIMARY
 from passes.errors import InputError, LocalizeError, first_line
 from passes.outputs import Structure
-from passes.statistics import buffers_kept
 
 HEAD_WEIGHT = 0.3
 """Weight of the losses of a model's own auxiliary classifiers (Szegedy et al., CVPR 2015, section 5)."""
-
-
-def _last_reads(modules: Sequence[LocalModule]) -> dict[str, int]:
-    """For each value that local modules read, the index of the last one that does; cascades read again."""
-    found = {name: k for k, module in enumerate(modules) for name in module.inputs}
-    for k, module in enumerate(modules):
-        for j in module.plan.cascade.reaches if module.plan.cascade else ():
-            found.update((name, max(found[name], k)) for name in modules[j].inputs)
-    return found
 
 
 class LocalGraphModule(fx.GraphModule):
@@ -61,7 +52,7 @@ class LocalGraphModule(fx.GraphModule):
         self._remake = remake
         self._structure = structure
         self._loss_scale = LossScale()
-        self._last_read = _last_reads(modules)
+        self._last_read = last_reads(modules)
         self._infers = False
         self.criterion = criterion
         # A module's parameters are this module's too, trained by the last loss.
@@ -132,13 +123,14 @@ class LocalGraphModule(fx.GraphModule):
     def _step(self, module: LocalModule, values: dict[str, Any], batch: Batch) -> tuple[Any, torch.Tensor]:
         """Runs a module; returns what it predicts, and its local loss."""
         cascade = module.plan.cascade
+        if cascade is None:
+            return self._supervised(module, self._run(module, values), batch)
         # First, since what it starts from is read here for the last time.
-        upstream = None if cascade is None else self._cascaded(module, values)
-        logits, loss = self._supervised(module, self._run(module, values), batch)
-        if cascade is not None and upstream is not None:
-            beyond = self._supervised(module, upstream, batch, cascaded=True)[1]
-            loss = cascade.independent * loss + cascade.cascaded * beyond
-        return logits, loss
+        upstream = run_attached(window_of(self.local_modules, module.plan.index), values) if cascade.reaches else None
+        own = self._run(module, values)
+        logits, loss = self._supervised(module, own, batch)
+        beyond = self._supervised(module, upstream or own, batch, cascaded=True)[1]
+        return logits, cascade.independent * loss + cascade.cascaded * beyond
 
     def _supervised(
         self, module: LocalModule, read: Sequence[Any], batch: Batch, *, cascaded: bool = False
@@ -155,27 +147,13 @@ class LocalGraphModule(fx.GraphModule):
                 loss = loss + HEAD_WEIGHT * batch.loss(head)
         return logits, loss
 
-    def _cascaded(self, module: LocalModule, values: dict[str, Any]) -> tuple[Any, ...]:
-        """Runs the modules of a cascade once more, in one graph; running statistics have moved, or will, by their own.
-
-        Returns:
-            What the cascaded loss is computed from.
-        """
-        assert module.plan.cascade is not None
-        window = [self.local_modules[j] for j in (*module.plan.cascade.reaches, module.plan.index)]
-        flowing: dict[str, Any] = {}
-        with buffers_kept(buffer for member in window for buffer in member.running_statistics()):
-            for member in window:
-                results = member.attached(*[flowing[n] if n in flowing else values[n] for n in member.inputs])
-                flowing.update(zip(member.outputs, results_of(member, results), strict=True))
-        return tuple(flowing[name] for name in module.outputs[: module.reads])
-
     def _run(self, module: LocalModule, values: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """Runs a module; leaves in ``values`` what later modules read, without graph.
 
         Returns:
             What the local loss is computed from, with its graph.
         """
+        keep_overwritten(module, values, self._last_read)
         results = results_of(module, module(*[values[name] for name in module.inputs]))
         for name in [name for name in values if self._last_read[name] <= module.plan.index]:
             del values[name]
@@ -242,11 +220,10 @@ class LocalGraphModule(fx.GraphModule):
     def parameters_of(self, index: int) -> list[nn.Parameter]:
         """What the loss of module ``index`` trains: its part of the primary network, and its auxiliary networks.
 
-        With a cascaded loss (``plan.modules[index].cascade``), the parts of the modules that it reaches too.
+        With a cascaded loss (``plan.modules[index].cascade``), what that reaches of earlier modules too.
         """
         module = self.local_modules[index]
-        reached = module.plan.cascade.reaches if module.plan.cascade else ()
-        names = [name for j in (*reached, index) for name in self._plan.modules[j].parameters]
+        names = (*(module.plan.cascade.parameters if module.plan.cascade else ()), *module.plan.parameters)
         found = [self.primary.get_parameter(name) for name in names]
         found += module.parameters()
         if module.auxiliary is None and isinstance(self.output_criterion, nn.Module):

@@ -52,6 +52,8 @@ class LocalModule(nn.Module):
         self.reads = reads
         self.auxiliary = auxiliary
         self.cascaded = cascaded
+        self.overwrites: frozenset[str] = frozenset()
+        """Those of ``inputs`` that running it changes in place."""
         # Not registered: its submodules are the user's, and have their names in the primary network already.
         self.__dict__["stage"] = stage
         self.__dict__["recomputed"] = recomputed

@@ -7,12 +7,14 @@ would learn nothing from a loss on the newest alone, so each is adapted to its s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from localize.records import Auxiliary
 from localize.supervision import Batch, supervise
 from passes.fronts import Projection, build_projection
 from passes.ir import Layout, TensorSpec
@@ -102,6 +104,17 @@ def adapter_cost(value: TensorSpec, like: TensorSpec) -> tuple[int, int]:
     for size in value.spatial:
         positions *= size
     return weights + 2 * like.channels, weights * positions
+
+
+def with_adapters(auxiliary: Auxiliary, like: TensorSpec, others: Sequence[TensorSpec]) -> Auxiliary:
+    """The plan of an auxiliary network that takes the others in as well."""
+    costs = [adapter_cost(other, like) for other in others]
+    return replace(
+        auxiliary,
+        params=auxiliary.params + sum(params for params, _ in costs),
+        macs=auxiliary.macs + sum(macs for _, macs in costs),
+        merged=tuple(describe_adapter(other, like) for other in others),
+    )
 
 
 def describe_adapter(value: TensorSpec, like: TensorSpec) -> str:

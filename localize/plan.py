@@ -60,6 +60,13 @@ class Plan:
         """Multiply-accumulates of all auxiliary networks."""
         return sum(network.macs for module in self.modules for network in module.networks)
 
+    @property
+    def repeated_macs(self) -> int:
+        """Multiply-accumulates of the primary network that cascades run once more."""
+        spans = [(*m.cascade.reaches, m.index) for m in self.modules if m.cascade and m.cascade.reaches]
+        layers = sum(self.layers[i].macs for span in spans for j in span for i in self.modules[j].layers)
+        return layers + self.classifier_macs * sum(span[-1] == len(self.modules) - 1 for span in spans)
+
     def to_json(self, indent: int | None = 2) -> str:
         """The plan as JSON text; :meth:`from_json` reads it."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=indent, default=_plain)
@@ -128,8 +135,8 @@ def _layer(data: Mapping[str, Any]) -> Layer:
 def _module(data: Mapping[str, Any]) -> LocalModulePlan:
     cascade = data.get("cascade")
     if cascade is not None:
-        reaches, auxiliary = tuple(cascade["reaches"]), _auxiliary(cascade["auxiliary"])
-        cascade = Cascade(**{**cascade, "reaches": reaches, "auxiliary": auxiliary})
+        lists = {name: tuple(cascade[name]) for name in ("reaches", "parameters")}
+        cascade = Cascade(**{**cascade, **lists, "auxiliary": _auxiliary(cascade["auxiliary"])})
     return LocalModulePlan(
         **{
             **data,
@@ -163,6 +170,8 @@ def _table(plan: Plan) -> str:
         f"primary {_si(plan.params)} parameters, {_si(plan.macs)} MACs; "
         f"auxiliary networks {_si(plan.auxiliary_params)} parameters, {_si(plan.auxiliary_macs)} MACs"
     )
+    if plan.repeated_macs:
+        totals += f"; cascades run {_si(plan.repeated_macs)} MACs of the primary once more"
     header = (
         "module",
         "layers",
@@ -226,26 +235,32 @@ def _networks(module: LocalModulePlan) -> str:
         own += ", activations recomputed"
     if module.cascade is None:
         return own
-    first, cascaded = module.cascade.reaches[0], module.cascade.auxiliary
-    return f"{own} | from module {first} on: {describe(cascaded) if cascaded else '(output loss)'}"
+    cascade = module.cascade
+    first = (*cascade.reaches, module.index)[0]
+    beyond = describe(cascade.auxiliary) if cascade.auxiliary else "(output loss)"
+    return f"{cascade.independent:g} * [{own}] + {cascade.cascaded:g} * [{beyond}] from module {first} on"
 
 
 def describe(auxiliary: Auxiliary) -> str:
     """An auxiliary network in a few words: ``d=3: 8/2 15 head``, with ``/2`` where a block downsamples.
 
-    A number is the layer that is copied; a plain block shows its output channels, as in ``conv3x3(32)/2``. ``+2`` in
-    front says that two more tensors of the cut are merged into what it reads; a number before or behind it is a weight
-    in the local loss.
+    A number is the layer that is copied; a plain block shows its output channels, as in ``conv3x3(32)/2``. ``~8`` is a
+    copy that follows its layer, ``8+~8`` a copy and its twin that does. ``+2`` in front says that two more tensors of
+    the cut are merged into what it reads; a number before or behind it is a weight in the local loss.
     """
-    blocks = " ".join(
-        f"{f'{block.kind}({block.out_channels})' if block.source is None else block.source}"
-        f"{f'/{block.stride}' if block.stride > 1 else ''}{'+adapter' if block.adapter else ''}"
-        for block in auxiliary.blocks
-    )
+    blocks = " ".join(_block(block) for block in auxiliary.blocks)
     merged = f"+{len(auxiliary.merged)} " if auxiliary.merged else ""
     weight = "" if auxiliary.weight == 1 else f"{auxiliary.weight:.3g} * "
     terms = "".join(f" + {term.weight:.3g} * {term.name}" for term in auxiliary.terms)
     return f"{weight}d={auxiliary.depth}: {merged}{blocks} head{terms}".replace("  ", " ")
+
+
+def _block(block: AuxiliaryBlock) -> str:
+    """A hidden layer in a few words."""
+    source, halving = block.source, f"/{block.stride}" if block.stride > 1 else ""
+    names = {"leap": f"~{source}", "twin": f"{source}+~{source}"}
+    name = f"{block.kind}({block.out_channels})" if source is None else names.get(block.kind, f"{source}")
+    return f"{name}{halving}{'+adapter' if block.adapter else ''}"
 
 
 def _si(value: float) -> str:

@@ -7,7 +7,7 @@ the next is kept.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,12 @@ class Piece(NamedTuple):
     code: fx.GraphModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    overwrites: frozenset[str]
+    """Those of ``inputs`` that it changes in place."""
+
+    def __call__(self, *values: Any) -> Any:
+        """Runs the code; what it would change in place it is given as a copy, since it will run again."""
+        return self.code(*[v.clone() if n in self.overwrites else v for n, v in zip(self.inputs, values, strict=True)])
 
 
 class Recomputed:
@@ -48,10 +54,11 @@ class Recomputed:
         for i, (piece, statistics) in enumerate(zip(self.pieces, self._statistics, strict=True)):
             arguments = [held[name] for name in piece.inputs]
             contexts = lambda buffers=statistics: (contextlib.nullcontext(), buffers_kept(buffers))  # noqa: E731
+            run: Callable[..., Any] = piece
             if torch.is_grad_enabled():
-                result = checkpoint(piece.code, *arguments, use_reentrant=False, context_fn=contexts)
+                result = checkpoint(run, *arguments, use_reentrant=False, context_fn=contexts)
             else:
-                result = piece.code(*arguments)
+                result = run(*arguments)
             for name in piece.inputs:
                 if self._last[name] == i and name not in self.outputs:
                     held.pop(name, None)

@@ -20,7 +20,8 @@ class AuxiliaryBlock:
     adapter: str | None
     """What stands in front of an unchanged copy where the copy itself could not be made to fit; None where it could."""
     kind: str = "copy"
-    """``"copy"``, or what a plain block (with norm and ReLU) is: ``"conv1x1"``, ``"conv3x3"`` or ``"linear"``."""
+    """``"copy"``; ``"leap"``, a copy that follows its layer, ``"twin"``, one beside another that does, or ``"free"``,
+    one without such; or what a plain block (with norm and ReLU) is: ``"conv1x1"``, ``"conv3x3"`` or ``"linear"``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,17 @@ class Cascade:
     """A second loss of a local module, whose gradient goes on into modules before it."""
 
     reaches: tuple[int, ...]
-    """Indices of those modules, consecutive, up to the one before."""
+    """Indices of those modules, consecutive, up to the one before; none in the first module, where both losses are
+    computed from one run."""
     independent: float
     """Weight of the loss that reaches this module alone."""
     cascaded: float
     """Weight of the loss that reaches all."""
     auxiliary: Auxiliary | None
     """The auxiliary network of the cascaded loss; None in the last module, whose output loss it is."""
+    parameters: tuple[str, ...] = ()
+    """Names of the primary network's parameters in those modules that the loss reaches: all that what it is computed
+    from depends on. Filled in by the caller of a method's ``plan``."""
 
 
 @dataclass(frozen=True, slots=True)

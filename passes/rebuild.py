@@ -65,6 +65,25 @@ def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModu
     return block
 
 
+def counterparts(adapter: Adapter, recipe: Recipe, block: nn.Module) -> list[tuple[str, str]]:
+    """For each parameter of a block that :func:`rebuild` made, by name, the parameter of the primary that it copies.
+
+    Only where the two have one shape; what was added to the block copies nothing.
+    """
+    model, body = adapter.network.captured.model, adapter.body(recipe.source)
+    own = dict(block.named_parameters(remove_duplicate=False))
+    found = []
+    for node in (body.nodes[i] for i in sorted(body.live(recipe.edits))):
+        if node.op == "get_attr" and node.name in own:
+            found.append((node.name, str(node.target)))
+        elif node.op == "call_module":
+            # In one order; the names differ where padding was put in front of a convolution.
+            copied = (name for name in own if name.startswith(f"{node.name}."))
+            source = model.get_submodule(str(node.target)).named_parameters(remove_duplicate=False)
+            found += [(name, f"{node.target}.{theirs}") for name, (theirs, _) in zip(copied, source, strict=True)]
+    return [(name, theirs) for name, theirs in found if own[name].shape == model.get_parameter(theirs).shape]
+
+
 def _position(body: Body, node: fx.Node) -> int:
     return -1 if body.reads(node.name) else body.position[node.name]
 

@@ -118,3 +118,9 @@ def _downsampling_in(network: Network, index: int) -> Downsampling:
         elif isinstance(module, nn.AvgPool2d):
             pool = pool or "avg_pool"
     return pool or "stride"
+
+
+def stage_starts(network: Network) -> tuple[int, ...]:
+    """Layers at which a stage begins: those that give other channels, or another resolution, than the layer before."""
+    outputs = [(layer.output.channels, layer.output.spatial) for layer in network.layers]
+    return tuple(i for i in range(len(outputs)) if i == 0 or outputs[i] != outputs[i - 1])

@@ -9,16 +9,37 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 
 from localize import MethodError, localize
 from localize.models import cifar_resnet
 from localize.runtime.memory import peak_step_bytes
+
+
+class Overwriting(nn.Module):
+    """Layers that change what they read in place; the norms and the dropout would show a change made twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(4))
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            if i:
+                x = x.mul_(1.5).add_(0.1)
+            x = F.dropout(norm(conv(x)), 0.2, self.training)
+        result: torch.Tensor = self.fc(x.mean((2, 3)))
+        return result
+
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet": (lambda: cifar_resnet(20), 16),
     "vgg, in place": (lambda: torchvision.models.vgg11_bn(num_classes=10, dropout=0.3), 32),
     "densenet, wide cuts": (lambda: timm.create_model("densenet121", num_classes=10, drop_rate=0.2), 32),
     "efficientnet, drop path": (lambda: timm.create_model("efficientnet_b0", num_classes=10, drop_path_rate=0.3), 64),
+    "overwriting": (Overwriting, 8),
     "vit": (lambda: timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, drop_path_rate=0.2), 32),
 }
 

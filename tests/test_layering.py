@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("localize.methods",),
     ("localize.local_module",),
-    ("localize.inference",),
+    ("localize.inference", "localize.cascade"),
     ("localize.local_graph",),
     ("localize.emit",),
     ("localize.api",),

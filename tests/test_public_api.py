@@ -172,6 +172,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "infopro": {"hidden_width": 128, **RECONSTRUCTION},
     "predsim": {"beta": 0.99, "pooled_width": 512, "zero_init": False},
 }
+MLAAN = {
+    "variant": "paper",
+    "mlm": True,
+    "lam": True,
+    "k": 3,
+    "independent": 0.5,
+    "cascaded": 0.5,
+    "p": 4,
+    "leap": "independent",
+    "momentum": 0.995,
+}
+OPTIONS["mlaan"] = {**MLAAN, "pool": "average"}
+OPTIONS["dgl+mlaan"] = {**MLAAN, **OPTIONS["dgl"]}
+OPTIONS["infopro+mlaan"] = {**MLAAN, **OPTIONS["infopro"]}
 OPTIONS["auglocal+infopro"] = {**OPTIONS["auglocal"], **RECONSTRUCTION}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localize.methods import auglocal, auglocal_infopro, bp, checkpoint, dgl, infopro, predsim
+from localize.methods import auglocal, auglocal_infopro, bp, checkpoint, dgl, infopro, mlaan, predsim
 from localize.methods.base import Context, Method, read_options, with_depth
 from passes.errors import MethodError
 
@@ -14,7 +14,10 @@ METHODS: dict[str, Method] = {
     "bp": bp.METHOD,
     "checkpoint": checkpoint.METHOD,
     "dgl": dgl.METHOD,
+    "dgl+mlaan": mlaan.around(dgl.METHOD),
     "infopro": infopro.METHOD,
+    "infopro+mlaan": mlaan.around(infopro.METHOD),
+    "mlaan": mlaan.METHOD,
     "predsim": predsim.METHOD,
 }
 

@@ -127,7 +127,7 @@ def _auxiliary(context: Context, options: Options, layer: int, hidden: int) -> t
         notes.append(f"d={len(selected) + 1} instead of {hidden + 1}, since only {follow}")
     if options.selection in _COPIED:
         recipes, more = place(context.adapter, layer, selected, options.downsampling)
-        auxiliary, last = _describe(context, options, spec, recipes, [_copied(recipe) for recipe in recipes])
+        auxiliary, last = _describe(context, options, spec, recipes, [copied(recipe) for recipe in recipes])
         notes += more
     else:
         auxiliary, last = _plain(context, options, layer, selected)
@@ -178,7 +178,8 @@ def _describe(
     return auxiliary, head.note()
 
 
-def _copied(recipe: Recipe) -> AuxiliaryBlock:
+def copied(recipe: Recipe) -> AuxiliaryBlock:
+    """What a plan says of a copy."""
     return AuxiliaryBlock(
         source=recipe.source,
         in_channels=recipe.input.channels,

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from localize.local_graph import LocalGraphModule
+from localize.methods.leaps import Leaps
 from localize.supervision import Term
 
 aten = torch.ops.aten
@@ -73,6 +74,8 @@ def count_flops(module: nn.Module, shape: Sequence[int]) -> Flops:
 def step_flops(local: LocalGraphModule, terms: bool = True) -> Flops:
     """Forward cost of the primary network and of all auxiliary networks, as emitted, on the meta device.
 
+    What cascades run once more is not in it (:attr:`localize.Plan.repeated_macs`).
+
     Networks that print alike behind inputs of one shape, weights aside, are counted once.
 
     Args:
@@ -83,13 +86,24 @@ def step_flops(local: LocalGraphModule, terms: bool = True) -> Flops:
     known: dict[tuple[Any, ...], Flops] = {}
     counts = [count_flops(local.primary, plan.input.shape[1:])]
     for planned, module in zip(plan.modules, local.local_modules, strict=True):
-        if module.auxiliary is None:
-            continue
         shape = plan.layers[planned.layers[-1]].output.shape[1:]
-        further = [part.network for part in module.auxiliary.modules() if isinstance(part, Term)] if terms else []
-        for network in (module.auxiliary, *further):
-            key = (shape, planned.auxiliary and planned.auxiliary.blocks, str(network))
-            if key not in known:
-                known[key] = count_flops(network, shape)
-            counts.append(known[key])
+        cascaded = planned.cascade.auxiliary if planned.cascade else None
+        for described, own in ((planned.auxiliary, module.auxiliary), (cascaded, module.cascaded)):
+            if described is None or own is None:
+                continue
+            further = [part.network for part in own.modules() if isinstance(part, Term)] if terms else []
+            behind = _behind_leaps(own, shape) if further else shape
+            for network, read in ((own, shape), *((each, behind) for each in further)):
+                key = (read, described.blocks, str(network))
+                if key not in known:
+                    known[key] = count_flops(network, read)
+                counts.append(known[key])
     return Flops(sum(count.macs for count in counts), sum(count.total for count in counts))
+
+
+def _behind_leaps(network: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape, without batch, of what further terms read."""
+    if not isinstance(network, Leaps):
+        return tuple(shape)
+    with torch.device("meta"), torch.no_grad():
+        return tuple(network.blocks(torch.empty(2, *shape)).shape[1:])

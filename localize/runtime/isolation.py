@@ -57,19 +57,22 @@ def reach(local: LocalGraphModule, x: torch.Tensor, y: Any) -> Reach:
     names = {id(p): name for name, p in local.named_parameters()}
     modules = range(len(local.plan.modules))
     owned = [{id(p) for p in local.parameters_of(k)} for k in modules]
-    owner = {key: k for k in modules for key in owned[k]}
+    owner = {id(p): k for k in reversed(modules) for p in local.parameters_of(k)}
+    owner |= {id(local.primary.get_parameter(name)): m.index for m in local.plan.modules for name in m.parameters}
     with _arrivals(local) as arrived:
         found: list[set[int]] = []
         for out in local.steps(x, y):
             out.loss.backward()
             found.append(set(arrived))
             arrived.clear()
-        missing = {key for k in modules for key in owned[k] - found[k]}
-        idle = _unused(local, x, arrived, missing) if missing else set()
+        missing = [(k, key) for k in modules for key in owned[k] - found[k]]
+        idle = _unused(local, x, arrived, {key for _, key in missing}) if missing else set()
     violations = [_leak(local, k, names[key], owner.get(key)) for k in modules for key in found[k] - owned[k]]
     violations += [
-        f"the loss of module {_label(local, owner[key])} does not reach {names[key]}, which it owns"
-        for key in missing - idle
+        f"the loss of module {_label(local, k)} does not reach {names[key]}, which "
+        + ("it owns" if owner[key] == k else f"module {_label(local, owner[key])} owns, as its cascade is to")
+        for k, key in missing
+        if key not in idle
     ]
     everywhere = set().union(*found)
     primary = {name: p for name, p in local.primary.named_parameters() if p.requires_grad}

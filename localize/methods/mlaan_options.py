@@ -1,0 +1,144 @@
+"""What a user may choose of MLAAN (:mod:`localize.methods.mlaan`), and of the rule that it is put around."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from passes.errors import MethodError
+
+Place = Literal["independent", "cascaded", "both"]
+"""Which auxiliary networks of a module read through copies of later layers."""
+
+Variant = Literal["paper", "released"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """MLAAN's options. Those that are None are what ``variant`` makes them."""
+
+    variant: Variant = "paper"
+    """``"paper"``: cascades of three modules, losses of equal weight, copies before the independent auxiliary network,
+    all of them pulled. ``"released"``: cascades of two, weights 0.001 and 0.999, copies before the cascaded auxiliary
+    network, where the first is added to a pulled twin and none is pulled itself."""
+    mlm: bool = True
+    """Multilaminar local modules: beside each module's own loss, one that reaches the modules before it too."""
+    lam: bool = True
+    """Leap augmented modules: copies of later layers in front of auxiliary networks."""
+    k: int | None = None
+    """Modules of a cascade, the paper's K: 3, or 2 as released. Cut short at the first module."""
+    independent: float | None = None
+    """Weight of the loss that reaches its own module alone: 0.5, or 0.001 as released. Without effect where ``mlm`` is
+    off."""
+    cascaded: float | None = None
+    """Weight of the loss that reaches the modules of a cascade: 0.5, or 0.999 as released."""
+    p: int = 4
+    """The most later layers that an auxiliary network copies."""
+    leap: Place | None = None
+    """Which auxiliary networks copy later layers: ``"independent"``, ``"cascaded"`` (as released) or ``"both"``.
+    Without effect where ``mlm`` is off: there is but one."""
+    momentum: float = 0.995
+    """What a copy keeps of itself at each pull, after every step of an optimizer."""
+
+    def __post_init__(self) -> None:
+        if self.variant not in get_args(Variant):
+            raise MethodError(f"variant={self.variant!r} is unknown", remedy="Give 'paper' or 'released'")
+        released = self.variant == "released"
+        usual = {
+            "k": 2 if released else 3,
+            "independent": 0.001 if released else 0.5,
+            "cascaded": 0.999 if released else 0.5,
+            "leap": "cascaded" if released else "independent",
+        }
+        for name, value in usual.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name in ("mlm", "lam"):
+            if not isinstance(getattr(self, name), bool):
+                raise MethodError(f"{name}={getattr(self, name)!r} is no truth value", remedy="Give True or False")
+        _require_whole("k", self.k, 2, "a cascade has two modules at least; mlm=False trains without cascades")
+        _require_whole("p", self.p, 1, "lam=False copies no layers")
+        for name in ("independent", "cascaded"):
+            weight = getattr(self, name)
+            if not _is_number(weight) or weight < 0:
+                raise MethodError(f"{name}={weight!r} is no weight", remedy="Give a number of at least 0")
+        if self.mlm and not self.independent and not self.cascaded:
+            raise MethodError("independent=0 and cascaded=0 leave no loss", remedy="Give one of them a weight")
+        if not _is_number(self.momentum) or not 0 <= self.momentum <= 1:
+            raise MethodError(f"momentum={self.momentum!r} is no momentum", remedy="Give a number from 0 to 1")
+        if self.leap not in get_args(Place):
+            places = ", ".join(map(repr, get_args(Place)))
+            raise MethodError(f"leap={self.leap!r} is unknown", remedy=f"Give one of {places}")
+
+    @property
+    def leaping(self) -> tuple[bool, bool]:
+        """Whether the independent and the cascaded auxiliary network copy later layers."""
+        if not self.lam:
+            return False, False
+        return not self.mlm or self.leap != "cascaded", self.leap != "independent"
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of the independent and the cascaded loss."""
+        assert self.independent is not None
+        assert self.cascaded is not None
+        return self.independent, self.cascaded
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require_whole(name: str, value: Any, least: int, why: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise MethodError(
+            f"{name}={value!r} is too small or no whole number",
+            why=why,
+            remedy=f"Give a whole number of at least {least}",
+        )
+
+
+def options_around(base: type[Any], keep: Collection[str] | None = None) -> type[Any]:
+    """MLAAN's options and those of the rule that it is put around, in one.
+
+    Args:
+        base: The other rule's options.
+        keep: Which of them a user may choose; all by default. One of a name that MLAAN has too goes to both.
+    """
+    own = {field.name: field for field in dataclasses.fields(Options)}
+    theirs = [f for f in dataclasses.fields(base) if f.name not in own and (keep is None or f.name in keep)]
+    chosen_from = (*own.values(), *theirs)
+    names = [field.name for field in chosen_from]
+
+    def check(self: Any) -> None:
+        # Each rule checks its own; where it makes something else of a value, a plan shows that.
+        for kind in (Options, base):
+            chosen = part_of(kind, self)
+            for name in names:
+                if hasattr(chosen, name):
+                    object.__setattr__(self, name, getattr(chosen, name))
+
+    made: type[Any] = dataclasses.make_dataclass(
+        "Options",
+        [(field.name, field.type, dataclasses.field(default=field.default)) for field in chosen_from],
+        frozen=True,
+        slots=True,
+        kw_only=True,
+        namespace={"__post_init__": check, "__doc__": f"{Options.__doc__}", "__module__": __name__},
+    )
+    return made
+
+
+def own_options(options: Any) -> Options:
+    """MLAAN's part of options."""
+    found: Options = part_of(Options, options)
+    return found
+
+
+def part_of(kind: type[Any], options: Any, **fixed: Any) -> Any:
+    """The part of options that is another dataclass's; what ``fixed`` names is not read."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in fixed]
+    return kind(**fixed, **{name: getattr(options, name) for name in names if hasattr(options, name)})
