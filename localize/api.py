@@ -18,7 +18,7 @@ from localize.local_graph import LocalGraphModule
 from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
 from localize.merge import adapter_cost, describe_adapter
 from localize.methods import Context
-from localize.plan import LocalModulePlan, Plan
+from localize.plan import LocalModulePlan, Original, Plan
 from localize.prediction import Prediction, prediction_of, require_logits
 from passes import verify as spec
 from passes.adapt import Adapter
@@ -28,6 +28,7 @@ from passes.ir import Network
 from passes.leaves import LeafPolicy
 from passes.outputs import Output, choices
 from passes.pipeline import analyse, expect
+from passes.weights import Initializer
 
 _DEFAULT_SHAPE = (3, 224, 224)
 
@@ -101,7 +102,7 @@ def localize(
     chosen = methods.read_options(method, rule.Options, methods.with_depth(rule.Options, d, options))
     check_balance(balance, modules)
 
-    def analysed(primary: nn.Module) -> Network:
+    def analysed(primary: nn.Module, like: Network | None = None) -> Network:
         return analyse(
             primary,
             *input_of(model, example_inputs),
@@ -111,6 +112,7 @@ def localize(
             output=output,
             joint=output_criterion is not None,
             verify=verify,
+            like=like,
         )
 
     network = analysed(model)
@@ -118,11 +120,14 @@ def localize(
     criteria = Criteria(criterion or (cross_entropy_of_last if last else cross_entropy), output_criterion)
     prediction = _prediction(network, method, output, outputs, criteria)
     context = _context(network, prediction, modules, balance)
-    changed = rule.prepare(context, chosen)
+    draw = Initializer(None if seed is None else torch.Generator().manual_seed(seed))
+    changed = rule.prepare(context, chosen, draw)
     if changed is not None:
-        context = _context(analysed(changed), prediction, modules, balance)
-    plan = _plan(context, method, chosen)
-    local = emit(plan, context, chosen, criteria, seed)
+        # The groups are those that the change was made for; costs, which they may have been balanced by, are others.
+        sizes = None if context.groups is None else [len(layers) for layers in context.groups]
+        context = _context(analysed(changed, network), prediction, sizes, "layers")
+    plan = _plan(context, method, chosen, None if changed is None else network)
+    local = emit(plan, context, chosen, criteria, draw)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     return local
 
@@ -175,7 +180,8 @@ def _prediction(
     return wanted
 
 
-def _plan(context: Context, method: str, options: Any) -> Plan:
+def _plan(context: Context, method: str, options: Any, original: Network | None) -> Plan:
+    """The plan; ``original`` is the user's model where the primary network is another."""
     network = context.network
     planned = methods.get_method(method).plan(context, options)
     wiring = wire(network, [module.layers for module in planned])
@@ -194,7 +200,15 @@ def _plan(context: Context, method: str, options: Any) -> Plan:
         classifier_macs=network.partition.classifier_macs,
         modules=tuple(dataclasses.replace(m, parameters=names) for m, names in zip(planned, owned, strict=True)),
         opaque=tuple(leaf.path for leaf in network.captured.opaque),
+        original=None if original is None else Original(*_size(original)),
     )
+
+
+def _size(network: Network) -> tuple[int, int]:
+    """Parameters and multiply-accumulates of a network."""
+    part = network.partition
+    params = sum(layer.params for layer in part.layers) + part.classifier_params
+    return params, sum(layer.macs for layer in part.layers) + part.classifier_macs
 
 
 def _with_merged(network: Network, module: LocalModulePlan, wires: Wires) -> LocalModulePlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localize.methods import auglocal, bp
+from localize.methods import auglocal, bp, gn_dgl
 from localize.methods.base import Context, Method, read_options, with_depth
 from passes.errors import MethodError
 
@@ -11,6 +11,7 @@ __all__ = ["METHODS", "Context", "Method", "get_method", "read_options", "with_d
 METHODS: dict[str, Method] = {
     "auglocal": auglocal.METHOD,
     "bp": bp.METHOD,
+    "gn-dgl": gn_dgl.METHOD,
 }
 
 

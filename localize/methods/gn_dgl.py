@@ -1,0 +1,204 @@
+"""GN-DGL: each local module is split in groups of neurons, and each group learns from a loss of its own.
+
+Patel, Eickenberg, Belilovsky: "Local Learning with Neuron Groups" (2023).
+Groups: section 3.2, algorithm 1; several layers a module: section 4.2. Stop-gradient: section 3.3, algorithm 2.
+Diversity: section 3.4, equation 1. Layerwise ensemble: section 3.4, :meth:`localize.LocalGraphModule.ensemble`.
+Groups that differ by module (VGG6a): section 4.1.
+
+The network that is trained is smaller than the user's: layers behind the first of each module become grouped
+(:mod:`passes.widthsplit`). It is ``local.primary``, a model of the user's class; the user's own is left as it is. With
+one group everywhere it is the user's own that is trained.
+
+Deviations, and choices the paper leaves open:
+
+- The stop-gradient variant is the default, and the penalty's weight is 0.5 at temperature 3, as in the released code.
+  ``stop_gradient=False, diversity=0`` is the plain GN-DGL of table 1.
+- Auxiliary networks are those of the released ResNet code; the paper's VGG6a experiments use PredSim's.
+- The classifier is a local module of its own, which reads detached features: the model's own classifier is trained. The
+  released code trains a network of the auxiliary networks' form beside the model's classifier, which it leaves unused.
+- With ``modules=1`` and this classifier, training is local still: two modules. ``head="joint"`` with ``modules=1`` is
+  backpropagation.
+- A classifier without trainable parameters cannot be a module of its own: then ``head="joint"`` holds, and the plan
+  says so.
+- Parameters that a module uses before its first dense layer (norms and depthwise convolutions at its start, position
+  tables) work on channels of all groups of the module before: all groups train them. The plan names them.
+- Hidden layers of a classifier (VGG's) belong to the classifier, and stay whole.
+- A loss is the sum of the groups' losses and the weighted penalty; gradients of weights are those of the group's own
+  terms, since the penalty detaches the other group.
+- What a module predicts (:meth:`localize.LocalGraphModule.predictions`) are logits whose softmax is the mean of the
+  groups' softmaxes.
+- By default each local layer is a module, as in section 4.1. ResNets of section 4.2 have K of them: ``modules=K``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from localize.methods.base import Context, Method, group_name, trained_layers
+from localize.methods.gn_dgl_auxiliary import GroupLosses, Network, Ranges, narrowed
+from localize.methods.gn_dgl_options import Options
+from localize.plan import Auxiliary, LocalModulePlan, LossTerm
+from passes.errors import MethodError
+from passes.group import join_untrained
+from passes.owners import Owners
+from passes.ownership import trace_groups
+from passes.weights import Initializer
+from passes.widthsplit import split_width
+
+
+def prepare(context: Context, options: Options, draw: Initializer) -> nn.Module | None:
+    """The model with its width split; None where no module has several groups.
+
+    Raises:
+        MethodError: The options do not fit the network.
+        SplitError: A layer cannot be split.
+    """
+    if context.prediction.kind != "vector":
+        raise MethodError(
+            f"method 'gn-dgl' needs one prediction a sample, and the model gives {context.network.shapes.output}",
+            why="its auxiliary networks end in global pooling",
+            remedy="Use method='auglocal'",
+        )
+    modules, _ = _modules(context, options)
+    counts = _counts(context, options, modules)
+    if max(counts) == 1:
+        return None
+    if options.diversity and context.prediction.outputs < 2:
+        raise MethodError("the diversity penalty needs at least two logits", remedy="Give diversity=0")
+    _require_narrow(context, modules, counts)
+    return split_width(context.network, modules, counts, draw)
+
+
+def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
+    """Local modules, the classifier the last of them; of a network whose width has been split."""
+    network = context.network
+    modules, reason = _modules(context, options)
+    counts = _counts(context, options, modules)
+    found = trace_groups(network, modules, counts, split=False) if max(counts) > 1 else None
+    planned = []
+    last = len(modules) - (options.head == "joint" or bool(reason))
+    for index, layers in enumerate(modules):
+        name = group_name(network, layers)
+        if index == last:
+            planned.append(LocalModulePlan(index, name, layers, None, (), reason))
+            continue
+        ranges = _ranges(found.owners[index], counts[index]) if found and counts[index] > 1 else ()
+        shared = found.shared[index] if found and counts[index] > 1 else ()
+        note = f"trained by all groups: {', '.join(shared)}" if shared else ""
+        planned.append(LocalModulePlan(index, name, layers, _auxiliary(context, options, layers[-1], ranges), (), note))
+    if last == len(modules):
+        planned.append(LocalModulePlan(last, group_name(network, ()), (), None, ()))
+    return tuple(planned)
+
+
+def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
+    """The auxiliary networks of a module's groups."""
+    if module.auxiliary is None:
+        return None
+    spec = context.network.layers[module.layers[-1]].output
+    like = context.adapter.output_layer()
+    groups = module.auxiliary.groups
+    networks = [network.build(draw, like) for network in _networks(context, options, module.layers[-1], groups)]
+    return GroupLosses(networks, groups, spec, options.stop_gradient, options.diversity, options.temperature)
+
+
+def _modules(context: Context, options: Options) -> tuple[tuple[tuple[int, ...], ...], str]:
+    """Layers of each module, and why the classifier is trained with the last one though it was not asked for."""
+    network = context.network
+    groups = context.groups
+    if groups is None:
+        each = tuple((i,) for i in range(len(network.layers)))
+        groups = join_untrained((*each, ()), trained_layers(network))[:-1] or (tuple(range(len(each))),)
+        held = sum(map(len, groups))
+        groups = (*groups[:-1], (*groups[-1], *range(held, len(each))))
+    if options.head == "joint" or network.partition.classifier_params:
+        return groups, ""
+    return groups, "trained with the classifier, which has no parameters of its own"
+
+
+def _counts(context: Context, options: Options, modules: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Groups of each module.
+
+    Raises:
+        MethodError: They were given for another number of modules, or for one that stays whole.
+    """
+    _, reason = _modules(context, options)
+    whole = options.head == "joint" or bool(reason)
+    if isinstance(options.groups, int):
+        return (*[options.groups] * (len(modules) - whole), *[1] * whole)
+    counts = tuple(options.groups)
+    if len(counts) != len(modules):
+        raise MethodError(
+            f"groups={list(counts)} is for {len(counts)} local modules, and there are {len(modules)}",
+            remedy="Give one number for all, or one for each; the classifier has none",
+        )
+    if whole and counts[-1] > 1:
+        raise MethodError(
+            f"groups={list(counts)} splits the last local module",
+            why="it is trained with the classifier, which reads all groups" if options.head == "joint" else reason,
+            remedy="Give 1 for the last one" + (", or head='decoupled'" if options.head == "joint" else ""),
+        )
+    return counts
+
+
+def _require_narrow(context: Context, modules: Sequence[Sequence[int]], counts: Sequence[int]) -> None:
+    """Refuses modules of several groups whose auxiliary networks would read several tensors.
+
+    Raises:
+        MethodError: There is one.
+    """
+    network = context.network
+    merging = context.merging(modules)
+    for index, (layers, count) in enumerate(zip(modules, counts, strict=True)):
+        if count > 1 and merging[index]:
+            ends = [layer.index + 1 for layer in network.layers if layer.width == 1]
+            raise MethodError(
+                f"local module {index} ({group_name(network, layers)}) ends in a cut of "
+                f"{network.layers[layers[-1]].width} tensors, and cannot be split in {count} groups",
+                why="its auxiliary network reads several tensors, merged over all channels",
+                remedy="Give modules=[numbers of layers] so that modules end where one tensor crosses"
+                + (f": after {', '.join(map(str, ends))} of the {len(network.layers)} layers" if ends else "")
+                + ", or 1 group for this module",
+            )
+
+
+def _ranges(owners: Owners, groups: int) -> tuple[Ranges, ...]:
+    """For each group its channels, as ranges."""
+    starts = [i for i in range(len(owners)) if i == 0 or owners[i] != owners[i - 1]]
+    runs = [(a, b, owners[a]) for a, b in zip(starts, [*starts[1:], len(owners)], strict=True)]
+    found = tuple(tuple((a, b) for a, b, owner in runs if owner == group) for group in range(groups))
+    assert all(found), "a group owns nothing of what its module gives"
+    return found
+
+
+def _networks(context: Context, options: Options, layer: int, groups: Sequence[Ranges]) -> list[Network]:
+    """The auxiliary network of each group behind a layer; of one group where there are none."""
+    spec = context.network.layers[layer].output
+    outputs = context.prediction.outputs
+    if not groups:
+        return [Network(spec, options.hidden, outputs)]
+    owned = [sum(stop - start for start, stop in ranges) for ranges in groups]
+    free = spec.channels - sum(owned)
+    widths = [spec.channels if options.stop_gradient else own + free for own in owned]
+    return [Network(narrowed(spec, width), options.hidden, outputs) for width in widths]
+
+
+def _auxiliary(context: Context, options: Options, layer: int, groups: tuple[Ranges, ...]) -> Auxiliary:
+    networks = _networks(context, options, layer, groups)
+    weight = options.diversity if groups else 0
+    penalty = LossTerm("diversity", weight, 0, 0, f"cosine similarity of groups at temperature {options.temperature:g}")
+    return Auxiliary(
+        selected=(),
+        depth=3,
+        params=sum(network.cost[0] for network in networks),
+        macs=sum(network.cost[1] for network in networks),
+        blocks=networks[0].blocks,
+        head=networks[0].head,
+        terms=(penalty,) if weight else (),
+        groups=groups,
+    )
+
+
+METHOD = Method(Options=Options, plan=plan, build=build, prepare=prepare)
