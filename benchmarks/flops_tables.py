@@ -9,6 +9,7 @@ import argparse
 import datetime
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from torch import nn
 
 from localize import LocalGraphModule, localize
 from localize.models import cifar_resnet
-from localize.runtime.flops import Flops, count_flops, step_flops
+from localize.runtime.flops import Flops, step_flops
 
 REFERENCE = Path(__file__).parent.parent / "tests" / "reference"
 
 TABLE_7 = {2: "0.63", 3: "0.69", 4: "0.80", 5: "0.98", 6: "1.13"}
 """AugLocal (ICLR 2024), table 7: depth -> FLOPs (G) of ResNet-110, tau = 0.5."""
+
+TABLE_7_BASELINES = {"bp": "0.25", "predsim": "0.25", "dgl": "0.26", "infopro": "0.34"}
+"""AugLocal (ICLR 2024), table 7: method -> FLOPs (G) of ResNet-110."""
+BASELINES = {"predsim": "PredSim", "dgl": "DGL", "infopro": "InfoPro"}
 
 TAUS = (1.0, 0.9, 0.8, 0.7, 0.6)
 TABLE_11 = {
@@ -41,10 +46,12 @@ MISPRINT = (6, 1.0)
 ABOUT = """\
 # Parity with the authors' networks
 
-What `localize(model, "auglocal")` emits, beside AugLocal's paper (Ma et al., ICLR 2024) and the authors' released code.
+What `localize(model, "auglocal")` emits, beside AugLocal's paper (Ma et al., ICLR 2024) and the authors' released code;
+DGL, PredSim and InfoPro as that paper compares them.
 Everything is counted on the emitted networks, as fvcore counts (`localize/runtime/flops.py`): multiply-accumulates of
 convolutions and linear layers, 2 for each batch-norm element, 1 for each element that global pooling reads; at batch 1,
-in eval mode, primary and auxiliary networks together. `tests/test_parity.py` holds all of it."""
+in eval mode, primary and auxiliary networks together. `tests/test_parity.py` and `tests/test_baselines.py` hold all of
+it; the latter also each auxiliary network of DGL, PredSim and InfoPro on ResNet-32 and VGG6a."""
 
 
 def primary(name: str) -> nn.Module:
@@ -72,6 +79,22 @@ def table_7(count: Callable[[int, float], int]) -> Iterator[str]:
     for d, printed in TABLE_7.items():
         found = count(d, 0.5)
         yield f"| {d} | {billions(found)} ({found / 1e9:.4f}) | {printed} |"
+
+
+@cache
+def baseline(method: str) -> LocalGraphModule:
+    """ResNet-110 with one local layer a module."""
+    return localize(primary("resnet110"), method)
+
+
+def baselines() -> Iterator[str]:
+    """Rows of table 7's other methods: what the paper counts, what it prints, and all that a step's networks cost."""
+    yield "| method | localize, MACs of classifiers | paper | localize, all networks, as fvcore counts |"
+    yield "|---|---:|---:|---:|"
+    for method, printed in TABLE_7_BASELINES.items():
+        local = baseline(method)
+        macs, full = step_flops(local, terms=False).macs, step_flops(local).total
+        yield f"| {BASELINES.get(method, 'BP')} | {billions(macs)} ({macs / 1e9:.4f}) | {printed} | {full / 1e9:.4f} |"
 
 
 def table_11(count: Callable[[int, float], int]) -> Iterator[str]:
@@ -128,7 +151,10 @@ def report(command: Sequence[str]) -> str:
         "",
         *table_7(count),
         "",
-        f"Backpropagation: {count_flops(model, (3, 32, 32)).total / 1e9:.4f}; the paper prints 0.25.",
+        "The other methods, one local layer a module. The paper leaves out PredSim's similarity convolution and "
+        "InfoPro's\ndecoder, batch norm and pooling.",
+        "",
+        *baselines(),
         "",
         "## Table 11: FLOPs (G) of ResNet-110 on CIFAR-10, localize / paper",
         "",

@@ -59,6 +59,35 @@ def grid_of(spec: TensorSpec, prediction: Prediction) -> Grid:
     )
 
 
+def grid_of_features(spec: TensorSpec, image: tuple[int, ...]) -> Grid:
+    """The positions of ``spec`` as those of an image, whatever the network predicts.
+
+    Tokens are taken for the patches of an image of the input's proportions, as in :func:`grid_of`; else for the pixels
+    of a square; else for one column.
+
+    Args:
+        spec: Of features.
+        image: Height and width of the network's input; empty where that is no image.
+
+    Raises:
+        MethodError: ``spec`` is a volume, or its layout is not known.
+    """
+    if spec.layout == "NC":
+        return Grid("NC", (1, 1))
+    if spec.layout == "NLC":
+        count = spec.shape[1]
+        side = math.isqrt(count)
+        sides = _sides(image, count) if len(image) == 2 else None
+        sides = sides or ((side, side) if side * side == count else (count, 1))
+        return Grid("NLC", sides, count - math.prod(sides))
+    if spec.layout not in ("NCHW", "NHWC"):
+        raise MethodError(
+            f"a value of shape {spec} ({spec.layout}) is no image, and holds neither tokens nor plain features",
+            remedy="Use another granularity=, whose layers end in such, or method='auglocal' or 'bp'",
+        )
+    return Grid(spec.layout, spec.spatial)
+
+
 def _sides(size: tuple[int, ...], count: int) -> tuple[int, ...] | None:
     """The finest grid, in the proportions of ``size``, of at most ``count`` positions and hardly fewer."""
     for patch in range(1, math.gcd(*size) + 1):
@@ -75,11 +104,18 @@ def resampling(rank: int) -> str:
 
 
 class ToGrid(nn.Module):
-    """(N, H, W, C), (N, T, C) or (N, C) -> (N, C, *size), the tokens that have no position left out."""
+    """(N, H, W, C), (N, T, C) or (N, C) -> (N, C, *size).
 
-    def __init__(self, grid: Grid) -> None:
+    Args:
+        grid: Where positions are.
+        added: Whether the mean of the tokens that have no position is added to those that have one (Ranftl et al.:
+            "Vision Transformers for Dense Prediction", ICCV 2021, section 3.1, "add"); else they are left out.
+    """
+
+    def __init__(self, grid: Grid, added: bool = False) -> None:
         super().__init__()
         self.grid = grid
+        self.added = added
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The image."""
@@ -87,11 +123,15 @@ class ToGrid(nn.Module):
             return x.reshape(*x.shape, *self.grid.size)
         if self.grid.layout == "NHWC":
             return x.permute(0, 3, 1, 2)
-        return x[:, self.grid.prefix :].transpose(1, 2).reshape(x.shape[0], x.shape[2], *self.grid.size)
+        positions = x[:, self.grid.prefix :]
+        if self.added and self.grid.prefix:
+            positions = positions + x[:, : self.grid.prefix].mean(1, keepdim=True)
+        return positions.transpose(1, 2).reshape(x.shape[0], x.shape[2], *self.grid.size)
 
     def extra_repr(self) -> str:
         """The grid."""
-        without = f", without {self.grid.prefix} in front" if self.grid.prefix else ""
+        how = "added" if self.added else "left out"
+        without = f", {self.grid.prefix} in front {how}" if self.grid.prefix else ""
         return f"{self.grid.layout} to {'x'.join(map(str, self.grid.size))}{without}"
 
 

@@ -81,13 +81,13 @@ class Plan:
             return cls(
                 **{
                     **data,
+                    "options": {key: _tuple(value) for key, value in data["options"].items()},
                     "input": _spec(data["input"]),
                     "output": _spec(data["output"]),
                     "prediction": _prediction(data["prediction"]),
                     "layers": tuple(_layer(item) for item in data["layers"]),
                     "modules": tuple(_module(item) for item in data["modules"]),
                     "opaque": tuple(data["opaque"]),
-                    "options": {key: _frozen(value) for key, value in data["options"].items()},
                     "original": Original(**data["original"]) if data.get("original") else None,
                 }
             )
@@ -112,6 +112,10 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} has no JSON form")
 
 
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
+
+
 def _spec(data: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(tuple(data["shape"]), getattr(torch, data["dtype"]), data["layout"])
 
@@ -122,11 +126,6 @@ def _prediction(data: Mapping[str, Any]) -> Prediction:
 
 def _layer(data: Mapping[str, Any]) -> Layer:
     return Layer(**{**data, "input": _spec(data["input"]), "output": _spec(data["output"])})
-
-
-def _frozen(value: Any) -> Any:
-    """Lists, which JSON has, as tuples, which options and records have."""
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
 def _module(data: Mapping[str, Any]) -> LocalModulePlan:
@@ -155,7 +154,7 @@ def _auxiliary(data: Mapping[str, Any] | None) -> Auxiliary | None:
             "blocks": tuple(AuxiliaryBlock(**block) for block in data["blocks"]),
             "merged": tuple(data.get("merged", ())),
             "terms": tuple(LossTerm(**term) for term in data.get("terms", ())),
-            "groups": _frozen(data.get("groups", [])),
+            "groups": _tuple(data.get("groups", [])),
         }
     )
 

@@ -53,6 +53,9 @@ def supervise(network: nn.Module, batch: Batch, *features: torch.Tensor) -> tupl
 class Term(nn.Module):
     """A further term of a local loss, with a network of its own."""
 
+    network: nn.Module
+    """From features to what the term is computed from."""
+
     def forward(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The term, a scalar, of what the local module gives."""
         raise NotImplementedError

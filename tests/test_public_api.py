@@ -132,7 +132,16 @@ def test_local_output() -> None:
     assert localize.LocalOutput._fields == ("name", "loss", "logits")
 
 
-OPTIONS = {
+RECONSTRUCTION = {
+    "alpha_first": 5.0,
+    "alpha_last": 0.2,
+    "beta_first": 0.05,
+    "beta_last": 0.5,
+    "decoder_width": 12,
+    "mean": 0.0,
+    "std": 1.0,
+}
+OPTIONS: dict[str, dict[str, Any]] = {
     "auglocal": {
         "d": 4,
         "tau": 0.5,
@@ -148,7 +157,11 @@ OPTIONS = {
         "aux_init": "fresh",
     },
     "bp": {},
+    "dgl": {"convolutions": 3, "hidden": 2, "hidden_width": None},
+    "infopro": {"hidden_width": 128, **RECONSTRUCTION},
+    "predsim": {"beta": 0.99, "pooled_width": 512, "zero_init": False},
 }
+OPTIONS["auglocal+infopro"] = {**OPTIONS["auglocal"], **RECONSTRUCTION}
 
 
 def test_methods_and_their_options() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localize.methods import auglocal, bp, gn_dgl
+from localize.methods import auglocal, auglocal_infopro, bp, dgl, gn_dgl, infopro, predsim
 from localize.methods.base import Context, Method, read_options, with_depth
 from passes.errors import MethodError
 
@@ -10,8 +10,12 @@ __all__ = ["METHODS", "Context", "Method", "get_method", "read_options", "with_d
 
 METHODS: dict[str, Method] = {
     "auglocal": auglocal.METHOD,
+    "auglocal+infopro": auglocal_infopro.METHOD,
     "bp": bp.METHOD,
+    "dgl": dgl.METHOD,
     "gn-dgl": gn_dgl.METHOD,
+    "infopro": infopro.METHOD,
+    "predsim": predsim.METHOD,
 }
 
 

@@ -13,7 +13,9 @@ Deviations, and choices the paper leaves open:
 
 - The stop-gradient variant is the default, and the penalty's weight is 0.5 at temperature 3, as in the released code.
   ``stop_gradient=False, diversity=0`` is the plain GN-DGL of table 1.
-- Auxiliary networks are those of the released ResNet code; the paper's VGG6a experiments use PredSim's.
+- Auxiliary networks are those of the released ResNet code; ``auxiliary="predsim"`` are those of the paper's VGG6a
+  experiments, with PredSim's loss for each group, and ``auxiliary="dgl"`` those of DGL.
+- With one group everywhere, ``auxiliary="dgl"`` and ``head="joint"``, it is DGL.
 - The classifier is a local module of its own, which reads detached features: the model's own classifier is trained. The
   released code trains a network of the auxiliary networks' form beside the model's classifier, which it leaves unused.
 - With ``modules=1`` and this classifier, training is local still: two modules. ``head="joint"`` with ``modules=1`` is
@@ -33,12 +35,14 @@ Deviations, and choices the paper leaves open:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from localize.methods.base import Context, Method, group_name, trained_layers
-from localize.methods.gn_dgl_auxiliary import GroupLosses, Network, Ranges, narrowed
+from localize.methods.gn_dgl_auxiliary import GroupLosses, Ranges, build_one, describe
 from localize.methods.gn_dgl_options import Options
+from localize.methods.layerwise import require_vector
 from localize.plan import Auxiliary, LocalModulePlan, LossTerm
 from passes.errors import MethodError
 from passes.group import join_untrained
@@ -55,12 +59,7 @@ def prepare(context: Context, options: Options, draw: Initializer) -> nn.Module 
         MethodError: The options do not fit the network.
         SplitError: A layer cannot be split.
     """
-    if context.prediction.kind != "vector":
-        raise MethodError(
-            f"method 'gn-dgl' needs one prediction a sample, and the model gives {context.network.shapes.output}",
-            why="its auxiliary networks end in global pooling",
-            remedy="Use method='auglocal'",
-        )
+    require_vector(context, "gn-dgl", "its auxiliary networks end in linear layers, which leave no positions")
     modules, _ = _modules(context, options)
     counts = _counts(context, options, modules)
     if max(counts) == 1:
@@ -94,28 +93,32 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
 
 
 def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
-    """The auxiliary networks of a module's groups."""
+    """The auxiliary networks of a module's groups; of a module that is whole, the one that it has."""
     if module.auxiliary is None:
         return None
-    spec = context.network.layers[module.layers[-1]].output
-    like = context.adapter.output_layer()
-    groups = module.auxiliary.groups
-    networks = [network.build(draw, like) for network in _networks(context, options, module.layers[-1], groups)]
+    layer, groups = module.layers[-1], module.auxiliary.groups
+    widths = _widths(context, options, layer, groups)
+    networks = [build_one(context, options, layer, width, draw) for width in widths]
+    if not groups:
+        return networks[0]
+    spec = context.network.layers[layer].output
     return GroupLosses(networks, groups, spec, options.stop_gradient, options.diversity, options.temperature)
 
 
 def _modules(context: Context, options: Options) -> tuple[tuple[tuple[int, ...], ...], str]:
     """Layers of each module, and why the classifier is trained with the last one though it was not asked for."""
     network = context.network
-    groups = context.groups
-    if groups is None:
-        each = tuple((i,) for i in range(len(network.layers)))
-        groups = join_untrained((*each, ()), trained_layers(network))[:-1] or (tuple(range(len(each))),)
-        held = sum(map(len, groups))
-        groups = (*groups[:-1], (*groups[-1], *range(held, len(each))))
-    if options.head == "joint" or network.partition.classifier_params:
-        return groups, ""
-    return groups, "trained with the classifier, which has no parameters of its own"
+    reason = ""
+    if options.head == "decoupled" and not network.partition.classifier_params:
+        reason = "trained with the classifier, which has no parameters of its own"
+    if context.groups is not None:
+        return context.groups, reason
+    each = tuple((i,) for i in range(len(network.layers)))
+    if options.head == "joint" or reason:
+        return join_untrained(each, trained_layers(network)), reason
+    *groups, frozen = join_untrained((*each, ()), trained_layers(network))
+    # Frozen layers at the end go with the layers before them.
+    return (*groups[:-1], groups[-1] + frozen) if groups else (frozen,), reason
 
 
 def _counts(context: Context, options: Options, modules: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -173,32 +176,26 @@ def _ranges(owners: Owners, groups: int) -> tuple[Ranges, ...]:
     return found
 
 
-def _networks(context: Context, options: Options, layer: int, groups: Sequence[Ranges]) -> list[Network]:
-    """The auxiliary network of each group behind a layer; of one group where there are none."""
-    spec = context.network.layers[layer].output
-    outputs = context.prediction.outputs
-    if not groups:
-        return [Network(spec, options.hidden, outputs)]
-    owned = [sum(stop - start for start, stop in ranges) for ranges in groups]
-    free = spec.channels - sum(owned)
-    widths = [spec.channels if options.stop_gradient else own + free for own in owned]
-    return [Network(narrowed(spec, width), options.hidden, outputs) for width in widths]
+def _widths(context: Context, options: Options, layer: int, groups: Sequence[Ranges]) -> list[int]:
+    """How many channels the auxiliary network of each group reads; of one group where there are none."""
+    channels = context.network.layers[layer].output.channels
+    owned = [sum(stop - start for start, stop in ranges) for ranges in groups] or [channels]
+    free = channels - sum(owned)
+    return [channels if options.stop_gradient else own + free for own in owned]
 
 
 def _auxiliary(context: Context, options: Options, layer: int, groups: tuple[Ranges, ...]) -> Auxiliary:
-    networks = _networks(context, options, layer, groups)
-    weight = options.diversity if groups else 0
-    penalty = LossTerm("diversity", weight, 0, 0, f"cosine similarity of groups at temperature {options.temperature:g}")
-    return Auxiliary(
-        selected=(),
-        depth=3,
-        params=sum(network.cost[0] for network in networks),
-        macs=sum(network.cost[1] for network in networks),
-        blocks=networks[0].blocks,
-        head=networks[0].head,
-        terms=(penalty,) if weight else (),
-        groups=groups,
-    )
+    networks = [describe(context, options, layer, width) for width in _widths(context, options, layer, groups)]
+    one = networks[0]
+    terms = [
+        replace(term, params=sum(n.terms[i].params for n in networks), macs=sum(n.terms[i].macs for n in networks))
+        for i, term in enumerate(one.terms)
+    ]
+    if groups and options.diversity:
+        words = f"cosine similarity of groups at temperature {options.temperature:g}"
+        terms.append(LossTerm("diversity", options.diversity, 0, 0, words))
+    params, macs = sum(network.params for network in networks), sum(network.macs for network in networks)
+    return replace(one, params=params, macs=macs, terms=tuple(terms), groups=groups)
 
 
 METHOD = Method(Options=Options, plan=plan, build=build, prepare=prepare)

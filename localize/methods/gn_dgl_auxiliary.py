@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from localize.diversity import diversity
+from localize.methods import dgl, predsim
+from localize.methods.base import Context
+from localize.methods.gn_dgl_options import Options
+from localize.methods.layerwise import Features, build_linear, features_of
 from localize.pooling import build_pool, describe_pool
-from localize.records import AuxiliaryBlock
+from localize.records import Auxiliary, AuxiliaryBlock
 from localize.supervision import Batch, supervise
 from passes.errors import InputError
 from passes.ir import TensorSpec
@@ -23,72 +27,63 @@ Ranges = tuple[tuple[int, int], ...]
 """Channels, as first and one past the last."""
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
-    """The auxiliary network of one group.
+def describe(context: Context, options: Options, layer: int, width: int) -> Auxiliary:
+    """The auxiliary network of one group, in the plan.
 
-    Convolution of stride 2 to twice the channels, norm, ReLU; pooling; two linear layers with ReLU between. Where
-    channels come last, the convolution is a linear layer.
+    Args:
+        context: What to plan on.
+        options: The options.
+        layer: Index of the local layer whose output it reads.
+        width: Channels that it reads.
     """
-
-    spec: TensorSpec
-    """What it reads."""
-    hidden: int
-    outputs: int
-
-    @property
-    def block(self) -> Plain:
-        """The convolution."""
-        return stack("conv3x3", self.spec, [2], 2 * self.spec.channels)[0]
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        """Parameters, and multiply-accumulates at batch 1."""
-        block = self.block
-        linear = block.out_channels * self.hidden + self.hidden * self.outputs
-        return block.params + linear + self.hidden + self.outputs, block.macs + linear
-
-    @property
-    def blocks(self) -> tuple[AuxiliaryBlock, ...]:
-        """The convolution, for the plan."""
-        block = self.block
-        width = self.spec.channels
-        return (AuxiliaryBlock(None, width, block.out_channels, block.stride, False, None, block.kind),)
-
-    @property
-    def head(self) -> str:
-        """What follows it, in words."""
-        block = self.block
-        linear = [f"linear({block.out_channels}, {self.hidden})", "relu", f"linear({self.hidden}, {self.outputs})"]
-        return " > ".join([*describe_pool(block.output, "average"), *linear])
-
-    def build(self, draw: Initializer, like: nn.Module | None) -> nn.Sequential:
-        """The module, from (N, ...) of ``spec`` to (N, outputs).
-
-        Args:
-            draw: Source of weights.
-            like: The primary network's output layer, whose initializer the classifier has; None for torch's.
-        """
-        block = self.block
-        network = nn.Sequential()
-        network.add_module("block", build_plain(block, draw))
-        pool = build_pool(block.output, "average")
-        if pool is not None:
-            network.add_module("pool", pool)
-        network.add_module("hidden", draw.plain_(bare(nn.Linear, block.out_channels, self.hidden)))
-        network.add_module("relu", nn.ReLU())
-        classifier = bare(nn.Linear, self.hidden, self.outputs)
-        if not draw.imitate_(classifier, like):
-            draw.plain_(classifier)
-        network.add_module("classifier", classifier)
-        return network
+    features, outputs = _narrowed(features_of(context, layer), width), context.prediction.outputs
+    if options.auxiliary == "dgl":
+        return dgl.describe(dgl.network_behind(features, dgl.Options()), outputs)
+    if options.auxiliary == "predsim":
+        return predsim.network_behind(features, predsim.Options()).describe(predsim.Options(), outputs)
+    block = _convolution(features)
+    linear = block.out_channels * options.hidden + options.hidden * outputs
+    words = [f"linear({block.out_channels}, {options.hidden})", "relu", f"linear({options.hidden}, {outputs})"]
+    return Auxiliary(
+        selected=(),
+        depth=3,
+        params=block.params + linear + options.hidden + outputs,
+        macs=block.macs + linear,
+        blocks=(AuxiliaryBlock(None, width, block.out_channels, block.stride, False, None, block.kind),),
+        head=" > ".join([*features.words(), *describe_pool(block.output, "average"), *words]),
+    )
 
 
-def narrowed(spec: TensorSpec, channels: int) -> TensorSpec:
-    """The same with another number of channels."""
-    shape = list(spec.shape)
-    shape[spec.channel_dim] = channels
-    return replace(spec, shape=tuple(shape))
+def build_one(context: Context, options: Options, layer: int, width: int, draw: Initializer) -> nn.Module:
+    """The auxiliary network of one group; arguments as for :func:`describe`."""
+    features = _narrowed(features_of(context, layer), width)
+    if options.auxiliary == "dgl":
+        return dgl.build_network(context, dgl.network_behind(features, dgl.Options()), draw)
+    if options.auxiliary == "predsim":
+        network = predsim.network_behind(features, predsim.Options())
+        return predsim.build_network(context, network, predsim.Options(), draw)
+    block = _convolution(features)
+    made = nn.Sequential()
+    for part in features.build():
+        made.add_module("grid", part)
+    made.add_module("block", build_plain(block, draw))
+    pool = build_pool(block.output, "average")
+    if pool is not None:
+        made.add_module("pool", pool)
+    made.add_module("hidden", draw.plain_(bare(nn.Linear, block.out_channels, options.hidden)))
+    made.add_module("relu", nn.ReLU())
+    made.add_module("classifier", build_linear(context, options.hidden, draw))
+    return made
+
+
+def _convolution(features: Features) -> Plain:
+    """To twice the channels at half the resolution; a linear layer where there are no positions."""
+    return stack("conv3x3", features.spec, [2], 2 * features.spec.channels)[0]
+
+
+def _narrowed(features: Features, channels: int) -> Features:
+    shape = (features.spec.shape[0], channels, *features.spec.shape[2:])
+    return replace(features, spec=replace(features.spec, shape=shape))
 
 
 class GroupLosses(nn.Module):
@@ -97,9 +92,8 @@ class GroupLosses(nn.Module):
     The gradient of group i's loss stops at channels that are another group's.
 
     Args:
-        networks: One for each group.
-        groups: For each group the channels that are its own; those that are nobody's are read by all. None for one
-            group, to which all belong.
+        networks: One for each of several groups.
+        groups: For each group the channels that are its own; those that are nobody's are read by all.
         spec: What the module gives.
         stop_gradient: Whether a group's network reads the other groups' channels too, detached.
         weight: Of the diversity-promoting penalty; 0 leaves it out.
@@ -132,8 +126,6 @@ class GroupLosses(nn.Module):
 
     def read_by(self, group: int, features: torch.Tensor) -> torch.Tensor:
         """What a group's network reads."""
-        if len(self.groups) == 1:
-            return features
         parts = []
         for start, stop, owner in self.pieces:
             part = features.narrow(self.dim, start, stop - start)
@@ -149,12 +141,9 @@ class GroupLosses(nn.Module):
         Raises:
             InputError: The penalty needs class indices, and the target is something else.
         """
-        if len(self.groups) == 1:
-            return supervise(self.groups[0], batch, features)
-        logits = self.by_group(features)
-        total = batch.loss(logits[0])
-        for values in logits[1:]:
-            total = total + batch.loss(values)
+        found = [supervise(network, batch, self.read_by(i, features)) for i, network in enumerate(self.groups)]
+        logits = [values for values, _ in found]
+        total = torch.stack([loss for _, loss in found]).sum()
         if self.weight:
             total = total + self.weight * diversity(logits, _classes(batch), self.temperature)
         return together(logits), total
@@ -165,9 +154,7 @@ class GroupLosses(nn.Module):
 
 
 def together(logits: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Logits whose softmax is the mean of the softmaxes of several; those of one as they are."""
-    if len(logits) == 1:
-        return logits[0]
+    """Logits whose softmax is the mean of the softmaxes of several."""
     each = torch.stack([values.log_softmax(1) for values in logits])
     return each.logsumexp(0) - math.log(len(logits))
 

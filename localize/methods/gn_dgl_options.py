@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from passes.errors import MethodError
 
 Head = Literal["decoupled", "joint"]
+Kind = Literal["conv", "dgl", "predsim"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +30,11 @@ class Options:
     """Weight of the diversity-promoting penalty (section 3.4); 0 leaves it out."""
     temperature: float = 3.0
     """Of the softmax in the penalty."""
+    auxiliary: Kind = "conv"
+    """Auxiliary networks, and their losses: ``"conv"``, a strided 3x3 convolution and two linear layers; those of
+    method ``"dgl"``; or those of ``"predsim"``, similarity loss included (section 4.1)."""
     hidden: int = 128
-    """Width of the hidden linear layer of auxiliary networks."""
+    """Width of the hidden linear layer of ``"conv"``."""
     head: Head = "decoupled"
     """``"decoupled"``: the classifier is a module of its own, and the last layers learn from auxiliary networks
     (section 3.2). ``"joint"``: the last module stays whole and is trained with the classifier by the output loss."""
@@ -54,6 +58,8 @@ class Options:
             raise MethodError(f"temperature={self.temperature!r} is not possible", remedy="Give a number above 0")
         if not _whole(self.hidden):
             raise MethodError(f"hidden={self.hidden!r} is no width", remedy="Give a whole number of at least 1")
+        if self.auxiliary not in get_args(Kind):
+            raise MethodError(f"auxiliary={self.auxiliary!r} is unknown", remedy="Give 'conv', 'dgl' or 'predsim'")
         if self.head not in get_args(Head):
             raise MethodError(f"head={self.head!r} is unknown", remedy="Give 'decoupled' or 'joint'")
 

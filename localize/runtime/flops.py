@@ -1,7 +1,8 @@
 """Costs as the papers count them: fvcore's FLOPs, which are multiply-accumulates and a little more.
 
 AugLocal's tables 7 and 11 were made with fvcore: multiply-accumulates of convolutions and linear layers, 2 for each
-element that batch norm gives, 1 for each element that global average pooling reads; activations and additions are free.
+element that batch norm gives, 1 for each element that adaptive average pooling reads; all else is free, similarity
+matrices and interpolation too.
 :attr:`localize.Plan.macs` counts the first of these alone.
 """
 
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from localize.local_graph import LocalGraphModule
+from localize.supervision import Term
 
 aten = torch.ops.aten
 
@@ -44,11 +46,11 @@ class FvcoreCount(TorchDispatchMode):
         packet = func.overloadpacket
         if packet is aten.convolution:
             self.macs += out[0, 0].numel() * args[1].numel()
-        elif packet is aten.addmm:
-            self.macs += args[2].numel()
+        elif packet in (aten.addmm, aten.mm):
+            self.macs += args[-2].shape[0] * args[-1].numel()
         elif "batch_norm" in func.__name__:
             self.others += 2 * args[0].numel()
-        elif packet is aten.mean:
+        elif packet in (aten.mean, aten._adaptive_avg_pool2d):
             self.others += args[0].numel()
         return out
 
@@ -57,7 +59,7 @@ def count_flops(module: nn.Module, shape: Sequence[int]) -> Flops:
     """Cost of one eval-mode forward pass of a module that lies on the meta device; its mode is as before afterwards.
 
     Args:
-        module: A network of convolutions, linear layers, batch norms and global average pooling, one tensor in.
+        module: A network of convolutions, linear layers, batch norms and adaptive average pooling, one tensor in.
         shape: Of its input, without batch.
     """
     training = module.training
@@ -68,10 +70,14 @@ def count_flops(module: nn.Module, shape: Sequence[int]) -> Flops:
     return Flops(counter.macs, counter.macs + counter.others)
 
 
-def step_flops(local: LocalGraphModule) -> Flops:
+def step_flops(local: LocalGraphModule, terms: bool = True) -> Flops:
     """Forward cost of the primary network and of all auxiliary networks, as emitted, on the meta device.
 
     Networks that print alike behind inputs of one shape, weights aside, are counted once.
+
+    Args:
+        local: A localized model on the meta device.
+        terms: Whether the networks of further loss terms count too. AugLocal's tables leave them out.
     """
     plan = local.plan
     known: dict[tuple[Any, ...], Flops] = {}
@@ -80,8 +86,10 @@ def step_flops(local: LocalGraphModule) -> Flops:
         if module.auxiliary is None:
             continue
         shape = plan.layers[planned.layers[-1]].output.shape[1:]
-        key = (shape, planned.auxiliary and planned.auxiliary.blocks, str(module.auxiliary))
-        if key not in known:
-            known[key] = count_flops(module.auxiliary, shape)
-        counts.append(known[key])
+        further = [part.network for part in module.auxiliary.modules() if isinstance(part, Term)] if terms else []
+        for network in (module.auxiliary, *further):
+            key = (shape, planned.auxiliary and planned.auxiliary.blocks, str(network))
+            if key not in known:
+                known[key] = count_flops(network, shape)
+            counts.append(known[key])
     return Flops(sum(count.macs for count in counts), sum(count.total for count in counts))

@@ -1,0 +1,87 @@
+"""AugLocal with InfoPro's reconstruction loss: AugLocal's auxiliary networks classify, a decoder reconstructs.
+
+Ma, Wu, Si, Tan: "Scaling Supervised Local Learning with Augmented Auxiliary Networks" (AugLocal), ICLR 2024, appendix
+A.9: each local module has InfoPro's decoder and reconstruction loss (Wang et al., ICLR 2021) beside AugLocal's
+auxiliary network, which stays as it is. See :mod:`localize.methods.auglocal`, :mod:`localize.methods.reconstruction`
+and :mod:`localize.methods.infopro` for what each of them leaves open.
+
+Choices the paper leaves open:
+
+- The paper gives no weights of the two losses; the defaults are InfoPro's, linear in the index of the module. The last
+  module with an auxiliary network has the last weights, however many layers the output loss trains.
+- ``max_aux_macs`` bounds AugLocal's auxiliary networks, as equation 2 does; decoders come on top.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from torch import nn
+
+from localize.methods import auglocal
+from localize.methods.auglocal_options import Options as AugLocalOptions
+from localize.methods.base import Context, Method
+from localize.methods.layerwise import Place
+from localize.methods.reconstruction import (
+    Numbers,
+    build_reconstruction,
+    check_options,
+    require_images,
+    with_reconstruction,
+)
+from localize.plan import LocalModulePlan
+from passes.weights import Initializer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(AugLocalOptions):
+    """AugLocal's options and those of InfoPro's reconstruction loss."""
+
+    alpha_first: float = 5.0
+    """Weight of the reconstruction loss in the first module."""
+    alpha_last: float = 0.2
+    """Its weight in the last module but one; between them it is linear in the index of the module."""
+    beta_first: float = 0.05
+    """Weight of the criterion in the first module."""
+    beta_last: float = 0.5
+    """Its weight in the last module but one. The output loss of the last module has weight 1."""
+    decoder_width: int = 12
+    """Channels between the decoder's two convolutions."""
+    mean: Numbers = 0.0
+    """What was subtracted from images in [0, 1]: a number, or one for each channel."""
+    std: Numbers = 1.0
+    """What they were divided by afterwards."""
+
+    def __post_init__(self) -> None:
+        AugLocalOptions.__post_init__(self)
+        check_options(self)
+
+
+def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
+    """AugLocal's local modules, each with a decoder beside its auxiliary network.
+
+    Raises:
+        MethodError: ``max_aux_macs`` cannot be met, or the input is no image.
+    """
+    require_images(context, options, "auglocal+infopro")
+    planned = auglocal.plan(context, options)
+    found = []
+    for module in planned:
+        if module.auxiliary is not None:
+            place = Place(module.index, len(planned), module.layers[-1])
+            auxiliary = with_reconstruction(context, module.auxiliary, options, place)
+            module = dataclasses.replace(module, auxiliary=auxiliary)  # noqa: PLW2901
+        found.append(module)
+    return tuple(found)
+
+
+def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
+    """AugLocal's auxiliary network and the decoder of a planned module."""
+    classifier = auglocal.build(context, module, options, draw)
+    if module.auxiliary is None or classifier is None:
+        return None
+    return build_reconstruction(context, module.auxiliary, classifier, options, module.layers[-1], draw)
+
+
+METHOD = Method(Options=Options, plan=plan, build=build)

@@ -1,0 +1,187 @@
+"""InfoPro: a classifier of one convolution, and a decoder that must be able to tell the input.
+
+Wang, Ni, Song, Yang, Huang: "Revisiting Locally Supervised Learning: an Alternative to End-to-end Training", ICLR 2021:
+"InfoPro (Softmax)". Local loss: ``alpha * reconstruction + beta * criterion``
+(:func:`localize.term_losses.reconstruction_loss`), both weights linear in the index of the module. Networks as compared
+in AugLocal (ICLR 2024), appendix A.3 and table 6.
+
+Deviations, and choices the paper leaves open:
+
+- The default weights are those for ResNet-32 with one layer a module. Each network and number of modules has weights of
+  its own; for ResNet-110 with 55 modules alpha goes from 5 to 0.5, and beta from 0 to 1.
+- The classifier's convolution is as wide as the first later layer that halves resolution, and halves it too; where none
+  does, it keeps width and resolution. On the paper's ResNets these are its figures.
+- The decoder gives logits, and the loss is computed from them, as half precision needs; its sigmoid is the image.
+- Interpolation is torch's, corners not aligned.
+- Images are taken to be in [0, 1] unless ``mean`` and ``std`` say how they were normalized. Values outside are cut off;
+  where more than a tenth of the first batch's are, the loss refuses it.
+- Images with channels last, and tokens, are made images with channels first; the mean of class tokens and registers is
+  added to every position. Features without positions are classified by linear layers, and decoded from one position.
+- Where the primary network gives a map of logits, the classifier keeps its resolution and ends in a 1x1 convolution and
+  interpolation to the map's size.
+- By default every local layer is a module by itself, and a layer whose parameters are all frozen goes with the next one
+  that learns.
+- The contrastive variant, InfoPro (Contrast), is not offered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from localize.heads import build_head, describe_head, head_cost
+from localize.methods.base import Context, Method
+from localize.methods.layerwise import (
+    Features,
+    Place,
+    build_linear,
+    features_of,
+    plan_modules,
+    require_count,
+)
+from localize.methods.reconstruction import (
+    Numbers,
+    build_reconstruction,
+    check_options,
+    require_images,
+    with_reconstruction,
+)
+from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
+from localize.pooling import build_pool, describe_pool
+from passes.ir import TensorSpec
+from passes.plain import Plain, build_plain
+from passes.resolution import reduction
+from passes.weights import Initializer, bare
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """InfoPro's options; the defaults are the paper's for ResNet-32 with one layer a module."""
+
+    alpha_first: float = 5.0
+    """Weight of the reconstruction loss in the first module."""
+    alpha_last: float = 0.2
+    """Its weight in the last module but one; between them it is linear in the index of the module."""
+    beta_first: float = 0.05
+    """Weight of the criterion in the first module."""
+    beta_last: float = 0.5
+    """Its weight in the last module but one. The output loss of the last module has weight 1."""
+    hidden_width: int = 128
+    """Width of the classifier's hidden linear layer."""
+    decoder_width: int = 12
+    """Channels between the decoder's two convolutions."""
+    mean: Numbers = 0.0
+    """What was subtracted from images in [0, 1]: a number, or one for each channel."""
+    std: Numbers = 1.0
+    """What they were divided by afterwards."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        require_count("hidden_width", self.hidden_width, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """The classifier behind features: a block, pooling, two linear layers; or, for maps of logits, a dense head."""
+
+    context: Context
+    features: Features
+    block: Plain
+    hidden_width: int
+
+    @property
+    def _dense(self) -> bool:
+        return self.context.prediction.kind == "dense"
+
+    def _linear(self) -> tuple[int, int]:
+        """Parameters and multiply-accumulates of the linear layers."""
+        inputs, hidden, outputs = self.block.out_channels, self.hidden_width, self.context.prediction.outputs
+        macs = inputs * hidden + hidden * outputs
+        return macs + hidden + outputs, macs
+
+    def describe(self) -> Auxiliary:
+        """The auxiliary network in the plan, without decoder."""
+        prediction, block = self.context.prediction, self.block
+        params, macs = head_cost(block.output, prediction, False) if self._dense else self._linear()
+        if self._dense:
+            head = describe_head(block.output, prediction, False)
+        else:
+            width = self.hidden_width
+            linear = [f"linear({block.out_channels}, {width})", "relu", f"linear({width}, {prediction.outputs})"]
+            head = " > ".join([*describe_pool(block.output, "average"), *linear])
+        return Auxiliary(
+            selected=(),
+            depth=2 if self._dense else 3,
+            params=block.params + params,
+            macs=block.macs + macs,
+            blocks=(
+                AuxiliaryBlock(None, block.input.channels, block.out_channels, block.stride, False, None, block.kind),
+            ),
+            head=head,
+        )
+
+    def build(self, draw: Initializer) -> nn.Sequential:
+        """From features to the prediction."""
+        made = nn.Sequential()
+        for part in self.features.build():
+            made.add_module("grid", part)
+        made.add_module("block", build_plain(self.block, draw))
+        prediction, spec = self.context.prediction, self.block.output
+        if self._dense:
+            like = self.context.adapter.output_layer()
+            made.add_module("head", build_head(spec, prediction, batch_norm=False, draw=draw, like=like))
+            return made
+        pool = build_pool(spec, "average")
+        if pool is not None:
+            made.add_module("pool", pool)
+        made.add_module("hidden", draw.plain_(bare(nn.Linear, spec.channels, self.hidden_width)))
+        made.add_module("relu", nn.ReLU())
+        made.add_module("classifier", build_linear(self.context, self.hidden_width, draw))
+        return made
+
+
+def _classifier(context: Context, options: Options, layer: int) -> Classifier:
+    features = features_of(context, layer)
+    spec = features.spec
+    if features.flat:
+        block = Plain("linear", spec, spec.channels, 1)
+    elif context.prediction.kind == "dense":
+        block = Plain("conv3x3", spec, spec.channels, 1)
+    else:
+        halved = _next_halved(context, layer)
+        block = Plain("conv3x3", spec, halved.channels if halved else spec.channels, 2 if halved else 1)
+    return Classifier(context, features, block, options.hidden_width)
+
+
+def _next_halved(context: Context, layer: int) -> TensorSpec | None:
+    """The output of the first later layer that has a lower resolution; None where there is none."""
+    own, *later = (each.output for each in context.network.layers[layer:])
+    return next((output for output in later if reduction(own, output) > 1), None)
+
+
+def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
+    """Local modules with their auxiliary networks.
+
+    Raises:
+        MethodError: The input is no image, or features are neither images, tokens nor plain.
+    """
+    require_images(context, options, "infopro")
+
+    def auxiliary(place: Place) -> Auxiliary:
+        classifier = _classifier(context, options, place.layer).describe()
+        return with_reconstruction(context, classifier, options, place)
+
+    return plan_modules(context, auxiliary)
+
+
+def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
+    """Classifier and decoder of a planned module."""
+    if module.auxiliary is None:
+        return None
+    layer = module.layers[-1]
+    classifier = _classifier(context, options, layer).build(draw)
+    return build_reconstruction(context, module.auxiliary, classifier, options, layer, draw)
+
+
+METHOD = Method(Options=Options, plan=plan, build=build)

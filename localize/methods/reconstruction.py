@@ -1,0 +1,283 @@
+"""InfoPro's reconstruction loss: a decoder from features to the network's input, and its weight in each module.
+
+Wang, Ni, Song, Yang, Huang: "Revisiting Locally Supervised Learning: an Alternative to End-to-end Training" (InfoPro),
+ICLR 2021. The local loss is ``alpha * reconstruction + beta * criterion``, both weights linear in the index of the
+module. It keeps in features what later modules may need of the input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from localize.dense import resampling
+from localize.methods.base import Context
+from localize.methods.layerwise import Features, Place, features_of, ramp, require_count
+from localize.plan import Auxiliary, LossTerm
+from localize.supervision import Batch, Term, WithTerms
+from localize.term_losses import denormalized, reconstruction_loss
+from passes.errors import InputError, MethodError
+from passes.faked import has_values
+from passes.ir import TensorSpec
+from passes.plain import Plain
+from passes.weights import Initializer, bare
+
+NAME = "reconstruction"
+"""Of the term."""
+_MOST_OUTSIDE = 0.1
+"""The largest share of values outside [0, 1], by more than this file's tolerance, that passes for noise."""
+_TOLERANCE = 0.01
+
+Numbers = float | tuple[float, ...]
+"""One number for all channels, or one for each."""
+
+
+class Reconstructing(Protocol):
+    """Options of methods with a reconstruction loss."""
+
+    @property
+    def alpha_first(self) -> float:
+        """Weight of reconstruction in the first module."""
+
+    @property
+    def alpha_last(self) -> float:
+        """Its weight in the last but one."""
+
+    @property
+    def beta_first(self) -> float:
+        """Weight of the criterion in the first module."""
+
+    @property
+    def beta_last(self) -> float:
+        """Its weight in the last but one."""
+
+    @property
+    def decoder_width(self) -> int:
+        """Channels between the decoder's convolutions."""
+
+    @property
+    def mean(self) -> Numbers:
+        """What was subtracted from images in [0, 1]."""
+
+    @property
+    def std(self) -> Numbers:
+        """What they were divided by afterwards."""
+
+
+def check_options(options: Reconstructing) -> None:
+    """Refuses values that are not possible; makes tuples of lists.
+
+    Raises:
+        MethodError: One is not.
+    """
+    for name in ("alpha_first", "alpha_last", "beta_first", "beta_last"):
+        value = getattr(options, name)
+        if not _is_number(value) or value < 0:
+            raise MethodError(f"{name}={value!r} is no weight", remedy="Give a number of at least 0")
+    require_count("decoder_width", options.decoder_width, 1)
+    for name in ("mean", "std"):
+        value = getattr(options, name)
+        if isinstance(value, list):
+            value = tuple(value)
+            object.__setattr__(options, name, value)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not numbers or not all(_is_number(v) and (v > 0 or name == "mean") for v in numbers):
+            what = "a number above 0" if name == "std" else "a number"
+            raise MethodError(
+                f"{name}={value!r} is no {name} of images", remedy=f"Give {what}, or one for each channel"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def require_images(context: Context, options: Reconstructing, method: str) -> None:
+    """Refuses networks whose input cannot be reconstructed.
+
+    Raises:
+        MethodError: The input is no image, or has other channels than ``mean`` or ``std``.
+    """
+    image = context.network.shapes.input
+    if image.layout != "NCHW" or not image.dtype.is_floating_point:
+        raise MethodError(
+            f"method {method!r} reconstructs images (N, C, H, W), and the model's input is {image}",
+            remedy="Use method='auglocal', 'dgl' or 'bp'",
+        )
+    for name, value in (("mean", options.mean), ("std", options.std)):
+        if isinstance(value, tuple) and len(value) != image.channels:
+            raise MethodError(
+                f"{name}={value!r} has {len(value)} numbers, and images have {image.channels} channels",
+                remedy="Give one for each channel, or one number for all",
+            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decoding:
+    """A decoder's layers: interpolation, 3x3 convolution + norm + ReLU, 3x3 convolution."""
+
+    features: Features
+    image: TensorSpec
+    width: int
+
+    @property
+    def _narrow(self) -> Plain:
+        read = dataclasses.replace(
+            self.image, shape=(self.image.shape[0], self.features.spec.channels, *self.image.spatial)
+        )
+        return Plain("conv3x3", read, self.width, 1)
+
+    def term(self, options: Reconstructing, weight: float) -> LossTerm:
+        """The loss in the plan."""
+        narrow, channels = self._narrow, self.image.channels
+        weights = 9 * self.width * channels
+        size = "x".join(map(str, self.image.spatial))
+        words = [
+            *self.features.words(),
+            f"bilinear({size})",
+            f"conv3x3({narrow.input.channels}, {self.width})",
+            "batch_norm",
+            f"conv3x3({self.width}, {channels})",
+            f"sigmoid, of images * {_words(options.std)} + {_words(options.mean)}",
+        ]
+        # Unlike plain blocks, the first convolution has a bias too.
+        return LossTerm(
+            NAME,
+            weight,
+            narrow.params + self.width + weights + channels,
+            narrow.macs + weights * math.prod(self.image.spatial),
+            " > ".join(words),
+        )
+
+    def build(self, draw: Initializer) -> Decoder:
+        """The decoder with fresh weights."""
+        height, width = self.image.spatial
+        return Decoder(self.features, self.image.channels, self.width, (height, width), draw)
+
+
+def _words(value: Numbers) -> str:
+    return f"({', '.join(f'{v:g}' for v in value)})" if isinstance(value, tuple) else f"{value:g}"
+
+
+class Decoder(nn.Module):
+    """From features to the logits of an image's values: (N, C, h, w) -> (N, channels, H, W).
+
+    Args:
+        features: What it reads.
+        channels: Of the image.
+        width: Channels between its convolutions.
+        size: Height and width of the image that was planned for.
+        draw: Source of weights.
+    """
+
+    def __init__(self, features: Features, channels: int, width: int, size: tuple[int, int], draw: Initializer) -> None:
+        super().__init__()
+        self.size = size
+        read, flat = features.spec.channels, features.flat
+        self.grid = nn.Sequential(*([nn.Unflatten(1, (read, 1, 1))] if flat else features.build()))
+        self.convolutions = nn.Sequential(
+            draw.plain_(bare(nn.Conv2d, read, width, 3, padding=1)),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            draw.plain_(bare(nn.Conv2d, width, channels, 3, padding=1)),
+        )
+
+    def forward(self, features: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Logits of an image of ``size``, by default of the one planned for; their sigmoid is the image."""
+        grown = F.interpolate(self.grid(features), size or self.size, mode=resampling(2), align_corners=False)
+        logits: torch.Tensor = self.convolutions(grown)
+        return logits
+
+    def extra_repr(self) -> str:
+        """The resolution."""
+        return "x".join(map(str, self.size))
+
+
+class Reconstruction(Term):
+    """Binary cross-entropy of the network's input, as the decoder sees it.
+
+    Args:
+        network: The decoder.
+        mean: What was subtracted from images in [0, 1].
+        std: What they were divided by afterwards.
+    """
+
+    def __init__(self, network: Decoder, mean: Numbers, std: Numbers) -> None:
+        super().__init__()
+        self.network = network
+        self.mean = mean if isinstance(mean, tuple) else (mean,)
+        self.std = std if isinstance(std, tuple) else (std,)
+        self.checked = False
+
+    def forward(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The term, a scalar.
+
+        Raises:
+            InputError: The images of the first batch are not in [0, 1] where their normalization is undone.
+        """
+        if not self.checked and has_values(batch.x):
+            # Once: looking at values makes a GPU wait.
+            check_images(batch.x, self.mean, self.std, batch.name)
+            self.checked = True
+        height, width = batch.x.shape[2:]
+        images = denormalized(batch.x.detach(), self.mean, self.std)
+        return reconstruction_loss(self.network(features, (height, width)), images)
+
+    def extra_repr(self) -> str:
+        """The normalization."""
+        return f"mean={self.mean}, std={self.std}"
+
+
+def check_images(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...], name: str) -> None:
+    """Refuses images that the wrong normalization was undone of; a few values may be noise (random erasing).
+
+    Raises:
+        InputError: More than a tenth of the values are outside [0, 1].
+    """
+    shift, scale = (images.new_tensor(value).view(1, -1, 1, 1) for value in (mean, std))
+    values = images.detach() * scale + shift
+    outside = float(((values < -_TOLERANCE) | (values > 1 + _TOLERANCE)).double().mean())
+    if outside > _MOST_OUTSIDE:
+        raise InputError(
+            f"{outside:.0%} of the images' values are outside [0, 1], where InfoPro's reconstruction loss has them",
+            where=name,
+            why=f"images * {_words(std)} + {_words(mean)} goes from {float(values.min()):.3g} to "
+            f"{float(values.max()):.3g}",
+            remedy="Give the mean= and std= that images were normalized with: numbers, or tuples of one a channel",
+        )
+
+
+def with_reconstruction(context: Context, auxiliary: Auxiliary, options: Reconstructing, place: Place) -> Auxiliary:
+    """The planned auxiliary network, and a decoder beside it."""
+    alpha = ramp(options.alpha_first, options.alpha_last, place)
+    term = _decoding(context, options, place.layer).term(options, alpha)
+    return dataclasses.replace(
+        auxiliary,
+        params=auxiliary.params + term.params,
+        macs=auxiliary.macs + term.macs,
+        weight=ramp(options.beta_first, options.beta_last, place),
+        terms=(*auxiliary.terms, term),
+    )
+
+
+def build_reconstruction(
+    context: Context,
+    auxiliary: Auxiliary,
+    classifier: nn.Module,
+    options: Reconstructing,
+    layer: int,
+    draw: Initializer,
+) -> WithTerms:
+    """The classifier, and the decoder beside it, with the weights of the plan."""
+    (alpha,) = (term.weight for term in auxiliary.terms if term.name == NAME)
+    term = Reconstruction(_decoding(context, options, layer).build(draw), options.mean, options.std)
+    return WithTerms(classifier, auxiliary.weight, {NAME: (alpha, term)})
+
+
+def _decoding(context: Context, options: Reconstructing, layer: int) -> Decoding:
+    return Decoding(features_of(context, layer), context.network.shapes.input, options.decoder_width)

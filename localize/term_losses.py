@@ -1,0 +1,100 @@
+"""Further terms of local losses, as functions of tensors: similarity matching and reconstruction."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch.nn import functional as F
+
+_LEAST_NORM = 1e-8
+"""Rows that are shorter point nowhere: they are similar to none, and get no gradient."""
+_FEW_CHANNELS = 3
+"""Up to so many, standard deviations over space would leave nothing to compare: a row is every value then."""
+
+
+def similarity_matrix(features: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity of samples: S_ij = <c_i, c_j> / (|c_i| |c_j|), where c_i = x_i - mean(x_i).
+
+    Nokland, Eidnes: "Training Neural Networks with Local Error Signals", ICML 2019, S in the similarity
+    matching loss. Of features with positions, x_i is the standard deviation of each channel over them (n - 1 in its
+    denominator), as in the released code; with up to 3 channels, or one position, x_i is every value.
+
+    Args:
+        features: (N, C), or (N, C, ...) with positions.
+
+    Returns:
+        (N, N), from -1 to 1; 0 for samples all of whose x_i are alike. At least single precision.
+    """
+    rows = features.flatten(2) if features.ndim > 2 else features
+    with _full_precision(features):
+        rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+        if rows.ndim == 3:
+            whole = rows.shape[1] <= _FEW_CHANNELS or rows.shape[2] == 1
+            rows = rows.flatten(1) if whole else rows.std(2)
+        rows = rows - rows.mean(1, keepdim=True)
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        directions = torch.where(norms > _LEAST_NORM, rows / norms.clamp(min=_LEAST_NORM), torch.zeros_like(rows))
+        return directions @ directions.T
+
+
+def similarity_loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How far similarity of features is from similarity of labels: mean over i, j of (S(features) - S(labels))_ij^2.
+
+    Nokland, Eidnes, ICML 2019, the similarity matching loss, as the mean that the released code takes instead of the
+    sum.
+
+    Args:
+        features: (N, C), or (N, C, ...) with positions.
+        labels: One-hot labels, or probabilities of classes: (N, classes).
+
+    Returns:
+        A scalar.
+    """
+    found = similarity_matrix(features)
+    return (found - similarity_matrix(labels.to(found.dtype))).square().mean()
+
+
+def one_hot(target: torch.Tensor, classes: int) -> torch.Tensor:
+    """Labels as float rows: (N,) class indices -> (N, classes); a row of zeros for what is none of them.
+
+    Args:
+        target: Whole numbers (N,).
+        classes: How many there are.
+    """
+    return (target[:, None] == torch.arange(classes, device=target.device)).to(torch.float32)
+
+
+def reconstruction_loss(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of an image: mean of -(t log p + (1 - t) log(1 - p)), where p = sigmoid(logits).
+
+    Wang et al.: "Revisiting Locally Supervised Learning: an Alternative to End-to-end Training" (InfoPro), ICLR 2021,
+    the reconstruction loss. Computed from logits, which half precision can do.
+
+    Args:
+        logits: (N, C, H, W).
+        images: Of the same shape, in [0, 1].
+
+    Returns:
+        A scalar.
+    """
+    with _full_precision(logits):
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return F.binary_cross_entropy_with_logits(logits, images.to(logits.dtype))
+
+
+def denormalized(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Undoes a normalization: images * std + mean, cut off at 0 and 1.
+
+    Args:
+        images: (N, C, H, W).
+        mean: Of each channel, or one number for all.
+        std: Likewise.
+    """
+    shift, scale = (images.new_tensor(value).view(1, -1, 1, 1) for value in (mean, std))
+    return (images * scale + shift).clamp(0, 1)
+
+
+def _full_precision(x: torch.Tensor) -> AbstractContextManager[object]:
+    """Switches autocast off; there is none on the meta device."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
