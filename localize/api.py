@@ -54,12 +54,13 @@ def localize(
     """Compiles a model for supervised local learning.
 
     The model is cut into gradient-isolated local modules; each gets an auxiliary network and a loss of its own. The
-    model itself is not changed: training the result trains it.
+    model itself is not changed: training the result trains it, or, where the method says so, a model made of it.
 
     Args:
         model: The primary network: any vision model that torch.fx can trace, taking one tensor. Local losses are
             computed from what it returns: a vector of logits (N, classes), or a map of them (N, classes, H, W).
-        method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024) or ``"bp"`` (plain backpropagation).
+        method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024), ``"gn-dgl"`` (Patel et al., 2023; trains a
+            smaller network, ``.primary``, made of the model) or ``"bp"`` (plain backpropagation).
         d: Depth of auxiliary networks: trainable layers, the classifier included. For methods that have a depth.
         example_inputs: A tensor of the input's shape, batch first; its values are never used. By default the input size
             of the model's own configuration (timm's ``pretrained_cfg``), else (2, 3, 224, 224).
@@ -94,8 +95,8 @@ def localize(
 
     Raises:
         LocalizeError: One of its subclasses: :class:`CaptureError` (no graph), :class:`PartitionError` (no layers, or
-            ``modules``, ``max_cut`` or ``granularity`` cannot be met), :class:`MethodError` (unknown method or option,
-            or one that does not fit).
+            ``modules``, ``max_cut`` or ``granularity`` cannot be met), :class:`SplitError` (its width cannot be split),
+            :class:`MethodError` (unknown method or option, or one that does not fit).
     """
     require_module(model)
     rule = methods.get_method(method)

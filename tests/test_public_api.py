@@ -35,6 +35,7 @@ NAMES = [
     "Plan",
     "PlanError",
     "Prediction",
+    "SplitError",
     "TensorSpec",
     "check",
     "localize",
@@ -91,7 +92,12 @@ def test_signature_of_check() -> None:
 
 @pytest.mark.parametrize(
     ("method", "expected"),
-    [("steps", ["self", "x", "y"]), ("loss", ["self", "x", "y"]), ("parameters_of", ["self", "index"])],
+    [
+        ("steps", ["self", "x", "y"]),
+        ("loss", ["self", "x", "y"]),
+        ("parameters_of", ["self", "index"]),
+        ("ensemble", ["self", "x"]),
+    ],
 )
 def test_signatures_of_the_local_graph_module(method: str, expected: list[str]) -> None:
     found = _parameters(getattr(localize.LocalGraphModule, method))
@@ -111,6 +117,7 @@ RECORDS = {
         "classifier_macs",
         "modules",
         "opaque",
+        "original",
     ],
     localize.LocalModulePlan: ["index", "name", "layers", "auxiliary", "parameters", "note"],
     localize.Auxiliary: ["selected", "depth", "params", "macs", "blocks", "head", "merged"],
@@ -158,6 +165,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "bp": {},
     "dgl": {"convolutions": 3, "hidden": 2, "hidden_width": None},
+    "gn-dgl": {
+        "groups": 2,
+        "stop_gradient": True,
+        "diversity": 0.5,
+        "temperature": 3.0,
+        "auxiliary": "conv",
+        "hidden": 128,
+        "head": "decoupled",
+    },
     "infopro": {"hidden_width": 128, **RECONSTRUCTION},
     "predsim": {"beta": 0.99, "pooled_width": 512, "zero_init": False},
 }
