@@ -73,7 +73,7 @@ def default_folder(model: str, method: str, depth: int, options: Mapping[str, An
         if model.partition(":")[0] in ("timm", "torchvision", "localize")
         else Path(model).name.replace(".py:", "-")
     )
-    rule = method if method == "bp" else f"{method}-d{depth}"  # backpropagation has no auxiliary networks
+    rule = f"{method}-d{depth}" if with_depth(get_method(method).Options, depth, {}) else method
     chosen = "".join(f"-{key}-{value}" for key, value in options.items())
     return Path("runs") / re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{name}-{rule}{chosen}")
 

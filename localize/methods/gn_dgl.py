@@ -18,6 +18,8 @@ Deviations, and choices the paper leaves open:
 - With one group everywhere, ``auxiliary="dgl"`` and ``head="joint"``, it is DGL.
 - The classifier is a local module of its own, which reads detached features: the model's own classifier is trained. The
   released code trains a network of the auxiliary networks' form beside the model's classifier, which it leaves unused.
+  A linear classifier makes less of features that were not trained for it: the last auxiliary networks
+  (``predictions(x)[-2]``) and the ensemble are the figures to hold against the released code's.
 - With ``modules=1`` and this classifier, training is local still: two modules. ``head="joint"`` with ``modules=1`` is
   backpropagation.
 - A classifier without trainable parameters cannot be a module of its own: then ``head="joint"`` holds, and the plan
