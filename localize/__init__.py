@@ -26,6 +26,7 @@ from passes.errors import (
     MethodError,
     PartitionError,
     PlanError,
+    SplitError,
 )
 from passes.ir import Layer, TensorSpec
 from passes.leaves import LeafPolicy
@@ -57,6 +58,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Prediction",
+    "SplitError",
     "TensorSpec",
     "check",
     "localize",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -12,13 +11,12 @@ import torch
 from torch import nn
 
 from localize import methods
-from localize.emit import Criteria, Wires, emit, known, parameters_of, reached_through, wire
+from localize.emit import Criteria, emit
 from localize.grouping import Balance, check_balance, groups_of
 from localize.local_graph import LocalGraphModule
 from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
-from localize.merge import adapter_cost, with_adapters
 from localize.methods import Context
-from localize.plan import LocalModulePlan, Plan
+from localize.planning import make_plan, merging
 from localize.prediction import Prediction, prediction_of, require_logits
 from passes import verify as spec
 from passes.adapt import Adapter
@@ -28,6 +26,7 @@ from passes.ir import Network
 from passes.leaves import LeafPolicy
 from passes.outputs import Output, choices
 from passes.pipeline import analyse, expect
+from passes.weights import Initializer
 
 _DEFAULT_SHAPE = (3, 224, 224)
 
@@ -53,7 +52,7 @@ def localize(
     """Compiles a model for supervised local learning.
 
     The model is cut into gradient-isolated local modules; each gets an auxiliary network and a loss of its own. The
-    model itself is not changed: training the result trains it.
+    model itself is not changed: training the result trains it, or, where the method says so, a model made of it.
 
     Args:
         model: The primary network: any vision model that torch.fx can trace, taking one tensor. Local losses are
@@ -61,8 +60,9 @@ def localize(
         method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024), ``"dgl"`` (Belilovsky et al., ICML 2020),
             ``"predsim"`` (Nokland and Eidnes, ICML 2019), ``"infopro"`` (Wang et al., ICLR 2021),
             ``"auglocal+infopro"`` (the first with the last one's reconstruction loss), ``"mlaan"``, ``"dgl+mlaan"`` and
-            ``"infopro+mlaan"`` (Zhang et al., AAAI 2025), ``"bp"`` (plain
-            backpropagation), or ``"checkpoint"`` (the same, activations recomputed layer by layer).
+            ``"infopro+mlaan"`` (Zhang et al., AAAI 2025), ``"gn-dgl"`` (Patel et al., 2023; trains a smaller network,
+            ``.primary``, made of the model), ``"bp"`` (plain backpropagation), or ``"checkpoint"`` (the same,
+            activations recomputed layer by layer).
         d: Depth of auxiliary networks: trainable layers, the classifier included. For methods that have a depth.
         example_inputs: A tensor of the input's shape, batch first; its values are never used. By default the input size
             of the model's own configuration (timm's ``pretrained_cfg``), else (2, 3, 224, 224).
@@ -97,15 +97,15 @@ def localize(
 
     Raises:
         LocalizeError: One of its subclasses: :class:`CaptureError` (no graph), :class:`PartitionError` (no layers, or
-            ``modules``, ``max_cut`` or ``granularity`` cannot be met), :class:`MethodError` (unknown method or option,
-            or one that does not fit).
+            ``modules``, ``max_cut`` or ``granularity`` cannot be met), :class:`SplitError` (its width cannot be split),
+            :class:`MethodError` (unknown method or option, or one that does not fit).
     """
     require_module(model)
     rule = methods.get_method(method)
     chosen = methods.read_options(method, rule.Options, methods.with_depth(rule.Options, d, options))
     check_balance(balance, modules)
 
-    def analysed(primary: nn.Module) -> Network:
+    def analysed(primary: nn.Module, like: Network | None = None) -> Network:
         return analyse(
             primary,
             *input_of(model, example_inputs),
@@ -115,6 +115,7 @@ def localize(
             output=output,
             joint=output_criterion is not None,
             verify=verify,
+            like=like,
         )
 
     network = analysed(model)
@@ -122,11 +123,14 @@ def localize(
     criteria = Criteria(criterion or (cross_entropy_of_last if last else cross_entropy), output_criterion)
     prediction = _prediction(network, method, output, outputs, criteria)
     context = _context(network, prediction, modules, balance)
-    changed = rule.prepare(context, chosen)
+    draw = Initializer(None if seed is None else torch.Generator().manual_seed(seed))
+    changed = rule.prepare(context, chosen, draw)
     if changed is not None:
-        context = _context(analysed(changed), prediction, modules, balance)
-    plan = _plan(context, method, chosen)
-    local = emit(plan, context, chosen, criteria, seed)
+        # The groups are those that the change was made for; costs, which they may have been balanced by, are others.
+        sizes = None if context.groups is None else [len(layers) for layers in context.groups]
+        context = _context(analysed(changed, network), prediction, sizes, "layers")
+    plan = make_plan(context, method, chosen, None if changed is None else network)
+    local = emit(plan, context, chosen, criteria, draw)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     return local
 
@@ -140,7 +144,7 @@ def _context(
         PartitionError: ``modules`` is not possible.
     """
     groups = groups_of(network.layers, modules, balance)
-    return Context(network, Adapter(network), prediction, groups, partial(_merging, network))
+    return Context(network, Adapter(network), prediction, groups, partial(merging, network))
 
 
 def _prediction(
@@ -178,63 +182,6 @@ def _prediction(
             remedy="Give output_criterion=, the loss of what the model returns",
         )
     return wanted
-
-
-def _plan(context: Context, method: str, options: Any) -> Plan:
-    network = context.network
-    planned = methods.get_method(method).plan(context, options)
-    wiring = wire(network, [module.layers for module in planned])
-    planned = tuple(_with_merged(network, module, wires) for module, wires in zip(planned, wiring, strict=True))
-    owned = parameters_of(network, wiring)
-    expect("plan", spec.ownership(network, owned))
-    planned = tuple(_with_parameters(network, module, wiring, owned) for module in planned)
-    return Plan(
-        model=type(network.captured.model).__name__,
-        method=method,
-        options=dataclasses.asdict(options),
-        input=network.shapes.input,
-        output=network.shapes.output,
-        prediction=context.prediction,
-        layers=network.layers,
-        classifier_params=network.partition.classifier_params,
-        classifier_macs=network.partition.classifier_macs,
-        modules=planned,
-        opaque=tuple(leaf.path for leaf in network.captured.opaque),
-    )
-
-
-def _with_parameters(
-    network: Network, module: LocalModulePlan, wiring: Sequence[Wires], owned: Sequence[tuple[str, ...]]
-) -> LocalModulePlan:
-    """Adds which of the primary network's parameters the losses of a module reach."""
-    cascade = module.cascade
-    if cascade is not None:
-        window = [wiring[j] for j in (*cascade.reaches, module.index)]
-        reached = reached_through(network, window)
-        names = tuple(name for j in cascade.reaches for name in owned[j] if name in reached)
-        cascade = dataclasses.replace(cascade, parameters=names)
-    return dataclasses.replace(module, parameters=owned[module.index], cascade=cascade)
-
-
-def _with_merged(network: Network, module: LocalModulePlan, wires: Wires) -> LocalModulePlan:
-    """Adds to auxiliary networks what they need to read more than the newest tensor of a cut."""
-    if module.auxiliary is None or len(wires.reads) == 1:
-        return module
-    like, *others = (known(network.shapes.specs[name]) for name in wires.reads)
-    cascade = module.cascade
-    if cascade is not None and cascade.auxiliary is not None:
-        cascade = dataclasses.replace(cascade, auxiliary=with_adapters(cascade.auxiliary, like, others))
-    return dataclasses.replace(module, auxiliary=with_adapters(module.auxiliary, like, others), cascade=cascade)
-
-
-def _merging(network: Network, groups: Sequence[Sequence[int]]) -> list[int]:
-    """Multiply-accumulates of :mod:`localize.merge` for each group of layers but the last of the network."""
-    if not groups:
-        return []
-    rest = range(groups[-1][-1] + 1, len(network.layers))
-    wiring = wire(network, [*groups, rest])[: len(groups)]
-    reads = [[known(network.shapes.specs[name]) for name in wires.reads] for wires in wiring]
-    return [sum(adapter_cost(other, like)[1] for other in others) for like, *others in reads]
 
 
 def leaf_policy() -> LeafPolicy:

@@ -38,7 +38,7 @@ class Criteria:
     """Of the last module, from (what the model returns, target); None where the other serves there too."""
 
 
-def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, seed: int | None) -> LocalGraphModule:
+def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, draw: Initializer) -> LocalGraphModule:
     """Builds what the plan says: generated code for each local module, its auxiliary network, and the graph over them.
 
     Args:
@@ -46,14 +46,12 @@ def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, seed: i
         context: What the plan was made on.
         options: The method's options.
         criteria: The losses.
-        seed: Seed of the auxiliary networks' weights; None draws from torch's global generator.
+        draw: Source of the auxiliary networks' weights.
 
     Returns:
         A module that shares the user's model, in train mode.
     """
     method = get_method(plan.method)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    draw = Initializer(generator)
     captured, shared = context.network.captured, context.network.partition.shared
     model = captured.model
     place = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -112,7 +110,8 @@ def _over(
     captured = dataclasses.replace(context.network.captured, model=model)
     network = dataclasses.replace(context.network, captured=captured)
     moved = dataclasses.replace(context, network=network, adapter=Adapter(network))
-    return emit(plan, moved, options, dataclasses.replace(criteria, output=output), seed=0)
+    draw = Initializer(torch.Generator().manual_seed(0))
+    return emit(plan, moved, options, dataclasses.replace(criteria, output=output), draw)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ class Wires:
 
 
 def wire(network: Network, groups: Sequence[Sequence[int]]) -> list[Wires]:
-    """Nodes, inputs and outputs of each local module.
+    """Nodes, inputs and outputs of each local module; the last one's layers may be none, and it the classifier alone.
 
     The tensors that the local loss is computed from come first, others and sizes that later modules need follow.
     """
@@ -151,7 +150,7 @@ def wire(network: Network, groups: Sequence[Sequence[int]]) -> list[Wires]:
             reads = tuple(node.name for node in (network.captured.result, *network.captured.heads))
         later = {name for need in needs[k + 1 :] for name in need}
         extra = [name for name in names if name in later and name not in reads]
-        entry = part.entries[groups[k][0]]
+        entry = part.entries[groups[k][0]] if groups[k] else part.cuts[-1]
         inputs = sorted(needs[k], key=lambda name: name != entry)
         wires.append(Wires(tuple(names), tuple(inputs), (*reads, *extra), reads))
     return wires

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from localize.local_module import LocalModule, results_of
+from localize.prediction import Prediction
 from passes.errors import LocalizeError
 from passes.inference import as_in_inference
 from passes.outputs import Structure
@@ -39,6 +40,37 @@ def predictions(modules: Sequence[LocalModule], primary: nn.Module, x: torch.Ten
         with as_in_inference(module):
             found.append(module.logits(*results[: module.reads]))
     return (*found, primary(x))
+
+
+def ensemble(predicted: Sequence[Any], spec: Prediction) -> torch.Tensor:
+    """The mean of class probabilities of several depths, each with twice the weight of the one before it.
+
+    Args:
+        predicted: Logits, input to output.
+        spec: What they are of.
+
+    Returns:
+        Probabilities of the logits' shape.
+
+    Raises:
+        LocalizeError: The last prediction holds no logits of the same shape as the others.
+    """
+    shapes = {tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits) for logits in predicted}
+    if spec.kind == "other" or len(shapes) > 1 or not isinstance(predicted[-1], torch.Tensor):
+        raise LocalizeError(
+            "local modules and the model do not predict the same classes",
+            why=f"the model gives {_described(predicted[-1])}, and local modules {spec}",
+            remedy="Use predictions(), which gives each by itself",
+        )
+    dim = -1 if spec.layout == "NHWC" else 1
+    total: torch.Tensor = torch.zeros_like(predicted[-1])
+    for depth, logits in enumerate(predicted):
+        total += 2**depth * logits.softmax(dim)
+    return total.div(float(2 ** len(predicted) - 1))
+
+
+def _described(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
 
 
 def require_inference(modules: Sequence[LocalModule], structure: Structure, x: torch.Tensor, output: Any) -> None:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from localize.cascade import keep_overwritten, last_reads, run_attached, window_of
 from localize.fused import LossScale, fused_loss, without_strays
-from localize.inference import in_eval_mode, predictions, require_inference
+from localize.inference import ensemble, in_eval_mode, predictions, require_inference
 from localize.local_module import LocalModule, LocalOutput, results_of, several
 from localize.losses import Criterion, check_target, checked
 from localize.plan import Plan
@@ -216,6 +216,26 @@ class LocalGraphModule(fx.GraphModule):
                 self._explain(x, error)
                 raise
         return found
+
+    def ensemble(self, x: torch.Tensor) -> torch.Tensor:
+        """The layerwise ensemble: class probabilities from what all depths predict, the deeper the more they count.
+
+        Patel et al., "Local Learning with Neuron Groups", section 3.4 (after Belilovsky et al., "Greedy layerwise
+        learning can scale to ImageNet", ICML 2019): the mean of the softmax of :meth:`predictions`, prediction j
+        weighted by 2^j / (1 + 2 + 4 + ...); of modules of several groups of neurons the mean over groups. The primary
+        network's output is the deepest one.
+
+        Args:
+            x: Input of the primary network, batch first.
+
+        Returns:
+            Probabilities of the logits' shape, (N, classes) or (N, classes, H, W).
+
+        Raises:
+            InputError: ``x`` does not fit the model.
+            LocalizeError: See :meth:`predictions`; or the model's output is no logits of the same classes.
+        """
+        return ensemble(self.predictions(x), self._plan.prediction)
 
     def parameters_of(self, index: int) -> list[nn.Parameter]:
         """What the loss of module ``index`` trains: its part of the primary network, and its auxiliary networks.

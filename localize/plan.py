@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from localize.prediction import Prediction
-from localize.records import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm
+from localize.records import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm, Original
 from passes.errors import PlanError
 from passes.ir import Layer, TensorSpec
 
-__all__ = ["Auxiliary", "AuxiliaryBlock", "Cascade", "LocalModulePlan", "LossTerm", "Plan", "describe"]
+__all__ = ["Auxiliary", "AuxiliaryBlock", "Cascade", "LocalModulePlan", "LossTerm", "Original", "Plan", "describe"]
 
 FORMAT = 1
 """Version of the JSON form."""
@@ -39,6 +39,8 @@ class Plan:
     modules: tuple[LocalModulePlan, ...]
     opaque: tuple[str, ...] = ()
     """Submodules that could not be traced, and were kept whole."""
+    original: Original | None = None
+    """The user's model, where the primary network is not that but another, made of it; ``localize(...).primary``."""
 
     @property
     def params(self) -> int:
@@ -93,6 +95,7 @@ class Plan:
                     "layers": tuple(_layer(item) for item in data["layers"]),
                     "modules": tuple(_module(item) for item in data["modules"]),
                     "opaque": tuple(data["opaque"]),
+                    "original": Original(**data["original"]) if data.get("original") else None,
                 }
             )
         except PlanError:
@@ -117,7 +120,7 @@ def _plain(value: Any) -> Any:
 
 
 def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
 
 
 def _spec(data: Mapping[str, Any]) -> TensorSpec:
@@ -158,6 +161,7 @@ def _auxiliary(data: Mapping[str, Any] | None) -> Auxiliary | None:
             "blocks": tuple(AuxiliaryBlock(**block) for block in data["blocks"]),
             "merged": tuple(data.get("merged", ())),
             "terms": tuple(LossTerm(**term) for term in data.get("terms", ())),
+            "groups": _tuple(data.get("groups", [])),
         }
     )
 
@@ -167,7 +171,7 @@ def _table(plan: Plan) -> str:
     title = f"{plan.model}: {plan.method}({options}), input {plan.input}{_losses(plan)}"
     totals = (
         f"L={len(plan.layers)} local layers in K={len(plan.modules)} local modules; "
-        f"primary {_si(plan.params)} parameters, {_si(plan.macs)} MACs; "
+        f"primary {_si(plan.params)} parameters, {_si(plan.macs)} MACs{_before(plan)}; "
         f"auxiliary networks {_si(plan.auxiliary_params)} parameters, {_si(plan.auxiliary_macs)} MACs"
     )
     if plan.repeated_macs:
@@ -204,10 +208,10 @@ def _row(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
     last = module.index == len(plan.modules) - 1
     params = sum(layer.params for layer in layers) + last * plan.classifier_params
     macs = sum(layer.macs for layer in layers) + last * plan.classifier_macs
-    span = f"{module.layers[0]}" if len(layers) == 1 else f"{module.layers[0]}-{module.layers[-1]}"
+    ends = [f"{i}" for i in dict.fromkeys((*module.layers[:1], *module.layers[-1:]))]
     return (
         f"{module.index} {module.name}",
-        span + (" + classifier" if last else ""),
+        " + ".join(filter(None, ["-".join(ends), "classifier" if last else ""])),
         str(plan.output) if last else _crossing(layers[-1]),
         _si(params),
         _si(macs),
@@ -224,6 +228,13 @@ def _losses(plan: Plan) -> str:
     return "" if usual or not plan.auxiliary_params else f"; local losses on {plan.prediction}"
 
 
+def _before(plan: Plan) -> str:
+    """What the user's model costs, where the primary network is another."""
+    if plan.original is None:
+        return ""
+    return f" (made of {_si(plan.original.params)} parameters, {_si(plan.original.macs)} MACs)"
+
+
 def _crossing(layer: Layer) -> str:
     return f"{layer.output} (+{layer.width - 1})" if layer.width > 1 else str(layer.output)
 
@@ -231,6 +242,8 @@ def _crossing(layer: Layer) -> str:
 def _networks(module: LocalModulePlan) -> str:
     """A module's losses in a few words."""
     own = describe(module.auxiliary) if module.auxiliary else "(output loss)"
+    if module.auxiliary and module.auxiliary.groups:
+        own = f"{len(module.auxiliary.groups)} groups, each {own}"
     if module.recompute:
         own += ", activations recomputed"
     if module.cascade is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx
@@ -54,7 +54,7 @@ class Recomputed:
         for i, (piece, statistics) in enumerate(zip(self.pieces, self._statistics, strict=True)):
             arguments = [held[name] for name in piece.inputs]
             contexts = lambda buffers=statistics: (contextlib.nullcontext(), buffers_kept(buffers))  # noqa: E731
-            run: Callable[..., Any] = piece
+            run = cast(Callable[..., Any], piece)
             if torch.is_grad_enabled():
                 result = checkpoint(run, *arguments, use_reentrant=False, context_fn=contexts)
             else:

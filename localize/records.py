@@ -57,6 +57,19 @@ class Auxiliary:
     """Of the criterion in the local loss."""
     terms: tuple[LossTerm, ...] = ()
     """Further terms of the local loss. Their networks are counted in ``params`` and ``macs``."""
+    groups: tuple[tuple[tuple[int, int], ...], ...] = ()
+    """Where the module's width is split: for each group the ranges of channels, first and one past the last, that are
+    its own. Each group then has a network of this form and a loss; ``params`` and ``macs`` are of all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The user's model, where the method trains another one that it made of it."""
+
+    params: int
+    """Parameter elements of its layers and classifier."""
+    macs: int
+    """Their multiply-accumulates at batch 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +97,7 @@ class LocalModulePlan:
     index: int
     name: str
     layers: tuple[int, ...]
-    """Indices of its local layers."""
+    """Indices of its local layers; none for a last module that holds the classifier alone."""
     auxiliary: Auxiliary | None
     """None for the last module, which is trained through the classifier."""
     parameters: tuple[str, ...]

@@ -66,6 +66,10 @@ class AdaptError(LocalizeError):
     """A layer cannot be made to fit behind another input."""
 
 
+class SplitError(LocalizeError):
+    """The layers of a network cannot be split in groups of channels."""
+
+
 class MethodError(LocalizeError):
     """A learning rule is unknown, or its options or the model do not fit it."""
 

@@ -10,7 +10,18 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-_ATOMS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.MultiheadAttention)
+from passes.grouped import Gathered
+
+_ATOMS = (
+    _ConvNd,
+    nn.Linear,
+    _NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.Embedding,
+    nn.MultiheadAttention,
+    Gathered,
+)
 _WEIGHTED = (_ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.MultiheadAttention)
 
 

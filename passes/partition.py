@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -81,6 +82,28 @@ def partition(
     return _assemble(best[1].chain, best[2])
 
 
+def partition_again(captured: Captured, shapes: Shapes, like: Partition) -> Partition:
+    """The same layers of a network of the same graph, node for node, whose layers have other weights.
+
+    Args:
+        captured: The graph.
+        shapes: Its shapes and costs.
+        like: How the other network was partitioned.
+    """
+    nodes = [[captured.by_name[name] for name in names] for names in (*like.nodes, like.classifier)]
+    carried = _shared_parameters(captured, frozenset(like.shared))
+    layers = tuple(
+        _layer(shapes, captured, carried, index, layer.name, nodes[index], like.entries[index], like.live[index])
+        for index, layer in enumerate(like.layers)
+    )
+    return replace(
+        like,
+        layers=layers,
+        classifier_params=_count(captured, nodes[-1], carried),
+        classifier_macs=sum(shapes.costs[n.name].macs for n in nodes[-1]),
+    )
+
+
 def _nothing_to_cut(captured: Captured, cutter: Cutter) -> PartitionError:
     if len(cutter.mixing) >= 2:
         return PartitionError(
@@ -118,7 +141,7 @@ def _largest_share(chain: Chain, cuts: Sequence[Cut]) -> float:
 def _assemble(chain: Chain, cuts: Sequence[Cut]) -> Partition:
     captured, shapes = chain.flow.captured, chain.flow.shapes
     members = _members(chain, cuts)
-    carried = _shared_parameters(captured, chain)
+    carried = _shared_parameters(captured, chain.shared)
     names = [cut.name or name for cut, name in zip(cuts, _names(captured, shapes, members), strict=True)]
     entries = tuple(_entries(chain, members))
     live = tuple((cut.value, *(name for name in chain.borders[cut.index].live if name != cut.value)) for cut in cuts)
@@ -174,10 +197,10 @@ def _layer(
     )
 
 
-def _shared_parameters(captured: Captured, chain: Chain) -> dict[str, list[torch.Tensor]]:
+def _shared_parameters(captured: Captured, shared: Collection[str]) -> dict[str, list[torch.Tensor]]:
     carried: dict[str, list[torch.Tensor]] = {}
     for node in captured.nodes:
-        if node.name in chain.shared:
+        if node.name in shared:
             carried[node.name] = own_tensors(captured, node) + [
                 t for p in node.all_input_nodes for t in carried.get(p.name, [])
             ]

@@ -14,7 +14,7 @@ from passes.granularity import Granularity
 from passes.ir import Captured, Network, TensorSpec
 from passes.leaves import LeafPolicy, weighted_layers
 from passes.outputs import Output
-from passes.partition import partition
+from passes.partition import partition, partition_again
 from passes.shapes import infer_shapes
 from passes.trunk import deepest_first
 
@@ -30,6 +30,7 @@ def analyse(
     verify: bool = True,
     max_cut: int | None = None,
     granularity: Granularity = "minimal",
+    like: Network | None = None,
 ) -> Network:
     """Capture, shapes, partition.
 
@@ -43,6 +44,7 @@ def analyse(
         verify: Whether the graph is held against the model on random input.
         max_cut: See :func:`passes.partition.partition`.
         granularity: See :func:`passes.partition.partition`.
+        like: A network that this one was made of by changing leaf layers: it is partitioned as that one is.
 
     Raises:
         CaptureError: See :func:`passes.fidelity.capture_verified` and :func:`passes.shapes.infer_shapes`.
@@ -54,6 +56,10 @@ def analyse(
     if joint and output is None:
         captured, shapes = deepest_first(captured, shapes)
     expect("shapes", spec.shapes(captured, shapes))
+    if like is not None and tuple(captured.by_name) == tuple(like.captured.by_name):
+        network = Network(captured, shapes, partition_again(captured, shapes, like.partition))
+        expect("partition", spec.partition(network))
+        return network
     try:
         network = Network(captured, shapes, partition(captured, shapes, max_cut, granularity))
     except PartitionError as error:

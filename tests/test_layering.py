@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # Ground floor first. A package stands for all that is in it, unless a longer name is on a floor of its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("passes",),
-    ("localize.losses", "localize.term_losses", "localize.fused", "localize.models"),
+    ("localize.losses", "localize.term_losses", "localize.diversity", "localize.fused", "localize.models"),
     (
         "localize.prediction",
         "localize.pooling",
@@ -33,11 +33,20 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("localize.inference", "localize.cascade"),
     ("localize.local_graph",),
     ("localize.emit",),
+    ("localize.planning",),
     ("localize.api",),
     ("localize.obstacles",),
     ("localize",),
     ("localize.runtime",),
-    ("localize.cli", "localize._train", "localize._check", "localize._sweep", "localize._demo", "localize._display"),
+    (
+        "localize.cli",
+        "localize._flags",
+        "localize._train",
+        "localize._check",
+        "localize._sweep",
+        "localize._demo",
+        "localize._display",
+    ),
 )
 
 OUTSIDE = {"passes": {"torch", "networkx"}, "localize.methods": {"torch"}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localize.methods import auglocal, auglocal_infopro, bp, checkpoint, dgl, infopro, mlaan, predsim
+from localize.methods import auglocal, auglocal_infopro, bp, checkpoint, dgl, gn_dgl, infopro, mlaan, predsim
 from localize.methods.base import Context, Method, read_options, with_depth
 from passes.errors import MethodError
 
@@ -15,6 +15,7 @@ METHODS: dict[str, Method] = {
     "checkpoint": checkpoint.METHOD,
     "dgl": dgl.METHOD,
     "dgl+mlaan": mlaan.around(dgl.METHOD),
+    "gn-dgl": gn_dgl.METHOD,
     "infopro": infopro.METHOD,
     "infopro+mlaan": mlaan.around(infopro.METHOD),
     "mlaan": mlaan.METHOD,

@@ -36,7 +36,7 @@ def _no_network(context: Context, module: LocalModulePlan, options: Any, draw: I
     """A rule without cascades."""
 
 
-def _no_model(context: Context, options: Any) -> None:
+def _no_model(context: Context, options: Any, draw: Initializer) -> None:
     """A rule that trains the model as it is."""
 
 
@@ -61,9 +61,9 @@ class Method:
     """The auxiliary network of the cascaded loss, for modules planned with a cascade."""
     attach: Callable[[Any, Context, Any], None] = _nothing
     """Called with the finished ``LocalGraphModule``, for what a rule does beside losses."""
-    prepare: Callable[[Context, Any], nn.Module | None] = _no_model
+    prepare: Callable[[Context, Any, Initializer], nn.Module | None] = _no_model
     """The primary network to train in place of the user's, where the rule changes it; None to train the user's. It is
-    analysed anew, and grouped as the user asked."""
+    analysed anew, and has the same layers in the same groups, if its graph is the same."""
 
 
 def read_options(name: str, kind: type[Any], given: Mapping[str, Any]) -> Any:
@@ -89,7 +89,9 @@ def with_depth(kind: type[Any], d: int, given: Mapping[str, Any]) -> dict[str, A
 
 
 def group_name(network: Network, layers: Sequence[int]) -> str:
-    """Name of a local module: its layer's, or the first and the last one's."""
+    """Name of a local module: its layer's, or the first and the last one's; without layers it is the classifier."""
+    if not layers:
+        return "classifier"
     first, last = network.layers[layers[0]].name, network.layers[layers[-1]].name
     return first if len(layers) == 1 else f"{first}..{last}"
 

@@ -111,9 +111,9 @@ class Around:
         self.base.attach(local, context, self._theirs(options))
         follow(local, local.primary, local.local_modules, own_options(options).momentum)
 
-    def prepare(self, context: Context, options: Any) -> nn.Module | None:
+    def prepare(self, context: Context, options: Any, draw: Initializer) -> nn.Module | None:
         """What the rule does."""
-        return self.base.prepare(context, self._theirs(options))
+        return self.base.prepare(context, self._theirs(options), draw)
 
     def _theirs(self, options: Any) -> Any:
         return part_of(self.base.Options, options, **self.fixed)

@@ -206,7 +206,11 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
     """Classifier and similarity network of a planned module."""
     if module.auxiliary is None:
         return None
-    network = network_behind(features_of(context, module.layers[-1]), options)
+    return build_network(context, network_behind(features_of(context, module.layers[-1]), options), options, draw)
+
+
+def build_network(context: Context, network: Network, options: Options, draw: Initializer) -> WithTerms:
+    """Classifier and similarity network, from features to (N, outputs)."""
     classifier = nn.Sequential()
     for part in network.features.build():
         classifier.add_module("grid", part)
