@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def default_folder(model: str, method: str, depth: int, options: Mapping[str, An
         if model.partition(":")[0] in ("timm", "torchvision", "localize")
         else Path(model).name.replace(".py:", "-")
     )
-    rule = method if method == "bp" else f"{method}-d{depth}"  # backpropagation has no auxiliary networks
+    rule = f"{method}-d{depth}" if with_depth(get_method(method).Options, depth, {}) else method
     chosen = "".join(f"-{key}-{value}" for key, value in options.items())
     return Path("runs") / re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{name}-{rule}{chosen}")
 
@@ -116,8 +117,18 @@ def prepare(
     side = image_size or input_size(network, source.native_size, channels)
     height, width = (side, side) if side else source.native_size or (0, 0)
     example = torch.zeros(2, channels, height, width)
+    loaded = None
+    if needs_normalization(method, options):
+        loaded = load_data(source, image_size=side, channels=channels, **limits)
+        options = {**options, "mean": tuple(loaded.mean.tolist()), "std": tuple(loaded.std.tolist())}
     local = localize(network, method, d=depth, modules=modules, example_inputs=example, seed=seed, **options)
-    return local, load_data(source, image_size=side, channels=channels, **limits)
+    return local, loaded or load_data(source, image_size=side, channels=channels, **limits)
+
+
+def needs_normalization(method: str, options: Mapping[str, Any]) -> bool:
+    """Whether a method has to be told how images are normalized, and has not been."""
+    known = {field.name for field in dataclasses.fields(get_method(method).Options)}
+    return {"mean", "std"} <= known and not {"mean", "std"} & options.keys()
 
 
 def run(

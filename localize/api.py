@@ -58,8 +58,10 @@ def localize(
     Args:
         model: The primary network: any vision model that torch.fx can trace, taking one tensor. Local losses are
             computed from what it returns: a vector of logits (N, classes), or a map of them (N, classes, H, W).
-        method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024) or ``"bp"`` (plain backpropagation);
-            ``"mlaan"``, ``"dgl+mlaan"`` and ``"infopro+mlaan"`` (Zhang et al., AAAI 2025).
+        method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024), ``"dgl"`` (Belilovsky et al., ICML 2020),
+            ``"predsim"`` (Nokland and Eidnes, ICML 2019), ``"infopro"`` (Wang et al., ICLR 2021),
+            ``"auglocal+infopro"`` (the first with the last one's reconstruction loss), ``"mlaan"``, ``"dgl+mlaan"``,
+            ``"infopro+mlaan"`` (Zhang et al., AAAI 2025), or ``"bp"`` (plain backpropagation).
         d: Depth of auxiliary networks: trainable layers, the classifier included. For methods that have a depth.
         example_inputs: A tensor of the input's shape, batch first; its values are never used. By default the input size
             of the model's own configuration (timm's ``pretrained_cfg``), else (2, 3, 224, 224).
@@ -87,7 +89,7 @@ def localize(
         seed: Seed of the auxiliary networks' weights; torch's global generator is then neither read nor moved.
         **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``pool``, ``head``,
             ``head_width``, ``selection``, ``width``, ``downsampling``, ``max_aux_macs`` and ``aux_init``, see
-            :class:`localize.methods.auglocal.Options`.
+            :class:`localize.methods.auglocal.Options`; each other method's stand in ``Options`` of its own module.
 
     Returns:
         A ``torch.fx.GraphModule`` that shares its parameters with ``model``.

@@ -17,6 +17,7 @@ from localize import LocalGraphModule, localize
 from localize.methods.predsim import pool_kernel
 from localize.models import cifar_resnet
 from localize.runtime.flops import count_flops, step_flops
+from localize.runtime.memory import peak_step_bytes
 from localize.supervision import Term, WithTerms
 from tests.vgg6a import LAYERS, Vgg6a
 
@@ -224,6 +225,17 @@ def test_flops_by_hand() -> None:
         for kind in ("classifier", "second"):
             own += sum(n * rows[c].get(f"{kind}_macs_fvcore", 0) for n, c in ((19, "16"), (18, "32"), (17, "64")))
         assert step_flops(baseline(name)).total == own
+
+
+MEASURED = {"dgl": 0.49e9, "predsim": 0.62e9, "infopro": 0.77e9}
+"""Method -> peak bytes of the authors' code: ResNet-32, batch 1024, SGD with momentum."""
+
+
+@pytest.mark.parametrize("method", MEASURED)
+def test_memory_is_what_the_released_code_takes(method: str) -> None:
+    """To the two digits that were noted, or less."""
+    local = localize(cifar_resnet(32), method, seed=0, verify=False)
+    assert 0.85 * MEASURED[method] < peak_step_bytes(local, 1024) < 1.02 * MEASURED[method]
 
 
 # Partitions -----------------------------------------------------------------------------------------------------------

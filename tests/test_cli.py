@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from localize import _demo, _display
+from localize._train import default_folder
 from localize.cli import main
 from localize.models import cifar_resnet
 from localize.runtime import models
@@ -99,6 +100,25 @@ def test_train_takes_options_of_the_method() -> None:
     assert plan["options"] | given == plan["options"]
     assert plan["options"]["d"] == 2
     assert run(*SHORT, *options, "--resume") == 0
+
+
+@pytest.mark.parametrize("method", ["infopro", "auglocal+infopro"])
+def test_train_says_how_it_normalizes_images(method: str) -> None:
+    """InfoPro reconstructs images as they were before."""
+    assert run(*SHORT, "--epochs", "1", "--method", method, "--out", "x") == 0
+    data = load_data("digits", image_size=8, limit=40)
+    options = json.loads(Path("x/plan.json").read_text())["options"]
+    assert (options["mean"], options["std"]) == (data.mean.tolist(), data.std.tolist())
+    assert run(*SHORT, "--epochs", "1", "--method", method, "--out", "x", "--resume") == 0
+    given = ["--option", "mean=0.3", "--option", "std=(0.3, 0.3, 0.35)"]
+    assert run(*SHORT, "--epochs", "1", "--method", method, "--out", "y", *given) == 0
+    options = json.loads(Path("y/plan.json").read_text())["options"]
+    assert (options["mean"], options["std"]) == (0.3, [0.3, 0.3, 0.35])
+
+
+def test_folders_name_the_depth_of_methods_that_have_one() -> None:
+    assert default_folder("timm:resnet18", "dgl", 4, {"hidden": 1}) == Path("runs/resnet18-dgl-hidden-1")
+    assert default_folder("timm:resnet18", "auglocal+infopro", 4, {}) == Path("runs/resnet18-auglocal-infopro-d4")
 
 
 def test_trained_weights_load_into_the_plain_model() -> None:

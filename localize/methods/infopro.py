@@ -12,7 +12,7 @@ Deviations, and choices the paper leaves open:
 - The classifier's convolution is as wide as the first later layer that halves resolution, and halves it too; where none
   does, it keeps width and resolution. On the paper's ResNets these are its figures.
 - The decoder gives logits, and the loss is computed from them, as half precision needs; its sigmoid is the image.
-- Interpolation is torch's, corners not aligned.
+- Interpolation aligns corners, as in the released code.
 - Images are taken to be in [0, 1] unless ``mean`` and ``std`` say how they were normalized. Values outside are cut off;
   where more than a tenth of the first batch's are, the loss refuses it.
 - Images with channels last, and tokens, are made images with channels first; the mean of class tokens and registers is

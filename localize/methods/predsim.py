@@ -97,6 +97,11 @@ class Network:
     """Of the pooling windows; empty without positions."""
 
     @property
+    def pools(self) -> bool:
+        """Whether there is anything to pool."""
+        return math.prod(self.kernel) > 1
+
+    @property
     def inputs(self) -> int:
         """Of the classifier."""
         return self.features.spec.channels * math.prod(_pooled(self.features.spec.spatial, self.kernel))
@@ -113,7 +118,7 @@ class Network:
     def describe(self, options: Options, outputs: int) -> Auxiliary:
         """The auxiliary networks in the plan."""
         term = self.term(options.beta)
-        pool = [f"pool({'x'.join(map(str, self.kernel))})"] if self.kernel else []
+        pool = [f"pool({'x'.join(map(str, self.kernel))})"] if self.pools else []
         return Auxiliary(
             selected=(),
             depth=1,
@@ -205,7 +210,7 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
     classifier = nn.Sequential()
     for part in network.features.build():
         classifier.add_module("grid", part)
-    if network.kernel:
+    if network.pools:
         height, width = network.kernel
         classifier.add_module("pool", nn.AvgPool2d((height, width), ceil_mode=True))
     classifier.add_module("flatten", nn.Flatten())

@@ -161,7 +161,8 @@ class Decoding:
 
 
 def _words(value: Numbers) -> str:
-    return f"({', '.join(f'{v:g}' for v in value)})" if isinstance(value, tuple) else f"{value:g}"
+    numbers = [f"{v:g}" for v in value] if isinstance(value, tuple) else [f"{value:g}"]
+    return f"({', '.join(numbers)})" if len(numbers) > 1 else numbers[0]
 
 
 class Decoder(nn.Module):
@@ -189,7 +190,7 @@ class Decoder(nn.Module):
 
     def forward(self, features: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Logits of an image of ``size``, by default of the one planned for; their sigmoid is the image."""
-        grown = F.interpolate(self.grid(features), size or self.size, mode=resampling(2), align_corners=False)
+        grown = F.interpolate(self.grid(features), size or self.size, mode=resampling(2), align_corners=True)
         logits: torch.Tensor = self.convolutions(grown)
         return logits
 
