@@ -27,8 +27,9 @@ Deviations, and choices the paper leaves open:
   (``leap="cascaded"``).
 - Each run of a cascade is one more than that of the module's own: dropout draws anew in it. Running statistics move
   once a step; in the released code, which runs a module up to three times, they move as often.
-- A copy is a repaired one where the layer would not run behind its new input as it is; on ResNets none need be. Tensors
-  whose shape that changes, and adapters, start fresh and are not pulled; the plan's note counts the copies with such.
+- A copy is a repaired one where the layer would not run behind its new input as it is; on the paper's CIFAR ResNets
+  none need be. Tensors whose shape that changes, projections and adapters start fresh and are not pulled; the plan's
+  note names the copies with such.
 - Parameters are pulled, running statistics are not: equation 7 and the released code alike.
 - ``variant="released"`` stands for what is systematic in the released code: its first copy is added to a twin that is
   not trained but pulled, and no other is. Not imitated: that its CIFAR code pulls the last module's twin only (that for
