@@ -104,6 +104,12 @@ def test_a_model_that_localizes(name: str) -> None:
     assert Record.from_dict(json.loads(json.dumps(dataclasses.asdict(record)))) == record
 
 
+@pytest.mark.parametrize("method", ["dgl", "infopro"])
+def test_methods_that_copy_no_layers(method: str) -> None:
+    record = examine("timm:test_resnet", "", Settings(method=method))
+    assert (record.status, record.modules, record.blocks, record.repaired) == ("localized", record.layers, 0, 0)
+
+
 def test_settings_reach_the_compiler() -> None:
     record = examine("timm:test_resnet", "", Settings(method="bp", max_cut=1))
     assert (record.status, record.modules, record.cut_width) == ("localized", 1, 1)

@@ -221,7 +221,8 @@ def example_of(model: nn.Module, image_size: int | None) -> torch.Tensor | None:
 def figures(local: LocalGraphModule) -> dict[str, Any]:
     """The fields of a :class:`Record` that follow from a localized model."""
     plan = local.plan
-    blocks = [block for module in plan.modules if module.auxiliary for block in module.auxiliary.blocks]
+    planned = [block for module in plan.modules if module.auxiliary for block in module.auxiliary.blocks]
+    blocks = [block for block in planned if block.source is not None]  # plain ones copy nothing
     largest = max(plan.layers, key=lambda layer: layer.macs)
     share = largest.macs / max(1, plan.macs)
     return {
