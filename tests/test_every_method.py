@@ -55,7 +55,12 @@ OTHERS: dict[str, Make] = {
     "ghostnet_050": _timm("ghostnet_050"),
 }
 
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {
+    ("vit_tiny_patch16_224", "gn-dgl"): "scaled_dot_product_attention of Attention cannot be split in 2 groups",
+    ("swin_tiny", "gn-dgl"): "matmul of WindowAttention cannot be split in 2 groups",
+    ("mixer_s32", "gn-dgl"): "add of MixerBlock cannot be split in 2 groups",
+    ("ghostnet_050", "gn-dgl"): "iadd of GhostBottleneck cannot be split in 2 groups",
+}
 """Pairs that cannot be, with what is said."""
 
 

@@ -18,6 +18,8 @@ RESULTS = {
     # Chance is 0.1; four seeds gave 0.956 to 0.978 on the 360 test images.
     "loop_by_hand": ("test accuracy", 0.92),
     "unchanged_loop": ("test accuracy", 0.92),
+    # The lowest of eleven methods; 0.950 where 1,400 digits of 8x8 pixels were seen four times.
+    "compare_rules": ("lowest test accuracy", 0.88),
     # Paper everywhere would be 0.05; three seeds gave 0.887 to 0.891.
     "segmentation": ("test mean IoU", 0.83),
     # Three seeds gave 0.64 to 1.0; a box is right if it overlaps by half, and is of the right class.
