@@ -3,6 +3,8 @@
 Run: python examples/compare_rules.py
 """
 
+from typing import Any
+
 import torch
 from sklearn.datasets import load_digits
 
@@ -11,7 +13,7 @@ from localize.models import cifar_resnet
 from localize.runtime.memory import peak_step_bytes
 
 EPOCHS, BATCH = 4, 64
-OPTIONS = {"auglocal": {"d": 2}, "auglocal+infopro": {"d": 2}, "gn-dgl": {"head": "joint"}}
+OPTIONS: dict[str, dict[str, Any]] = {"auglocal": {"d": 2}, "auglocal+infopro": {"d": 2}, "gn-dgl": {"head": "joint"}}
 
 images, labels = load_digits(return_X_y=True)
 x = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8)

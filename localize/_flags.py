@@ -90,9 +90,11 @@ def _literal(text: str) -> Any:
 
 
 def _meanings(kind: type[Any]) -> dict[str, str]:
-    """The docstrings of a dataclass's fields, base classes' included."""
+    """The docstrings of a dataclass's fields, base classes' and joined ones' included."""
     found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
+    for joined in getattr(kind, "kinds", ()):
+        found = _meanings(joined) | found
+    for base in reversed(() if found else kind.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
         (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(base))).body

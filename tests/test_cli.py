@@ -211,7 +211,7 @@ def test_force_starts_anew() -> None:
         ([*SHORT, "--model", "model.py:number"], "gave a int, not a torch.nn.Module"),
         ([*SHORT, "--model", "model.py:seven"], "has 7 outputs, but digits has 10 classes"),
         ([*SHORT, "--model", "model.py:frozen"], "error: "),
-        ([*SHORT, "--method", "backprop"], "unknown method 'backprop'. Known methods: auglocal, bp"),
+        ([*SHORT, "--method", "backprop"], "unknown method 'backprop'. Known methods: auglocal, "),
         ([*SHORT, "-d", "0"], "error: "),
         ([*SHORT, "--modules", "99"], "error: "),
         ([*SHORT, "--modules", "0"], "error: "),

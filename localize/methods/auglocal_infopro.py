@@ -15,50 +15,29 @@ Choices the paper leaves open:
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from localize.methods import auglocal
 from localize.methods.auglocal_options import Options as AugLocalOptions
 from localize.methods.base import Context, Method
+from localize.methods.joined import join_options
 from localize.methods.layerwise import Place
 from localize.methods.reconstruction import (
-    Numbers,
+    ReconstructionOptions,
     build_reconstruction,
-    check_options,
     require_images,
     with_reconstruction,
 )
 from localize.plan import LocalModulePlan
 from passes.weights import Initializer
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options(AugLocalOptions):
-    """AugLocal's options and those of InfoPro's reconstruction loss."""
-
-    alpha_first: float = 5.0
-    """Weight of the reconstruction loss in the first module."""
-    alpha_last: float = 0.2
-    """Its weight in the last module but one; between them it is linear in the index of the module."""
-    beta_first: float = 0.05
-    """Weight of the criterion in the first module."""
-    beta_last: float = 0.5
-    """Its weight in the last module but one. The output loss of the last module has weight 1."""
-    decoder_width: int = 12
-    """Channels between the decoder's two convolutions."""
-    mean: Numbers = 0.0
-    """What was subtracted from images in [0, 1]: a number, or one for each channel."""
-    std: Numbers = 1.0
-    """What they were divided by afterwards."""
-
-    def __post_init__(self) -> None:
-        AugLocalOptions.__post_init__(self)
-        check_options(self)
+Options = join_options(AugLocalOptions, ReconstructionOptions)
+"""AugLocal's options and those of InfoPro's reconstruction loss."""
 
 
-def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
+def plan(context: Context, options: Any) -> tuple[LocalModulePlan, ...]:
     """AugLocal's local modules, each with a decoder beside its auxiliary network.
 
     Raises:
@@ -76,7 +55,7 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     return tuple(found)
 
 
-def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
+def build(context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> nn.Module | None:
     """AugLocal's auxiliary network and the decoder of a planned module."""
     classifier = auglocal.build(context, module, options, draw)
     if module.auxiliary is None or classifier is None:

@@ -41,9 +41,8 @@ from localize.methods.layerwise import (
     require_count,
 )
 from localize.methods.reconstruction import (
-    Numbers,
+    ReconstructionOptions,
     build_reconstruction,
-    check_options,
     require_images,
     with_reconstruction,
 )
@@ -56,28 +55,14 @@ from passes.weights import Initializer, bare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(ReconstructionOptions):
     """InfoPro's options; the defaults are the paper's for ResNet-32 with one layer a module."""
 
-    alpha_first: float = 5.0
-    """Weight of the reconstruction loss in the first module."""
-    alpha_last: float = 0.2
-    """Its weight in the last module but one; between them it is linear in the index of the module."""
-    beta_first: float = 0.05
-    """Weight of the criterion in the first module."""
-    beta_last: float = 0.5
-    """Its weight in the last module but one. The output loss of the last module has weight 1."""
     hidden_width: int = 128
     """Width of the classifier's hidden linear layer."""
-    decoder_width: int = 12
-    """Channels between the decoder's two convolutions."""
-    mean: Numbers = 0.0
-    """What was subtracted from images in [0, 1]: a number, or one for each channel."""
-    std: Numbers = 1.0
-    """What they were divided by afterwards."""
 
     def __post_init__(self) -> None:
-        check_options(self)
+        ReconstructionOptions.__post_init__(self)
         require_count("hidden_width", self.hidden_width, 1)
 
 

@@ -48,8 +48,10 @@ from torch import nn
 
 from localize.methods import auglocal
 from localize.methods.base import Context, Method
+from localize.methods.joined import join_options, part_of
 from localize.methods.leaps import Leaps, Twinned, follow
-from localize.methods.mlaan_options import options_around, own_options, part_of
+from localize.methods.mlaan_options import Options as OwnOptions
+from localize.methods.mlaan_options import own_options
 from localize.plan import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan
 from passes.ir import TensorSpec
 from passes.place import place
@@ -162,7 +164,7 @@ def around(base: Method, keep: Collection[str] | None = None, **fixed: Any) -> M
     """
     rule = Around(base, fixed)
     return Method(
-        Options=options_around(base.Options, keep),
+        Options=join_options(OwnOptions, base.Options, keep=keep),
         plan=rule.plan,
         build=rule.build,
         build_cascaded=rule.build_cascaded,

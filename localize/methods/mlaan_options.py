@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from localize.methods.joined import part_of
 from passes.errors import MethodError
 
 Place = Literal["independent", "cascaded", "both"]
@@ -101,44 +100,7 @@ def _require_whole(name: str, value: Any, least: int, why: str) -> None:
         )
 
 
-def options_around(base: type[Any], keep: Collection[str] | None = None) -> type[Any]:
-    """MLAAN's options and those of the rule that it is put around, in one.
-
-    Args:
-        base: The other rule's options.
-        keep: Which of them a user may choose; all by default. One of a name that MLAAN has too goes to both.
-    """
-    own = {field.name: field for field in dataclasses.fields(Options)}
-    theirs = [f for f in dataclasses.fields(base) if f.name not in own and (keep is None or f.name in keep)]
-    chosen_from = (*own.values(), *theirs)
-    names = [field.name for field in chosen_from]
-
-    def check(self: Any) -> None:
-        # Each rule checks its own; where it makes something else of a value, a plan shows that.
-        for kind in (Options, base):
-            chosen = part_of(kind, self)
-            for name in names:
-                if hasattr(chosen, name):
-                    object.__setattr__(self, name, getattr(chosen, name))
-
-    made: type[Any] = dataclasses.make_dataclass(
-        "Options",
-        [(field.name, field.type, dataclasses.field(default=field.default)) for field in chosen_from],
-        frozen=True,
-        slots=True,
-        kw_only=True,
-        namespace={"__post_init__": check, "__doc__": f"{Options.__doc__}", "__module__": __name__},
-    )
-    return made
-
-
 def own_options(options: Any) -> Options:
     """MLAAN's part of options."""
     found: Options = part_of(Options, options)
     return found
-
-
-def part_of(kind: type[Any], options: Any, **fixed: Any) -> Any:
-    """The part of options that is another dataclass's; what ``fixed`` names is not read."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name not in fixed]
-    return kind(**fixed, **{name: getattr(options, name) for name in names if hasattr(options, name)})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,67 +37,49 @@ Numbers = float | tuple[float, ...]
 """One number for all channels, or one for each."""
 
 
-class Reconstructing(Protocol):
-    """Options of methods with a reconstruction loss."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReconstructionOptions:
+    """Options of the reconstruction loss; the defaults are InfoPro's for ResNet-32 with one layer a module."""
 
-    @property
-    def alpha_first(self) -> float:
-        """Weight of reconstruction in the first module."""
+    alpha_first: float = 5.0
+    """Weight of the reconstruction loss in the first module."""
+    alpha_last: float = 0.2
+    """Its weight in the last module but one; between them it is linear in the index of the module."""
+    beta_first: float = 0.05
+    """Weight of the criterion in the first module."""
+    beta_last: float = 0.5
+    """Its weight in the last module but one. The output loss of the last module has weight 1."""
+    decoder_width: int = 12
+    """Channels between the decoder's two convolutions."""
+    mean: Numbers = 0.0
+    """What was subtracted from images in [0, 1]: a number, or one for each channel."""
+    std: Numbers = 1.0
+    """What they were divided by afterwards."""
 
-    @property
-    def alpha_last(self) -> float:
-        """Its weight in the last but one."""
-
-    @property
-    def beta_first(self) -> float:
-        """Weight of the criterion in the first module."""
-
-    @property
-    def beta_last(self) -> float:
-        """Its weight in the last but one."""
-
-    @property
-    def decoder_width(self) -> int:
-        """Channels between the decoder's convolutions."""
-
-    @property
-    def mean(self) -> Numbers:
-        """What was subtracted from images in [0, 1]."""
-
-    @property
-    def std(self) -> Numbers:
-        """What they were divided by afterwards."""
-
-
-def check_options(options: Reconstructing) -> None:
-    """Refuses values that are not possible; makes tuples of lists.
-
-    Raises:
-        MethodError: One is not.
-    """
-    for name in ("alpha_first", "alpha_last", "beta_first", "beta_last"):
-        value = getattr(options, name)
-        if not _is_number(value) or value < 0:
-            raise MethodError(f"{name}={value!r} is no weight", remedy="Give a number of at least 0")
-    require_count("decoder_width", options.decoder_width, 1)
-    for name in ("mean", "std"):
-        value = getattr(options, name)
-        if isinstance(value, list):
-            value = tuple(value)
-            object.__setattr__(options, name, value)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not numbers or not all(_is_number(v) and (v > 0 or name == "mean") for v in numbers):
-            what = "a number above 0" if name == "std" else "a number"
-            raise MethodError(
-                f"{name}={value!r} is no {name} of images", remedy=f"Give {what}, or one for each channel"
-            )
+    def __post_init__(self) -> None:
+        for name in ("alpha_first", "alpha_last", "beta_first", "beta_last"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise MethodError(f"{name}={value!r} is no weight", remedy="Give a number of at least 0")
+        require_count("decoder_width", self.decoder_width, 1)
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not numbers or not all(_is_number(v) and (v > 0 or name == "mean") for v in numbers):
+                what = "a number above 0" if name == "std" else "a number"
+                raise MethodError(
+                    f"{name}={value!r} is no {name} of images", remedy=f"Give {what}, or one for each channel"
+                )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def require_images(context: Context, options: Reconstructing, method: str) -> None:
+def require_images(context: Context, options: ReconstructionOptions, method: str) -> None:
     """Refuses networks whose input cannot be reconstructed.
 
     Raises:
@@ -132,7 +114,7 @@ class Decoding:
         )
         return Plain("conv3x3", read, self.width, 1)
 
-    def term(self, options: Reconstructing, weight: float) -> LossTerm:
+    def term(self, options: ReconstructionOptions, weight: float) -> LossTerm:
         """The loss in the plan."""
         narrow, channels = self._narrow, self.image.channels
         weights = 9 * self.width * channels
@@ -253,7 +235,9 @@ def check_images(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float
         )
 
 
-def with_reconstruction(context: Context, auxiliary: Auxiliary, options: Reconstructing, place: Place) -> Auxiliary:
+def with_reconstruction(
+    context: Context, auxiliary: Auxiliary, options: ReconstructionOptions, place: Place
+) -> Auxiliary:
     """The planned auxiliary network, and a decoder beside it."""
     alpha = ramp(options.alpha_first, options.alpha_last, place)
     term = _decoding(context, options, place.layer).term(options, alpha)
@@ -270,7 +254,7 @@ def build_reconstruction(
     context: Context,
     auxiliary: Auxiliary,
     classifier: nn.Module,
-    options: Reconstructing,
+    options: ReconstructionOptions,
     layer: int,
     draw: Initializer,
 ) -> WithTerms:
@@ -280,5 +264,5 @@ def build_reconstruction(
     return WithTerms(classifier, auxiliary.weight, {NAME: (alpha, term)})
 
 
-def _decoding(context: Context, options: Reconstructing, layer: int) -> Decoding:
+def _decoding(context: Context, options: ReconstructionOptions, layer: int) -> Decoding:
     return Decoding(features_of(context, layer), context.network.shapes.input, options.decoder_width)
