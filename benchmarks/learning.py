@@ -35,6 +35,9 @@ from localize.runtime.memory import peak_step_bytes, train_step
 from localize.runtime.models import find_model
 
 RESULTS = Path(__file__).parent / "results"
+OPTIONS: dict[str, dict[str, Any]] = {"gn-dgl": {"head": "joint"}}
+"""Options of methods that are not the defaults: of gn-dgl the model's own classifier is compared, so it has to learn with
+the last local module, as it does with the other methods."""
 COLOURS = ("#7a7a7a", "#c2410c", "#1d6fb8", "#3f8f29", "#8a4fbf", "#b8860b", "#0f8b8d", "#d1478c", "#5b5bd6", "#6b4226")
 
 
@@ -89,6 +92,7 @@ def train(method: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
     for option in options:
         if getattr(arguments, option) is not None:
             command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+    command += [word for name, value in OPTIONS.get(method, {}).items() for word in (f"--{name}", str(value))]
     command += ["--channels-last"] if arguments.channels_last else []
     if (folder / "checkpoint.pt").exists():
         command.append("--resume")
@@ -117,7 +121,8 @@ def epochs_of(folder: Path) -> list[dict[str, Any]]:
 def built(arguments: argparse.Namespace, method: str, plan: Plan) -> LocalGraphModule:
     """The model of a run, localized as there, with fresh weights."""
     model = find_model(arguments.model).build(plan.output.channels)
-    return localize(model, method, d=arguments.depth, example_inputs=torch.zeros(2, *plan.input.shape[1:]))
+    example = torch.zeros(2, *plan.input.shape[1:])
+    return localize(model, method, d=arguments.depth, example_inputs=example, **OPTIONS.get(method, {}))
 
 
 def step_seconds(arguments: argparse.Namespace, methods: Sequence[str]) -> dict[str, float]:
@@ -190,7 +195,8 @@ def markdown(report: dict[str, Any], arguments: argparse.Namespace) -> str:
 
 def name_of(method: str, arguments: argparse.Namespace) -> str:
     """A method as tables call it."""
-    return f"{method}, d={arguments.depth}" if "d" in with_depth(METHODS[method].Options, 0, {}) else method
+    chosen = with_depth(METHODS[method].Options, arguments.depth, OPTIONS.get(method, {}))
+    return ", ".join([method, *(f"{name}={value}" for name, value in chosen.items())])
 
 
 def draw(report: dict[str, Any], arguments: argparse.Namespace) -> Figure:

@@ -95,7 +95,12 @@ REFUSALS: dict[str, tuple[Build, dict[str, Any], type[LocalizeError], str]] = {
     "one layer": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 5)), {}, PartitionError, "no layer before its"),
     "already local": (lambda: localize(cifar_resnet(8)), {}, CaptureError, "LocalGraphModule cannot be localized"),
     "output of rank 3": (Tokens, {}, MethodError, "needs a vector of logits or a map of them: an output of rank 3"),
-    "unknown method": (lambda: cifar_resnet(8), {"method": "hebb"}, MethodError, "Known methods: auglocal, auglocal+infopro, bp"),
+    "unknown method": (
+        lambda: cifar_resnet(8),
+        {"method": "hebb"},
+        MethodError,
+        "Known methods: auglocal, auglocal+infopro, bp",
+    ),
     "unknown option": (
         lambda: cifar_resnet(8),
         {"gamma": 1},
