@@ -36,8 +36,8 @@ from localize.runtime.models import find_model
 
 RESULTS = Path(__file__).parent / "results"
 OPTIONS: dict[str, dict[str, Any]] = {"gn-dgl": {"head": "joint"}}
-"""Options of methods that are not the defaults: of gn-dgl the model's own classifier is compared, so it has to learn with
-the last local module, as it does with the other methods."""
+"""Options of methods that are not the defaults: of gn-dgl the model's own classifier is compared, so it has to learn
+with the last local module, as it does with the other methods."""
 COLOURS = ("#7a7a7a", "#c2410c", "#1d6fb8", "#3f8f29", "#8a4fbf", "#b8860b", "#0f8b8d", "#d1478c", "#5b5bd6", "#6b4226")
 
 
