@@ -134,7 +134,7 @@ def test_train_says_how_it_normalizes_images(method: str) -> None:
     options = json.loads(Path("x/plan.json").read_text())["options"]
     assert (options["mean"], options["std"]) == (data.mean.tolist(), data.std.tolist())
     assert run(*SHORT, "--epochs", "1", "--method", method, "--out", "x", "--resume") == 0
-    given = ["--option", "mean=0.3", "--option", "std=(0.3, 0.3, 0.35)"]
+    given = ["--mean", "0.3", "--std=(0.3, 0.3, 0.35)"]
     assert run(*SHORT, "--epochs", "1", "--method", method, "--out", "y", *given) == 0
     options = json.loads(Path("y/plan.json").read_text())["options"]
     assert (options["mean"], options["std"]) == (0.3, [0.3, 0.3, 0.35])

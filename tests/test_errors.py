@@ -99,7 +99,7 @@ REFUSALS: dict[str, tuple[Build, dict[str, Any], type[LocalizeError], str]] = {
         lambda: cifar_resnet(8),
         {"method": "hebb"},
         MethodError,
-        "Known methods: auglocal, auglocal+infopro, bp",
+        "Known methods: auglocal, auglocal.infopro, bp",
     ),
     "unknown option": (
         lambda: cifar_resnet(8),
