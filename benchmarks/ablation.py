@@ -18,7 +18,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -96,7 +96,7 @@ def markdown(accuracies: Mapping[Key, float], arguments: argparse.Namespace) -> 
     lines = [
         f"# Selection strategies: {arguments.model}, {arguments.epochs} epochs",
         "",
-        f"Test accuracy, %: mean and standard deviation of {len(arguments.seeds)} seeds.",
+        f"Test accuracy, %: {_seeds(arguments.seeds)}.",
         "",
         "| d | " + " | ".join(arguments.strategies) + " |",
         "|---:|" + "---:|" * len(arguments.strategies),
@@ -119,6 +119,10 @@ def markdown(accuracies: Mapping[Key, float], arguments: argparse.Namespace) -> 
             "",
         ]
     )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"mean and standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
 
 
 if __name__ == "__main__":
