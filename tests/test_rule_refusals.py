@@ -47,7 +47,7 @@ def test_options_are_checked(method: str, options: dict[str, Any], message: str)
         (torch.rand(4, 3), r"float32, of shape \(4, 3\)"),
         ({"labels": torch.zeros(4)}, "a dict"),
     ],
-    ids=str,
+    ids=["floats", "column", "rows that do not sum to 1", "dict"],
 )
 def test_predsim_needs_class_labels(target: Any, got: str) -> None:
     local = small("predsim", criterion=lambda logits, y: logits.square().mean())
