@@ -24,7 +24,15 @@ def test_defaults_are_the_papers() -> None:
         "weight_decay": 1e-4,
         "warmup_epochs": 10,
         "warmup_lr": 0.01,
+        "amp": None,
+        "channels_last": False,
     }
+
+
+def test_types_that_are_not_offered_are_refused() -> None:
+    assert Recipe(amp="bfloat16").amp == "bfloat16"
+    with pytest.raises(RecipeError, match="unknown amp 'float16'"):
+        Recipe(amp="float16")
 
 
 def test_sgd_rate_follows_the_batch_size() -> None:
