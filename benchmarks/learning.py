@@ -134,7 +134,7 @@ def step_seconds(arguments: argparse.Namespace, methods: Sequence[str]) -> dict[
     found: dict[str, list[float]] = {method: [] for method in methods}
     for _ in range(arguments.timed_steps + 1):
         for method, local in locals_.items():
-            x = torch.randn(arguments.batch_size, *plans[method].input.shape[1:], device=device)
+            x = torch.rand(arguments.batch_size, *plans[method].input.shape[1:], device=device)
             y = torch.zeros(len(x), dtype=torch.int64, device=device)
             started = time.perf_counter()
             train_step(local, x, y)
