@@ -19,6 +19,7 @@ APART = frozenset(
         "crossvit_9_dagger_240",
         "crossvit_tiny_240",
         "deit3_small_patch16_224",
+        "efficientvim_m1",
         "mobilenetv4_hybrid_medium",
         "naflexvit_base_patch16_siglip",
         "nest_tiny",
