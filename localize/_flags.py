@@ -60,11 +60,7 @@ def flags(method: str) -> list[tuple[str, str, str]]:
     """
     kind = get_method(method).Options
     meanings = _meanings(kind)
-    found = []
-    for field in dataclasses.fields(kind):
-        flag = "-d, --depth" if field.name == "d" else f"--{field.name.replace('_', '-')}"
-        found.append((flag, str(field.default), meanings.get(field.name, "")))
-    return found
+    return [(_flag(field.name), str(field.default), meanings.get(field.name, "")) for field in dataclasses.fields(kind)]
 
 
 def summary(method: str) -> str:
@@ -74,10 +70,15 @@ def summary(method: str) -> str:
 
 
 def _unknown(method: str, flag: str) -> MethodError:
-    known = ", ".join(name for name, _, _ in flags(method)) or "none"
-    others = [name for name in METHODS if any(flag == f for f, _, _ in flags(name))]
+    has = {name: [_flag(field.name) for field in dataclasses.fields(rule.Options)] for name, rule in METHODS.items()}
+    known = ", ".join(has[method]) or "none"
+    others = [name for name, its in has.items() if flag in its]
     why = f"it is an option of {', '.join(others)}" if others else None
     return MethodError(f"no option {flag} of train, or of method {method!r}", why=why, remedy=f"Its options: {known}")
+
+
+def _flag(option: str) -> str:
+    return "-d, --depth" if option == "d" else f"--{option.replace('_', '-')}"
 
 
 def _literal(text: str) -> Any:

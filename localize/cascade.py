@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from localize.local_module import LocalModule, results_of
+from localize.local_module import LocalModule
+from passes.codegen import returned
 from passes.statistics import buffers_kept
 
 
@@ -55,7 +56,7 @@ def run_attached(window: Sequence[LocalModule], values: Mapping[str, Any]) -> tu
     with buffers_kept(buffer for member in window for buffer in member.running_statistics()):
         for member in window:
             results = member.attached(*[flowing[name] for name in member.inputs])
-            flowing.update(zip(member.outputs, results_of(member, results), strict=True))
+            flowing.update(zip(member.outputs, returned(member.outputs, results), strict=True))
     last = window[-1]
     return tuple(flowing[name] for name in last.outputs[: last.reads])
 

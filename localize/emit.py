@@ -17,7 +17,7 @@ from localize.local_graph import LocalGraphModule
 from localize.local_module import LocalModule
 from localize.losses import Criterion
 from localize.merge import Merged
-from localize.methods import Context, get_method
+from localize.methods import Builder, Context, get_method
 from localize.plan import LocalModulePlan, Plan
 from localize.recompute import Piece, Recomputed
 from passes.adapt import Adapter
@@ -59,22 +59,20 @@ def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, draw: I
     wiring = wire(context.network, [module.layers for module in plan.modules])
     for module, wires in zip(plan.modules, wiring, strict=True):
         stage = generate(captured, wires.members, shared, wires.inputs, wires.outputs, f"Module{module.index}")
-        networks = []
-        with torch.device("meta") if place is not None and place.is_meta else contextlib.nullcontext():
-            for build in (method.build, method.build_cascaded if module.cascade else _nothing):
-                network = build(context, module, options, draw)
-                if network is not None and len(wires.reads) > 1:
-                    like, *others = (known(context.network.shapes.specs[name]) for name in wires.reads)
-                    network = Merged(like, others, network, draw)
-                if network is not None and place is not None:
-                    network.to(device=place.device, dtype=place.dtype)
-                networks.append(network)
-        auxiliary, cascaded = networks
-        again = _recomputed(context.network, module, wires) if module.recompute else None
-        reads = len(wires.reads)
-        made = LocalModule(module, stage, auxiliary, wires.inputs, wires.outputs, reads, cascaded, again)
-        made.overwrites = overwritten(captured, wires)
-        modules.append(made)
+        built = partial(_network, context, module, options, draw, wires, place)
+        modules.append(
+            LocalModule(
+                module,
+                stage,
+                built(method.build),
+                wires.inputs,
+                wires.outputs,
+                reads=len(wires.reads),
+                cascaded=built(method.build_cascaded) if module.cascade else None,
+                recomputed=_recomputed(context.network, module, wires) if module.recompute else None,
+                overwrites=overwritten(captured, wires),
+            )
+        )
     remake = partial(_over, plan, context, options, criteria)
     graph, local, output = _graph(modules), criteria.local, criteria.output
     whole = LocalGraphModule(model, modules, graph, plan, local, output, remake, captured.structure)
@@ -99,8 +97,24 @@ def _recomputed(network: Network, module: LocalModulePlan, wires: Wires) -> Reco
     return Recomputed(pieces, wires.inputs, wires.outputs)
 
 
-def _nothing(context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> None:
-    """In place of a network that the plan has not."""
+def _network(
+    context: Context,
+    module: LocalModulePlan,
+    options: Any,
+    draw: Initializer,
+    wires: Wires,
+    place: torch.Tensor | None,
+    build: Builder,
+) -> nn.Module | None:
+    """An auxiliary network, behind all that it reads, where the model's parameters are (``place`` is one of them)."""
+    with torch.device("meta") if place is not None and place.is_meta else contextlib.nullcontext():
+        network = build(context, module, options, draw)
+        if network is not None and len(wires.reads) > 1:
+            like, *others = (known(context.network.shapes.specs[name]) for name in wires.reads)
+            network = Merged(like, others, network, draw)
+    if network is not None and place is not None:
+        network.to(device=place.device, dtype=place.dtype)
+    return network
 
 
 def _over(

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from localize.local_module import LocalModule, results_of
+from localize.local_module import LocalModule
 from localize.prediction import Prediction
+from passes.codegen import returned
 from passes.errors import LocalizeError
 from passes.inference import as_in_inference
 from passes.outputs import Structure
@@ -32,14 +33,20 @@ def in_eval_mode(network: nn.Module) -> Iterator[None]:
 
 def predictions(modules: Sequence[LocalModule], primary: nn.Module, x: torch.Tensor) -> tuple[Any, ...]:
     """The prediction of each local module, in the mode that they are in; the last is the primary network's output."""
-    values: dict[str, Any] = {modules[0].inputs[0]: x}
     found = []
-    for module in modules[:-1]:
-        results = results_of(module, module.infer(*[values[name] for name in module.inputs]))
-        values.update(zip(module.outputs, results, strict=True))
+    for module, results in _chain(modules[:-1], x):
         with as_in_inference(module):
             found.append(module.logits(*results[: module.reads]))
     return (*found, primary(x))
+
+
+def _chain(modules: Sequence[LocalModule], x: torch.Tensor) -> Iterator[tuple[LocalModule, tuple[Any, ...]]]:
+    """Runs modules one behind the other, as in inference; gives each with the values of its outputs."""
+    values: dict[str, Any] = {modules[0].inputs[0]: x} if modules else {}
+    for module in modules:
+        results = returned(module.outputs, module.infer(*[values[name] for name in module.inputs]))
+        values.update(zip(module.outputs, results, strict=True))
+        yield module, results
 
 
 def ensemble(predicted: Sequence[Any], spec: Prediction) -> torch.Tensor:
@@ -79,11 +86,8 @@ def require_inference(modules: Sequence[LocalModule], structure: Structure, x: t
     Raises:
         LocalizeError: They give something else than ``output``, what the model gives.
     """
-    values: dict[str, Any] = {modules[0].inputs[0]: x}
-    for module in modules:
-        results = results_of(module, module.infer(*[values[name] for name in module.inputs]))
-        values.update(zip(module.outputs, results, strict=True))
-    found = structure.rebuild([values[name] for name in modules[-1].outputs[: modules[-1].reads]])
+    *_, (last, results) = _chain(modules, x)
+    found = structure.rebuild(results[: last.reads])
     pairs = zip(_tensors(found)[:1], _tensors(output)[:1], strict=False)
     if not all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs):
         raise LocalizeError(

@@ -12,11 +12,11 @@ from torch import fx, nn
 from localize.cascade import keep_overwritten, last_reads, run_attached, window_of
 from localize.fused import LossScale, fused_loss, without_strays
 from localize.inference import ensemble, in_eval_mode, predictions, require_inference
-from localize.local_module import LocalModule, LocalOutput, results_of, several
+from localize.local_module import LocalModule, LocalOutput, several
 from localize.losses import Criterion, check_target, checked
 from localize.plan import Plan
 from localize.supervision import Batch
-from passes.codegen import PRIMARY
+from passes.codegen import PRIMARY, returned
 from passes.errors import InputError, LocalizeError, first_line
 from passes.outputs import Structure
 
@@ -154,7 +154,7 @@ class LocalGraphModule(fx.GraphModule):
             What the local loss is computed from, with its graph.
         """
         keep_overwritten(module, values, self._last_read)
-        results = results_of(module, module(*[values[name] for name in module.inputs]))
+        results = returned(module.outputs, module(*[values[name] for name in module.inputs]))
         for name in [name for name in values if self._last_read[name] <= module.plan.index]:
             del values[name]
         for name, value in zip(module.outputs, results, strict=True):
@@ -188,7 +188,6 @@ class LocalGraphModule(fx.GraphModule):
             steps = without_strays(steps, owned)
         return fused_loss(steps, owned, self._loss_scale, x.device.type)
 
-    @torch.no_grad()
     def predictions(self, x: torch.Tensor) -> tuple[Any, ...]:
         """What each local module predicts, in inference: early exits of the network.
 

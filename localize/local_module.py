@@ -44,6 +44,7 @@ class LocalModule(nn.Module):
         reads: int = 1,
         cascaded: nn.Module | None = None,
         recomputed: Recomputed | None = None,
+        overwrites: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -52,12 +53,11 @@ class LocalModule(nn.Module):
         self.reads = reads
         self.auxiliary = auxiliary
         self.cascaded = cascaded
-        self.overwrites: frozenset[str] = frozenset()
+        self.overwrites = overwrites
         """Those of ``inputs`` that running it changes in place."""
         # Not registered: its submodules are the user's, and have their names in the primary network already.
         self.__dict__["stage"] = stage
         self.__dict__["recomputed"] = recomputed
-        self.__dict__["inference"] = None
         self.__dict__["buffers_read"] = None
 
     @property
@@ -75,9 +75,7 @@ class LocalModule(nn.Module):
 
     def infer(self, *values: Any) -> Any:
         """Runs the module's layers as in inference, if they are in eval mode."""
-        if self.__dict__["inference"] is None:
-            self.__dict__["inference"] = for_inference(self.__dict__["stage"])
-        return self.__dict__["inference"](*values)
+        return for_inference(self.__dict__["stage"])(*values)
 
     def running_statistics(self) -> tuple[Buffer, ...]:
         """The buffers that running the module's layers may change."""
@@ -110,11 +108,6 @@ class LocalModule(nn.Module):
     def extra_repr(self) -> str:
         """Name and layers."""
         return f"{self.plan.name}, layers={list(self.plan.layers)}"
-
-
-def results_of(module: LocalModule, result: Any) -> tuple[Any, ...]:
-    """What running a module gave, one value for each of its outputs."""
-    return (result,) if len(module.outputs) == 1 else tuple(result)
 
 
 def several(result: Any) -> tuple[Any, ...]:

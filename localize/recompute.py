@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import checkpoint
 
+from passes.codegen import returned
 from passes.statistics import buffers_kept, buffers_of
 
 
@@ -62,7 +63,7 @@ class Recomputed:
             for name in piece.inputs:
                 if self._last[name] == i and name not in self.outputs:
                     held.pop(name, None)
-            held.update(zip(piece.outputs, (result,) if len(piece.outputs) == 1 else result, strict=True))
+            held.update(zip(piece.outputs, returned(piece.outputs, result), strict=True))
             del arguments, result
         results = tuple(held[name] for name in self.outputs)
         return results[0] if len(results) == 1 else results

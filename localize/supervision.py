@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -50,15 +51,15 @@ def supervise(network: nn.Module, batch: Batch, *features: torch.Tensor) -> tupl
     return logits, batch.loss(logits)
 
 
-class Term(nn.Module):
+class Term(nn.Module, ABC):
     """A further term of a local loss, with a network of its own."""
 
     network: nn.Module
     """From features to what the term is computed from."""
 
+    @abstractmethod
     def forward(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The term, a scalar, of what the local module gives."""
-        raise NotImplementedError
 
 
 class WithTerms(nn.Module):

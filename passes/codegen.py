@@ -53,6 +53,11 @@ def generate(
     return module
 
 
+def returned(outputs: Sequence[str], result: Any) -> tuple[Any, ...]:
+    """What generated code gave, one value for each of its outputs."""
+    return (result,) if len(outputs) == 1 else tuple(result)
+
+
 class _Writer:
     def __init__(
         self,

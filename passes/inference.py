@@ -15,14 +15,23 @@ _FLAGS = ("training", "train")
 """Names of the arguments by which functions are told that they run in training."""
 _ATTENTION_DROPOUT = 4
 """Position of ``dropout_p`` among the arguments of scaled dot product attention, which has no Python signature."""
+_TWIN = "inference_twin"
+"""Where a module keeps its twin."""
 
 
 def for_inference(module: fx.GraphModule) -> fx.GraphModule:
-    """A twin of ``module`` over the same submodules and parameters, whose functional calls run as in inference.
+    """The twin of ``module`` over the same submodules and parameters, whose functional calls run as in inference.
 
-    Submodules follow their own ``training`` flag. A forward that branches on that flag was traced in one way and stays
-    so: compare results where that may be.
+    It is made once. Submodules follow their own ``training`` flag. A forward that branches on that flag was traced in
+    one way and stays so: compare results where that may be.
     """
+    if _TWIN not in module.__dict__:
+        module.__dict__[_TWIN] = _twin(module)
+    twin: fx.GraphModule = module.__dict__[_TWIN]
+    return twin
+
+
+def _twin(module: fx.GraphModule) -> fx.GraphModule:
     graph = fx.Graph()
     result = graph.graph_copy(module.graph, {})
     graph.output(result)
@@ -30,8 +39,8 @@ def for_inference(module: fx.GraphModule) -> fx.GraphModule:
         if node.op == "call_function":
             _switch_off(node)
     twin = fx.GraphModule(module, graph, type(module).__name__)
-    for name, child in module._modules.items():
-        twin._modules[name] = child
+    # The very tables: what is put in the place of a parameter later is the twin's too.
+    twin._modules, twin._parameters, twin._buffers = module._modules, module._parameters, module._buffers
     return twin
 
 

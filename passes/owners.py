@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,12 @@ class Ownership:
     """Layers to split, by the path of their first use."""
     shared: tuple[tuple[str, ...], ...]
     """For each local module the parameters that all of its groups train: those before its first dense layers."""
+
+
+def runs(owners: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Channels side by side of one owner: the first, one past the last, and the owner."""
+    starts = [i for i in range(len(owners)) if i == 0 or owners[i] != owners[i - 1]]
+    return tuple((a, b, owners[a]) for a, b in zip(starts, [*starts[1:], len(owners)], strict=True))
 
 
 def blocks(channels: int, groups: int) -> Owners:

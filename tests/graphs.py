@@ -14,6 +14,16 @@ SIZE = 16
 CLASSES = 5
 
 
+class FourLayers(nn.Module):
+    """Four convolutions, each with a batch norm, and a linear layer of ten outputs; how they run is to be said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(4))
+        self.fc = nn.Linear(8, 10)
+
+
 @dataclass(frozen=True)
 class Instruction:
     """Runs a kind of operation on values, given by their index, and appends its result."""

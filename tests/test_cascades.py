@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import LocalGraphModule, Plan, localize
-from localize.local_module import results_of
 from localize.runtime.isolation import fake_step, reach
 from localize.runtime.memory import peak_step_bytes
+from passes.codegen import returned
 from tests.test_wide_cuts import MAKERS
 from tests.zoo import ZOO, Entry, assert_same, gradients
 
@@ -100,7 +100,7 @@ def oracle(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> list[di
                 values = {n: v.detach().clone() if isinstance(v, torch.Tensor) else v for n, v in values.items()}
             with torch.set_grad_enabled(module.plan.index >= start):
                 results = module.attached(*[values[name] for name in module.inputs])
-            values.update(zip(module.outputs, results_of(module, results), strict=True))
+            values.update(zip(module.outputs, returned(module.outputs, results), strict=True))
         last = local.local_modules[end]
         return [values[name] for name in last.outputs[: last.reads]]
 

@@ -14,16 +14,11 @@ from torch.nn import functional as F
 from localize import MethodError, localize
 from localize.models import cifar_resnet
 from localize.runtime.memory import peak_step_bytes
+from tests.graphs import FourLayers
 
 
-class Overwriting(nn.Module):
+class Overwriting(FourLayers):
     """Layers that change what they read in place; the norms and the dropout would show a change made twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(4))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(4))
-        self.fc = nn.Linear(8, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):

@@ -10,16 +10,11 @@ from torch.nn import functional as F
 from localize import LocalizeError, localize
 from localize.local_graph import LocalGraphModule
 from localize.models import cifar_resnet
+from tests.graphs import FourLayers
 
 
-class Net(nn.Module):
+class Net(FourLayers):
     """Functional dropout bakes the mode into a trace; the batch norm follows its own flag."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(4))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(4))
-        self.fc = nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):

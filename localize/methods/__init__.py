@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from localize.methods import auglocal, auglocal_infopro, bp, checkpoint, dgl, gn_dgl, infopro, mlaan, predsim
-from localize.methods.base import Context, Method, read_options, with_depth
+from localize.methods.base import Builder, Context, Method, read_options, with_depth
 from passes.errors import MethodError
 
-__all__ = ["METHODS", "Context", "Method", "get_method", "read_options", "with_depth"]
+__all__ = ["METHODS", "Builder", "Context", "Method", "get_method", "read_options", "with_depth"]
 
 METHODS: dict[str, Method] = {
     "auglocal": auglocal.METHOD,

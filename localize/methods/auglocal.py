@@ -45,6 +45,7 @@ from torch import nn
 from localize.methods.auglocal_head import Head, check_head
 from localize.methods.auglocal_options import Options
 from localize.methods.base import Context, Method, group_name, trained_layers
+from localize.methods.layerwise import described
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
 from passes.budget import least, lower_depths
 from passes.errors import MethodError
@@ -154,7 +155,7 @@ def _plain(context: Context, options: Options, layer: int, selected: tuple[int, 
         target = _describe(context, options, spec, recipes, [])[0].macs
         channels = nearest_width(cost, target)
     blocks = stack(kind, spec, strides, channels)
-    return _describe(context, options, spec, blocks, [_stacked(block) for block in blocks])
+    return _describe(context, options, spec, blocks, [described(block) for block in blocks])
 
 
 def _describe(
@@ -188,10 +189,6 @@ def copied(recipe: Recipe) -> AuxiliaryBlock:
         projection=recipe.projection,
         adapter=str(recipe.front) if recipe.front and not recipe.repaired else None,
     )
-
-
-def _stacked(block: Plain) -> AuxiliaryBlock:
-    return AuxiliaryBlock(None, block.input.channels, block.out_channels, block.stride, False, None, block.kind)
 
 
 def _within_budget(

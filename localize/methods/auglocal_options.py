@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from localize.methods.checks import is_number, is_whole
 from localize.pooling import POOLINGS, Pooling
 from passes.errors import MethodError
 from passes.resolution import Policy
@@ -52,9 +52,9 @@ class Options:
     where the shape is kept. Heads, projections and adapters are always drawn."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.d, int) or isinstance(self.d, bool) or self.d < 1:
+        if not is_whole(self.d, 1):
             raise MethodError(f"d={self.d!r} is no depth", remedy="Give a whole number of at least 1")
-        if not _is_number(self.tau) or not 0 <= self.tau <= 1:
+        if not is_number(self.tau) or not 0 <= self.tau <= 1:
             raise MethodError(f"tau={self.tau!r} is no decay", remedy="Give a number from 0 (no pyramid) to 1")
         _require("last", self.last, ("joint", "single"))
         _require("selection", self.selection, get_args(Selection))
@@ -74,7 +74,7 @@ class Options:
 
     def _check_head(self) -> None:
         width = self.head_width
-        if width is not None and (not isinstance(width, int) or isinstance(width, bool) or width < 1):
+        if width is not None and not is_whole(width, 1):
             raise MethodError(f"head_width={width!r} is no width", remedy="Give a whole number of at least 1")
         if width is not None and self.head == "linear":
             raise MethodError(
@@ -90,7 +90,7 @@ class Options:
             )
 
     def _check_width(self) -> None:
-        if self.width is not None and not (_is_number(self.width) and self.width > 0):
+        if self.width is not None and not (is_number(self.width) and self.width > 0):
             raise MethodError(f"width={self.width!r} is no multiple of a width", remedy="Give a number above 0")
         copied = self.selection not in ("conv1x1", "conv3x3")
         if copied and self.width is not None:
@@ -107,13 +107,9 @@ class Options:
             )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_budget(value: Any) -> bool:
     # A float such as 1e9 is a slip: as a multiple of the primary network's cost it would bound nothing.
-    return _is_number(value) and value > 0 and (isinstance(value, int) or value < 1000)
+    return is_number(value) and value > 0 and (isinstance(value, int) or value < 1000)
 
 
 def _require(name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -32,6 +32,10 @@ class Context:
     tensors do. They come on top of what the method plans."""
 
 
+Builder = Callable[[Context, LocalModulePlan, Any, Initializer], nn.Module | None]
+"""Makes an auxiliary network of a planned module."""
+
+
 def _no_network(context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> None:
     """A rule without cascades."""
 
@@ -52,12 +56,12 @@ class Method:
     """Frozen dataclass; its defaults are the paper's."""
     plan: Callable[[Context, Any], tuple[LocalModulePlan, ...]]
     """Local modules in order, the last without auxiliary network; ``parameters`` are filled in by the caller."""
-    build: Callable[[Context, LocalModulePlan, Any, Initializer], nn.Module | None]
+    build: Builder
     """The auxiliary network of a planned module, from the module's output to the prediction; a
     :class:`localize.supervision.Supervising` one where the local loss is more than the criterion of that."""
     local: bool = True
     """Whether it has local losses; backpropagation has none."""
-    build_cascaded: Callable[[Context, LocalModulePlan, Any, Initializer], nn.Module | None] = _no_network
+    build_cascaded: Builder = _no_network
     """The auxiliary network of the cascaded loss, for modules planned with a cascade."""
     attach: Callable[[Any, Context, Any], None] = _nothing
     """Called with the finished ``LocalGraphModule``, for what a rule does beside losses."""

@@ -22,20 +22,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from localize.methods.base import Context, Method
+from localize.methods.checks import require_count
 from localize.methods.layerwise import (
     Features,
     build_linear,
+    described,
     features_of,
     plan_modules,
-    require_count,
     require_vector,
 )
-from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
+from localize.plan import Auxiliary, LocalModulePlan
 from passes.ir import TensorSpec
 from passes.plain import Plain, build_plain
 from passes.weights import Initializer
@@ -119,10 +120,7 @@ def describe(network: Network, outputs: int) -> Auxiliary:
         depth=len(blocks) + 1,
         params=sum(block.params for block in blocks) + (network.inputs + 1) * outputs,
         macs=sum(block.macs for block in blocks) + network.inputs * outputs,
-        blocks=tuple(
-            AuxiliaryBlock(None, block.input.channels, block.out_channels, stride, False, None, block.kind)
-            for block, stride in zip(blocks, strides, strict=True)
-        ),
+        blocks=tuple(replace(described(block), stride=stride) for block, stride in zip(blocks, strides, strict=True)),
         head=" > ".join([*([] if blocks else _pools(network)), f"linear({network.inputs}, {outputs})"]),
     )
 

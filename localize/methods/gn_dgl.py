@@ -48,7 +48,7 @@ from localize.methods.layerwise import require_vector
 from localize.plan import Auxiliary, LocalModulePlan, LossTerm
 from passes.errors import MethodError
 from passes.group import join_untrained
-from passes.owners import Owners
+from passes.owners import Owners, runs
 from passes.ownership import trace_groups
 from passes.weights import Initializer
 from passes.widthsplit import split_width
@@ -62,8 +62,8 @@ def prepare(context: Context, options: Options, draw: Initializer) -> nn.Module 
         SplitError: A layer cannot be split.
     """
     require_vector(context, "gn-dgl", "its auxiliary networks end in linear layers, which leave no positions")
-    modules, _ = _modules(context, options)
-    counts = _counts(context, options, modules)
+    modules, reason = _modules(context, options)
+    counts = _counts(options, modules, reason)
     if max(counts) == 1:
         return None
     if options.diversity and context.prediction.outputs < 2:
@@ -76,7 +76,7 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     """Local modules, the classifier the last of them; of a network whose width has been split."""
     network = context.network
     modules, reason = _modules(context, options)
-    counts = _counts(context, options, modules)
+    counts = _counts(options, modules, reason)
     found = trace_groups(network, modules, counts, split=False) if max(counts) > 1 else None
     planned = []
     last = len(modules) - (options.head == "joint" or bool(reason))
@@ -123,13 +123,12 @@ def _modules(context: Context, options: Options) -> tuple[tuple[tuple[int, ...],
     return (*groups[:-1], groups[-1] + frozen) if groups else (frozen,), reason
 
 
-def _counts(context: Context, options: Options, modules: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Groups of each module.
+def _counts(options: Options, modules: Sequence[Sequence[int]], reason: str) -> tuple[int, ...]:
+    """Groups of each module; ``reason`` is why the classifier is trained with the last one though not asked for.
 
     Raises:
         MethodError: They were given for another number of modules, or for one that stays whole.
     """
-    _, reason = _modules(context, options)
     whole = options.head == "joint" or bool(reason)
     if isinstance(options.groups, int):
         return (*[options.groups] * (len(modules) - whole), *[1] * whole)
@@ -171,9 +170,7 @@ def _require_narrow(context: Context, modules: Sequence[Sequence[int]], counts: 
 
 def _ranges(owners: Owners, groups: int) -> tuple[Ranges, ...]:
     """For each group its channels, as ranges."""
-    starts = [i for i in range(len(owners)) if i == 0 or owners[i] != owners[i - 1]]
-    runs = [(a, b, owners[a]) for a, b in zip(starts, [*starts[1:], len(owners)], strict=True)]
-    found = tuple(tuple((a, b) for a, b, owner in runs if owner == group) for group in range(groups))
+    found = tuple(tuple((a, b) for a, b, owner in runs(owners) if owner == group) for group in range(groups))
     assert all(found), "a group owns nothing of what its module gives"
     return found
 

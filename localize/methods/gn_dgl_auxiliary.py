@@ -14,14 +14,14 @@ from localize.diversity import diversity
 from localize.methods import dgl, predsim
 from localize.methods.base import Context
 from localize.methods.gn_dgl_options import Options
-from localize.methods.layerwise import Features, build_linear, features_of
-from localize.pooling import build_pool, describe_pool
-from localize.records import Auxiliary, AuxiliaryBlock
+from localize.methods.layerwise import Features, build_two_linear, describe_two_linear, features_of
+from localize.records import Auxiliary
 from localize.supervision import Batch, supervise
 from passes.errors import InputError
 from passes.ir import TensorSpec
-from passes.plain import Plain, build_plain, stack
-from passes.weights import Initializer, bare
+from passes.owners import OPEN, runs
+from passes.plain import Plain, stack
+from passes.weights import Initializer
 
 Ranges = tuple[tuple[int, int], ...]
 """Channels, as first and one past the last."""
@@ -41,17 +41,8 @@ def describe(context: Context, options: Options, layer: int, width: int) -> Auxi
         return dgl.describe(dgl.network_behind(features, dgl.Options()), outputs)
     if options.auxiliary == "predsim":
         return predsim.network_behind(features, predsim.Options()).describe(predsim.Options(), outputs)
-    block = _convolution(features)
-    linear = block.out_channels * options.hidden + options.hidden * outputs
-    words = [f"linear({block.out_channels}, {options.hidden})", "relu", f"linear({options.hidden}, {outputs})"]
-    return Auxiliary(
-        selected=(),
-        depth=3,
-        params=block.params + linear + options.hidden + outputs,
-        macs=block.macs + linear,
-        blocks=(AuxiliaryBlock(None, width, block.out_channels, block.stride, False, None, block.kind),),
-        head=" > ".join([*features.words(), *describe_pool(block.output, "average"), *words]),
-    )
+    found = describe_two_linear(_convolution(features), options.hidden, outputs)
+    return replace(found, head=" > ".join([*features.words(), found.head]))
 
 
 def build_one(context: Context, options: Options, layer: int, width: int, draw: Initializer) -> nn.Module:
@@ -62,18 +53,7 @@ def build_one(context: Context, options: Options, layer: int, width: int, draw: 
     if options.auxiliary == "predsim":
         network = predsim.network_behind(features, predsim.Options())
         return predsim.build_network(context, network, predsim.Options(), draw)
-    block = _convolution(features)
-    made = nn.Sequential()
-    for part in features.build():
-        made.add_module("grid", part)
-    made.add_module("block", build_plain(block, draw))
-    pool = build_pool(block.output, "average")
-    if pool is not None:
-        made.add_module("pool", pool)
-    made.add_module("hidden", draw.plain_(bare(nn.Linear, block.out_channels, options.hidden)))
-    made.add_module("relu", nn.ReLU())
-    made.add_module("classifier", build_linear(context, options.hidden, draw))
-    return made
+    return build_two_linear(context, features, _convolution(features), options.hidden, draw)
 
 
 def _convolution(features: Features) -> Plain:
@@ -129,7 +109,7 @@ class GroupLosses(nn.Module):
         parts = []
         for start, stop, owner in self.pieces:
             part = features.narrow(self.dim, start, stop - start)
-            if owner in (group, -1):
+            if owner in (group, OPEN):
                 parts.append(part)
             elif self.stop_gradient:
                 parts.append(part.detach())
@@ -178,10 +158,9 @@ def _classes(batch: Batch) -> torch.Tensor:
 
 
 def _pieces(groups: Sequence[Ranges], channels: int) -> tuple[tuple[int, int, int], ...]:
-    """All channels in order, as first, one past the last, and group; -1 where they are nobody's."""
-    owner = [-1] * channels
+    """All channels in order, as first, one past the last, and group."""
+    owner = [OPEN] * channels
     for group, ranges in enumerate(groups):
         for start, stop in ranges:
             owner[start:stop] = [group] * (stop - start)
-    starts = [i for i in range(channels) if i == 0 or owner[i] != owner[i - 1]]
-    return tuple((a, b, owner[a]) for a, b in zip(starts, [*starts[1:], channels], strict=True))
+    return runs(owner)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from localize.methods.checks import is_number, is_whole
 from passes.errors import MethodError
 
 Head = Literal["decoupled", "joint"]
@@ -46,27 +46,19 @@ class Options:
             # What JSON makes of it, and what can be compared.
             object.__setattr__(self, "groups", tuple(groups))
         each = self.groups if isinstance(self.groups, tuple) else (self.groups,)
-        if not each or not all(_whole(count) for count in each):
+        if not each or not all(is_whole(count, 1) for count in each):
             raise MethodError(
                 f"groups={groups!r} is no number of groups", remedy="Give a whole number of at least 1, or one a module"
             )
         if not isinstance(self.stop_gradient, bool):
             raise MethodError(f"stop_gradient={self.stop_gradient!r} is not possible", remedy="Give True or False")
-        if not _number(self.diversity) or self.diversity < 0:
+        if not is_number(self.diversity) or self.diversity < 0:
             raise MethodError(f"diversity={self.diversity!r} is no weight", remedy="Give a number of at least 0")
-        if not _number(self.temperature) or self.temperature <= 0:
+        if not is_number(self.temperature) or self.temperature <= 0:
             raise MethodError(f"temperature={self.temperature!r} is not possible", remedy="Give a number above 0")
-        if not _whole(self.hidden):
+        if not is_whole(self.hidden, 1):
             raise MethodError(f"hidden={self.hidden!r} is no width", remedy="Give a whole number of at least 1")
         if self.auxiliary not in get_args(Kind):
             raise MethodError(f"auxiliary={self.auxiliary!r} is unknown", remedy="Give 'conv', 'dgl' or 'predsim'")
         if self.head not in get_args(Head):
             raise MethodError(f"head={self.head!r} is unknown", remedy="Give 'decoupled' or 'joint'")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

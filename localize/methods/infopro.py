@@ -32,13 +32,16 @@ from torch import nn
 
 from localize.heads import build_head, describe_head, head_cost
 from localize.methods.base import Context, Method
+from localize.methods.checks import require_count
 from localize.methods.layerwise import (
     Features,
     Place,
-    build_linear,
+    build_block,
+    build_two_linear,
+    describe_two_linear,
+    described,
     features_of,
     plan_modules,
-    require_count,
 )
 from localize.methods.reconstruction import (
     ReconstructionOptions,
@@ -46,12 +49,11 @@ from localize.methods.reconstruction import (
     require_images,
     with_reconstruction,
 )
-from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
-from localize.pooling import build_pool, describe_pool
+from localize.plan import Auxiliary, LocalModulePlan
 from passes.ir import TensorSpec
-from passes.plain import Plain, build_plain
+from passes.plain import Plain
 from passes.resolution import reduction
-from passes.weights import Initializer, bare
+from passes.weights import Initializer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,50 +81,28 @@ class Classifier:
     def _dense(self) -> bool:
         return self.context.prediction.kind == "dense"
 
-    def _linear(self) -> tuple[int, int]:
-        """Parameters and multiply-accumulates of the linear layers."""
-        inputs, hidden, outputs = self.block.out_channels, self.hidden_width, self.context.prediction.outputs
-        macs = inputs * hidden + hidden * outputs
-        return macs + hidden + outputs, macs
-
     def describe(self) -> Auxiliary:
         """The auxiliary network in the plan, without decoder."""
         prediction, block = self.context.prediction, self.block
-        params, macs = head_cost(block.output, prediction, False) if self._dense else self._linear()
-        if self._dense:
-            head = describe_head(block.output, prediction, False)
-        else:
-            width = self.hidden_width
-            linear = [f"linear({block.out_channels}, {width})", "relu", f"linear({width}, {prediction.outputs})"]
-            head = " > ".join([*describe_pool(block.output, "average"), *linear])
+        if not self._dense:
+            return describe_two_linear(block, self.hidden_width, prediction.outputs)
+        params, macs = head_cost(block.output, prediction, False)
         return Auxiliary(
             selected=(),
-            depth=2 if self._dense else 3,
+            depth=2,
             params=block.params + params,
             macs=block.macs + macs,
-            blocks=(
-                AuxiliaryBlock(None, block.input.channels, block.out_channels, block.stride, False, None, block.kind),
-            ),
-            head=head,
+            blocks=(described(block),),
+            head=describe_head(block.output, prediction, False),
         )
 
     def build(self, draw: Initializer) -> nn.Sequential:
         """From features to the prediction."""
-        made = nn.Sequential()
-        for part in self.features.build():
-            made.add_module("grid", part)
-        made.add_module("block", build_plain(self.block, draw))
-        prediction, spec = self.context.prediction, self.block.output
-        if self._dense:
-            like = self.context.adapter.output_layer()
-            made.add_module("head", build_head(spec, prediction, batch_norm=False, draw=draw, like=like))
-            return made
-        pool = build_pool(spec, "average")
-        if pool is not None:
-            made.add_module("pool", pool)
-        made.add_module("hidden", draw.plain_(bare(nn.Linear, spec.channels, self.hidden_width)))
-        made.add_module("relu", nn.ReLU())
-        made.add_module("classifier", build_linear(self.context, self.hidden_width, draw))
+        if not self._dense:
+            return build_two_linear(self.context, self.features, self.block, self.hidden_width, draw)
+        made = build_block(self.features, self.block, draw)
+        prediction, like = self.context.prediction, self.context.adapter.output_layer()
+        made.add_module("head", build_head(self.block.output, prediction, batch_norm=False, draw=draw, like=like))
         return made
 
 

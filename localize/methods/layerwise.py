@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 
 from localize.dense import Grid, ToGrid, grid_of_features
 from localize.methods.base import Context, group_name, trained_layers
-from localize.plan import Auxiliary, LocalModulePlan
+from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
+from localize.pooling import build_pool, describe_pool
 from passes.errors import MethodError
 from passes.group import join_untrained
 from passes.ir import TensorSpec
+from passes.plain import Plain, build_plain
 from passes.weights import Initializer, bare
 
 
@@ -113,13 +114,49 @@ def build_linear(context: Context, inputs: int, draw: Initializer) -> nn.Module:
     return layer
 
 
-def require_count(name: str, value: Any, least: int, optional: bool = False) -> None:
-    """Refuses what is no whole number, or a smaller one.
+def describe_two_linear(block: Plain, width: int, outputs: int) -> Auxiliary:
+    """A block, pooling, a linear layer + ReLU and the classifier, in the plan.
 
-    Raises:
-        MethodError: It is not.
+    Args:
+        block: The first.
+        width: Of the hidden linear layer.
+        outputs: Of the classifier.
     """
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise MethodError(f"{name}={value!r} is not possible", remedy=f"Give a whole number of at least {least}")
+    weights = block.out_channels * width + width * outputs
+    linear = [f"linear({block.out_channels}, {width})", "relu", f"linear({width}, {outputs})"]
+    return Auxiliary(
+        selected=(),
+        depth=3,
+        params=block.params + weights + width + outputs,
+        macs=block.macs + weights,
+        blocks=(described(block),),
+        head=" > ".join([*describe_pool(block.output, "average"), *linear]),
+    )
+
+
+def described(block: Plain) -> AuxiliaryBlock:
+    """A plain block in the plan."""
+    return AuxiliaryBlock(None, block.input.channels, block.out_channels, block.stride, False, None, block.kind)
+
+
+def build_two_linear(
+    context: Context, features: Features, block: Plain, width: int, draw: Initializer
+) -> nn.Sequential:
+    """What :func:`describe_two_linear` says, from features to (N, outputs)."""
+    made = build_block(features, block, draw)
+    pool = build_pool(block.output, "average")
+    if pool is not None:
+        made.add_module("pool", pool)
+    made.add_module("hidden", draw.plain_(bare(nn.Linear, block.out_channels, width)))
+    made.add_module("relu", nn.ReLU())
+    made.add_module("classifier", build_linear(context, width, draw))
+    return made
+
+
+def build_block(features: Features, block: Plain, draw: Initializer) -> nn.Sequential:
+    """A plain block behind features."""
+    made = nn.Sequential()
+    for part in features.build():
+        made.add_module("grid", part)
+    made.add_module("block", build_plain(block, draw))
+    return made

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from localize.methods.checks import is_number, is_whole
 from localize.methods.joined import part_of
 from passes.errors import MethodError
 
@@ -62,11 +62,11 @@ class Options:
         _require_whole("p", self.p, 1, "lam=False copies no layers")
         for name in ("independent", "cascaded"):
             weight = getattr(self, name)
-            if not _is_number(weight) or weight < 0:
+            if not is_number(weight) or weight < 0:
                 raise MethodError(f"{name}={weight!r} is no weight", remedy="Give a number of at least 0")
         if self.mlm and not self.independent and not self.cascaded:
             raise MethodError("independent=0 and cascaded=0 leave no loss", remedy="Give one of them a weight")
-        if not _is_number(self.momentum) or not 0 <= self.momentum <= 1:
+        if not is_number(self.momentum) or not 0 <= self.momentum <= 1:
             raise MethodError(f"momentum={self.momentum!r} is no momentum", remedy="Give a number from 0 to 1")
         if self.leap not in get_args(Place):
             places = ", ".join(map(repr, get_args(Place)))
@@ -87,12 +87,8 @@ class Options:
         return self.independent, self.cascaded
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _require_whole(name: str, value: Any, least: int, why: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise MethodError(
             f"{name}={value!r} is too small or no whole number",
             why=why,

@@ -33,12 +33,12 @@ import torch
 from torch import nn
 
 from localize.methods.base import Context, Method
+from localize.methods.checks import is_number, require_count
 from localize.methods.layerwise import (
     Features,
     build_linear,
     features_of,
     plan_modules,
-    require_count,
     require_vector,
 )
 from localize.plan import Auxiliary, LocalModulePlan, LossTerm
@@ -60,8 +60,7 @@ class Options:
     """Whether classifiers of local losses start at zero."""
 
     def __post_init__(self) -> None:
-        number = isinstance(self.beta, (int, float)) and not isinstance(self.beta, bool)
-        if not number or not 0 <= self.beta <= 1:
+        if not is_number(self.beta) or not 0 <= self.beta <= 1:
             raise MethodError(f"beta={self.beta!r} is no weight", remedy="Give a number from 0 to 1")
         require_count("pooled_width", self.pooled_width, 1)
         if not isinstance(self.zero_init, bool):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +16,8 @@ from torch.nn import functional as F
 
 from localize.dense import resampling
 from localize.methods.base import Context
-from localize.methods.layerwise import Features, Place, features_of, ramp, require_count
+from localize.methods.checks import is_number, require_count
+from localize.methods.layerwise import Features, Place, features_of, ramp
 from localize.plan import Auxiliary, LossTerm
 from localize.supervision import Batch, Term, WithTerms
 from localize.term_losses import denormalized, reconstruction_loss
@@ -59,7 +59,7 @@ class ReconstructionOptions:
     def __post_init__(self) -> None:
         for name in ("alpha_first", "alpha_last", "beta_first", "beta_last"):
             value = getattr(self, name)
-            if not _is_number(value) or value < 0:
+            if not is_number(value) or value < 0:
                 raise MethodError(f"{name}={value!r} is no weight", remedy="Give a number of at least 0")
         require_count("decoder_width", self.decoder_width, 1)
         for name in ("mean", "std"):
@@ -68,15 +68,11 @@ class ReconstructionOptions:
                 value = tuple(value)
                 object.__setattr__(self, name, value)
             numbers = value if isinstance(value, tuple) else (value,)
-            if not numbers or not all(_is_number(v) and (v > 0 or name == "mean") for v in numbers):
+            if not numbers or not all(is_number(v) and (v > 0 or name == "mean") for v in numbers):
                 what = "a number above 0" if name == "std" else "a number"
                 raise MethodError(
                     f"{name}={value!r} is no {name} of images", remedy=f"Give {what}, or one for each channel"
                 )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def require_images(context: Context, options: ReconstructionOptions, method: str) -> None:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from localize.inference import in_eval_mode
 from localize.runtime.data import Data
 
 
@@ -16,18 +17,12 @@ def evaluate(
 
     It runs in eval mode and without gradients; its mode is restored.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     correct = total = 0
-    try:
-        with torch.no_grad():
-            for images, labels in data.test_batches(batch_size, device=device):
-                logits = model(images)
-                loss += F.cross_entropy(logits.float(), labels, reduction="sum").double().cpu()
-                correct += int((logits.argmax(-1) == labels).sum())
-                total += len(labels)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with in_eval_mode(model):
+        for images, labels in data.test_batches(batch_size, device=device):
+            logits = model(images)
+            loss += F.cross_entropy(logits.float(), labels, reduction="sum").double().cpu()
+            correct += int((logits.argmax(-1) == labels).sum())
+            total += len(labels)
     return float(loss) / total, correct / total

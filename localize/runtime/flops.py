@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from localize.inference import in_eval_mode
 from localize.local_graph import LocalGraphModule
 from localize.methods.leaps import Leaps
 from localize.supervision import Term
@@ -63,11 +64,8 @@ def count_flops(module: nn.Module, shape: Sequence[int]) -> Flops:
         module: A network of convolutions, linear layers, batch norms and adaptive average pooling, one tensor in.
         shape: Of its input, without batch.
     """
-    training = module.training
-    module.eval()
-    with torch.device("meta"), torch.no_grad(), FvcoreCount() as counter:
+    with in_eval_mode(module), torch.device("meta"), FvcoreCount() as counter:
         module(torch.empty(1, *shape))
-    module.train(training)
     return Flops(counter.macs, counter.macs + counter.others)
 
 
@@ -86,11 +84,11 @@ def step_flops(local: LocalGraphModule, terms: bool = True) -> Flops:
     known: dict[tuple[Any, ...], Flops] = {}
     counts = [count_flops(local.primary, plan.input.shape[1:])]
     for planned, module in zip(plan.modules, local.local_modules, strict=True):
-        shape = plan.layers[planned.layers[-1]].output.shape[1:]
         cascaded = planned.cascade.auxiliary if planned.cascade else None
         for described, own in ((planned.auxiliary, module.auxiliary), (cascaded, module.cascaded)):
             if described is None or own is None:
                 continue
+            shape = plan.layers[planned.layers[-1]].output.shape[1:]
             further = [part.network for part in own.modules() if isinstance(part, Term)] if terms else []
             behind = _behind_leaps(own, shape) if further else shape
             for network, read in ((own, shape), *((each, behind) for each in further)):

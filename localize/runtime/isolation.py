@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from localize.local_graph import LocalGraphModule
+from passes.codegen import returned
 from passes.faked import device_of, faked
 from passes.shapes import fake_mode
 
@@ -118,7 +119,7 @@ def _reached_by_backpropagation(local: LocalGraphModule, x: torch.Tensor, arrive
     for module in local.local_modules:
         stage: Any = module.stage
         result = stage(*[values[name] for name in module.inputs])
-        values.update(zip(module.outputs, (result,) if len(module.outputs) == 1 else result, strict=True))
+        values.update(zip(module.outputs, returned(module.outputs, result), strict=True))
     last = local.local_modules[-1]
     torch.stack([values[name].sum() for name in last.outputs[: last.reads]]).sum().backward()
     reached = set(arrived)

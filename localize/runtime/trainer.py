@@ -189,10 +189,12 @@ class Run:
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         steps = self.local.steps(images, labels)
-        for _ in self.local.plan.modules:
+        while True:
             # A region a module: gradients are computed outside, in the types that the forward pass chose.
             with self.autocast():
-                output = next(steps)
+                output = next(steps, None)
+            if output is None:
+                break
             output.loss.backward()
             losses.append(output.loss.detach().float())
             logits = output.logits.detach()
