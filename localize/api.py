@@ -16,7 +16,7 @@ from localize.grouping import Balance, check_balance, groups_of
 from localize.local_graph import LocalGraphModule
 from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
 from localize.methods import Context
-from localize.planning import make_plan, merging
+from localize.planning import check_recompute, make_plan, merging, with_recompute
 from localize.prediction import Prediction, prediction_of, require_logits
 from passes import verify as spec
 from passes.adapt import Adapter
@@ -47,6 +47,7 @@ def localize(
     outputs: int | None = None,
     output_criterion: Criterion | None = None,
     seed: int | None = None,
+    recompute: bool | str | Sequence[str] = False,
     **options: Any,
 ) -> LocalGraphModule:
     """Compiles a model for supervised local learning.
@@ -88,6 +89,10 @@ def localize(
             model's own containers; by default ``criterion`` of the primary output. An ``nn.Module``'s parameters are
             trained by this loss, and are among those of the result.
         seed: Seed of the auxiliary networks' weights; torch's global generator is then neither read nor moved.
+        recompute: Activations that the backward pass computes anew instead of keeping them, for less memory: those
+            inside of local layers (``"layers"``), inside of auxiliary networks' blocks (``"blocks"``), or there only
+            what norms and activation functions give (``"norms"``, which costs no convolution); True for the first two.
+            Losses, gradients and statistics stay the same, bit for bit.
         **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``pool``, ``head``,
             ``head_width``, ``selection``, ``width``, ``downsampling``, ``max_aux_macs`` and ``aux_init``, see
             :class:`localize.methods.auglocal.Options`; each other method's stand in ``Options`` of its own module.
@@ -104,6 +109,7 @@ def localize(
     rule = methods.get_method(method)
     chosen = methods.read_options(method, rule.Options, methods.with_depth(rule.Options, d, options))
     check_balance(balance, modules)
+    anew = check_recompute(recompute)
 
     def analysed(primary: nn.Module, like: Network | None = None) -> Network:
         return analyse(
@@ -130,6 +136,8 @@ def localize(
         sizes = None if context.groups is None else [len(layers) for layers in context.groups]
         context = _context(analysed(changed, network), prediction, sizes, "layers")
     plan = make_plan(context, method, chosen, None if changed is None else network)
+    if anew:
+        plan = with_recompute(plan, [anew] * len(plan.modules))
     local = emit(plan, context, chosen, criteria, draw)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     return local

@@ -19,7 +19,7 @@ from localize.losses import Criterion
 from localize.merge import Merged
 from localize.methods import Builder, Context, get_method
 from localize.plan import LocalModulePlan, Plan
-from localize.recompute import Piece, Recomputed
+from localize.recompute import Piece, Recomputed, recompute_blocks
 from passes.adapt import Adapter
 from passes.codegen import generate
 from passes.cutter import mergeable, own_tensors
@@ -69,7 +69,7 @@ def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, draw: I
                 wires.outputs,
                 reads=len(wires.reads),
                 cascaded=built(method.build_cascaded) if module.cascade else None,
-                recomputed=_recomputed(context.network, module, wires) if module.recompute else None,
+                recomputed=_recomputed(context.network, module, wires) if "layers" in module.recompute else None,
                 overwrites=overwritten(captured, wires),
             )
         )
@@ -114,6 +114,8 @@ def _network(
             network = Merged(like, others, network, draw)
     if network is not None and place is not None:
         network.to(device=place.device, dtype=place.dtype)
+    if network is not None and {"blocks", "norms"} & {*module.recompute}:
+        recompute_blocks(network, norms="blocks" not in module.recompute)
     return network
 
 

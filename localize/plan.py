@@ -147,6 +147,7 @@ def _module(data: Mapping[str, Any]) -> LocalModulePlan:
             "parameters": tuple(data["parameters"]),
             "auxiliary": _auxiliary(data["auxiliary"]),
             "cascade": cascade,
+            "recompute": tuple(data.get("recompute", ())),
         }
     )
 
@@ -245,7 +246,7 @@ def _networks(module: LocalModulePlan) -> str:
     if module.auxiliary and module.auxiliary.groups:
         own = f"{len(module.auxiliary.groups)} groups, each {own}"
     if module.recompute:
-        own += ", activations recomputed"
+        own += f", recomputes {' and '.join(module.recompute)}"
     if module.cascade is None:
         return own
     cascade = module.cascade

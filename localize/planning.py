@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from localize import methods
 from localize.emit import Wires, known, parameters_of, reached_through, wire
 from localize.merge import adapter_cost, with_adapters
 from localize.methods import Context
 from localize.plan import LocalModulePlan, Original, Plan
+from localize.records import Recompute
 from passes import verify as spec
+from passes.errors import MethodError
 from passes.ir import Network
 from passes.pipeline import expect
 
@@ -39,6 +41,34 @@ def make_plan(context: Context, method: str, options: Any, original: Network | N
         opaque=tuple(leaf.path for leaf in network.captured.opaque),
         original=None if original is None else Original(*_size(original)),
     )
+
+
+def check_recompute(parts: bool | str | Sequence[str]) -> tuple[Recompute, ...]:
+    """What is to be computed anew, in each module: all that can be if True.
+
+    Raises:
+        MethodError: No such thing.
+    """
+    if isinstance(parts, bool):
+        return ("layers", "blocks") if parts else ()
+    asked = (parts,) if isinstance(parts, str) else tuple(parts)
+    known_parts = get_args(Recompute)
+    if unknown := [part for part in asked if part not in known_parts]:
+        raise MethodError(
+            f"recompute={unknown[0]!r} is unknown", remedy=f"Give True, or some of {', '.join(map(repr, known_parts))}"
+        )
+    if {"blocks", "norms"} <= {*asked}:
+        raise MethodError("recompute='norms' is a part of recompute='blocks'", remedy="Give one of them")
+    return tuple(part for part in known_parts if part in asked)
+
+
+def with_recompute(plan: Plan, parts: Sequence[tuple[Recompute, ...]]) -> Plan:
+    """The plan, with what each module computes anew; a module without auxiliary network has no blocks."""
+    modules = [
+        dataclasses.replace(m, recompute=tuple(part for part in own if part == "layers" or m.networks))
+        for m, own in zip(plan.modules, parts, strict=True)
+    ]
+    return dataclasses.replace(plan, modules=tuple(modules))
 
 
 def _with_parameters(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,11 +29,27 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Averages over the position dimensions."""
-        return x.mean(self.dims)
+        result: torch.Tensor = _Mean.apply(x, self.dims)
+        return result
 
     def extra_repr(self) -> str:
         """The dimensions averaged over."""
         return f"dims={self.dims}"
+
+
+class _Mean(torch.autograd.Function):
+    """The mean, whose gradient takes no memory: one value for all positions, not one for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+        ctx.shape, ctx.dims = x.shape, dims
+        return x.mean(dims)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        positions = math.prod(ctx.shape[dim] for dim in ctx.dims)
+        shape = [1 if dim in ctx.dims else size for dim, size in enumerate(ctx.shape)]
+        return (gradient / positions).view(shape).expand(ctx.shape), None
 
 
 class FirstToken(nn.Module):

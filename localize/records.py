@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Recompute = Literal["layers", "blocks", "norms"]
+"""What is computed anew in the backward pass; see :attr:`LocalModulePlan.recompute`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +110,10 @@ class LocalModulePlan:
     """What the method had to do otherwise than asked, and why."""
     cascade: Cascade | None = None
     """Its second loss, where it has one that reaches earlier modules too."""
-    recompute: bool = False
-    """Whether the backward pass computes activations anew, local layer by local layer, instead of keeping them."""
+    recompute: tuple[Recompute, ...] = ()
+    """Which activations the backward pass computes anew instead of keeping them; results are the same, bit for bit.
+    ``"layers"``: those inside of local layers. ``"blocks"``: those inside of its auxiliary networks' blocks;
+    ``"norms"``: of these only what norms and activation functions give, which costs no convolution."""
 
     @property
     def networks(self) -> tuple[Auxiliary, ...]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import fx, nn
 
-from passes.ir import Captured
+
+class HasModules(Protocol):
+    """A graph, and the modules that it calls."""
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls; None if it calls none."""
+
 
 _VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze", "contiguous", "chunk", "split"}
 
 _IN_PLACE = {"iadd", "imul", "isub", "itruediv", "imod", "ipow", "setitem", "set_item", "store"}
 
 
-def mutates_input(captured: Captured, node: fx.Node) -> bool:
+def mutates_input(code: HasModules, node: fx.Node) -> bool:
     """Whether a node overwrites its first argument."""
-    module = captured.module(node)
+    module = code.module(node)
     if module is not None:
         return bool(getattr(module, "inplace", False))
     if node.op == "call_method":
@@ -24,9 +32,9 @@ def mutates_input(captured: Captured, node: fx.Node) -> bool:
     return bool(node.kwargs.get("inplace")) or name in _IN_PLACE
 
 
-def is_view(captured: Captured, node: fx.Node) -> bool:
+def is_view(code: HasModules, node: fx.Node) -> bool:
     """Whether a node may hand on its input's own memory."""
-    module = captured.module(node)
+    module = code.module(node)
     if module is not None:
         return isinstance(module, (nn.Identity, nn.Flatten, nn.Dropout))
     if node.op == "call_method":

@@ -74,6 +74,7 @@ class Sized(fx.Proxy):
             result = self.tracer.create_proxy("call_function", in_place, (self, other), {})
         else:
             result = _OUT_OF_PLACE[in_place](self, other)
+            result.node.meta[WRITTEN] = in_place
         if plain:
             return result
         self.node = result.node
@@ -91,6 +92,9 @@ class Sized(fx.Proxy):
     def __itruediv__(self, other: Any) -> Any:
         return self._change(operator.itruediv, other)
 
+
+WRITTEN = "written_in_place"
+"""Key of a node's ``meta`` under which stands the function that changes in place, where the user's code does so."""
 
 _OUT_OF_PLACE: dict[Any, Callable[[Any, Any], Any]] = {
     operator.iadd: operator.add,

@@ -14,6 +14,7 @@ from passes.arguments import replaced
 from passes.fronts import ToLayout, build_front, build_projection
 from passes.ir import Captured, Network
 from passes.mutation import is_view, mutates_input
+from passes.proxies import WRITTEN
 from passes.recipe import Body, Recipe
 from passes.retype import clone, is_norm
 from passes.shortcuts import PRODUCTS
@@ -54,9 +55,11 @@ def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModu
             values[i] = values[_position(body, parent)]
         elif i in live:
             values[i] = _copy(graph, root, captured, body, recipe, i, values, draw)
+            values[i].meta[WRITTEN] = node.meta.get(WRITTEN)
             if i in silent:
                 _ones_(root[node.name])
     graph.output(values[body.position[body.exit]])
+    _write_in_place(graph, root)
     graph.lint()
     layers = adapter.network.layers
     name = layers[recipe.source].name if recipe.source < len(layers) else "classifier"
@@ -82,6 +85,17 @@ def counterparts(adapter: Adapter, recipe: Recipe, block: nn.Module) -> list[tup
             source = model.get_submodule(str(node.target)).named_parameters(remove_duplicate=False)
             found += [(name, f"{node.target}.{theirs}") for name, (theirs, _) in zip(copied, source, strict=True)]
     return [(name, theirs) for name, theirs in found if own[name].shape == model.get_parameter(theirs).shape]
+
+
+def _write_in_place(graph: fx.Graph, root: dict[str, Any]) -> None:
+    """Makes additions in place what the user's code adds in place, where nobody else needs what is added to."""
+    for node in graph.nodes:
+        first = node.args[0] if node.args else None
+        if node.meta.get(WRITTEN) is None or not isinstance(first, fx.Node):
+            continue
+        made = root.get(str(first.target)) if first.op == "call_module" else None
+        if len(first.users) == 1 and made is not None and is_norm(made) and node.all_input_nodes.count(first) == 1:
+            node.target = node.meta[WRITTEN]
 
 
 def _position(body: Body, node: fx.Node) -> int:

@@ -28,6 +28,11 @@ def buffers_of(code: fx.GraphModule) -> tuple[Buffer, ...]:
     return tuple(found.values())
 
 
+def buffers_in(module: nn.Module) -> tuple[Buffer, ...]:
+    """The buffers of a module and all within it."""
+    return tuple((owner, name) for owner in module.modules() for name in owner._buffers)
+
+
 @contextmanager
 def buffers_kept(buffers: Iterable[Buffer]) -> Iterator[None]:
     """Whatever happens inside, the buffers are afterwards what they were: the same tensors with the same values.

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from localize import MethodError, localize
 from localize.models import cifar_resnet
+from localize.records import Recompute
 from localize.runtime.memory import peak_step_bytes
 from tests.graphs import FourLayers
 
@@ -61,6 +62,58 @@ def test_gradients_and_statistics_are_those_of_backpropagation(name: str) -> Non
             assert a is b is None or (a is not None and b is not None and torch.equal(a, b)), key
 
 
+WAYS: tuple[tuple[Recompute, ...], ...] = (("layers",), ("norms",), ("layers", "norms"), ("layers", "blocks"))
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [*((name, "auglocal") for name in MODELS), ("resnet", "dgl"), ("resnet", "mlaan")]
+)
+def test_recomputed_activations_change_nothing(name: str, method: str) -> None:
+    make, side = MODELS[name]
+    x, y = torch.randn(2, 3, side, side), torch.tensor([1, 3])
+    found: list[dict[str, torch.Tensor | None]] = []
+    for recompute in ((), *WAYS):
+        torch.manual_seed(0)
+        local = localize(make(), method, modules=3, recompute=recompute, seed=0, example_inputs=x)
+        assert local.plan.modules[0].recompute == recompute
+        torch.manual_seed(1)
+        losses = []
+        for out in local.steps(x, y):
+            out.loss.backward()
+            losses.append(out.loss.detach())
+        gradients = {n: p.grad for n, p in local.named_parameters()}
+        found.append({"losses": torch.stack(losses), **gradients, **dict(local.named_buffers())})
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for key, before in found[0].items():
+            after = other[key]
+            assert before is after is None or (before is not None and after is not None and torch.equal(before, after))
+
+
+def test_auxiliary_networks_take_less_memory() -> None:
+    peaks = {
+        recompute: peak_step_bytes(
+            localize(cifar_resnet(32), d=6, recompute=recompute, example_inputs=torch.empty(2, 3, 32, 32)), 1024
+        )
+        for recompute in ((), *WAYS)
+    }
+    map_bytes = 1024 * 16 * 32 * 32 * 4
+    assert peaks["layers", "blocks"] < 7.6 * map_bytes
+    assert peaks["layers", "blocks"] < peaks["layers", "norms"] < peaks["norms",] < peaks[()]
+    assert peaks["layers", "blocks"] < peaks["layers",] < peaks[()]
+
+
+def test_what_cannot_be_computed_anew_is_refused() -> None:
+    x = torch.empty(2, 3, 8, 8)
+    with pytest.raises(MethodError, match=r"recompute='stem' is unknown. .*'layers', 'blocks', 'norms'"):
+        localize(cifar_resnet(8), recompute="stem", example_inputs=x)
+    with pytest.raises(MethodError, match="'norms' is a part of recompute='blocks'"):
+        localize(cifar_resnet(8), recompute=["norms", "blocks"], example_inputs=x)
+    plan = localize(cifar_resnet(8), recompute=True, d=2, example_inputs=x).plan
+    assert [m.recompute for m in plan.modules] == [("layers", "blocks")] * (len(plan.modules) - 1) + [("layers",)]
+    assert "recomputes layers and blocks" in str(plan)
+
+
 def test_only_what_crosses_between_layers_is_kept() -> None:
     model = cifar_resnet(32)
     x = torch.empty(2, 3, 32, 32)
@@ -73,7 +126,7 @@ def test_only_what_crosses_between_layers_is_kept() -> None:
 
 def test_the_plan_says_so() -> None:
     local = localize(cifar_resnet(8), "checkpoint", example_inputs=torch.empty(2, 3, 8, 8))
-    assert "activations recomputed" in str(local.plan)
+    assert "recomputes layers" in str(local.plan)
     assert type(local.plan).from_json(local.plan.to_json()) == local.plan
 
 

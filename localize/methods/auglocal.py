@@ -47,6 +47,7 @@ from localize.methods.auglocal_options import Options
 from localize.methods.base import Context, Method, group_name, trained_layers
 from localize.methods.layerwise import described
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
+from localize.recompute import Blocks
 from passes.budget import least, lower_depths
 from passes.errors import MethodError
 from passes.group import join_last, join_untrained
@@ -110,7 +111,7 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
             plain = Plain(cast(Kind, block.kind), spec, block.out_channels, block.stride)
             blocks.append(build_plain(plain, draw))
             spec = plain.output
-    network = nn.Sequential()
+    network = Blocks()
     for position, made in enumerate(blocks):
         network.add_module(f"block_{position}", made)
     network.add_module("head", Head(context, options, spec, len(blocks)).build(draw))

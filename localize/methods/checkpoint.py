@@ -27,7 +27,7 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     """
     bp.one_module(context, "checkpoint")
     (module,) = bp.plan(context, bp.Options())
-    return (dataclasses.replace(module, recompute=True),)
+    return (dataclasses.replace(module, recompute=("layers",)),)
 
 
 METHOD = Method(Options=Options, plan=plan, build=bp.build, local=False)

@@ -37,6 +37,7 @@ from localize.methods.layerwise import (
     require_vector,
 )
 from localize.plan import Auxiliary, LocalModulePlan
+from localize.recompute import Blocks
 from passes.ir import TensorSpec
 from passes.plain import Plain, build_plain
 from passes.weights import Initializer
@@ -163,7 +164,7 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
 
 def build_network(context: Context, network: Network, draw: Initializer) -> nn.Sequential:
     """Pooling, 1x1 convolutions, pooling, linear layers: from features to (N, outputs)."""
-    made = nn.Sequential()
+    made = Blocks()
     for part in network.features.build():
         made.add_module("grid", part)
     if network.convolutions:

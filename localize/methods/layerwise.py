@@ -11,6 +11,7 @@ from localize.dense import Grid, ToGrid, grid_of_features
 from localize.methods.base import Context, group_name, trained_layers
 from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
 from localize.pooling import build_pool, describe_pool
+from localize.recompute import Blocks
 from passes.errors import MethodError
 from passes.group import join_untrained
 from passes.ir import TensorSpec
@@ -155,7 +156,7 @@ def build_two_linear(
 
 def build_block(features: Features, block: Plain, draw: Initializer) -> nn.Sequential:
     """A plain block behind features."""
-    made = nn.Sequential()
+    made = Blocks()
     for part in features.build():
         made.add_module("grid", part)
     made.add_module("block", build_plain(block, draw))

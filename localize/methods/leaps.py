@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from localize.recompute import Blocks
 from localize.supervision import Batch, supervise
 
 Pull = tuple[str, str, str]
@@ -51,7 +52,7 @@ class Leaps(nn.Module):
 
     def __init__(self, blocks: Sequence[nn.Module], network: nn.Module, pulls: Sequence[Pull]) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = Blocks(*blocks)
         self.network = network
         self.pulls = tuple(pulls)
 
