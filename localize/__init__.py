@@ -12,6 +12,7 @@ if getattr(_passes, "OWNER", None) != "localize":
     )
 
 from localize.api import localize
+from localize.budget import BudgetError, MemoryBudget
 from localize.local_graph import LocalGraphModule
 from localize.local_module import LocalModule, LocalOutput
 from localize.methods import METHODS
@@ -41,6 +42,7 @@ __all__ = [
     "AdaptError",
     "Auxiliary",
     "AuxiliaryBlock",
+    "BudgetError",
     "CaptureError",
     "Cascade",
     "InputError",
@@ -52,6 +54,7 @@ __all__ = [
     "LocalOutput",
     "LocalizeError",
     "LossTerm",
+    "MemoryBudget",
     "MethodError",
     "Obstacle",
     "PartitionError",

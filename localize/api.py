@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from localize import methods
+from localize.budget import MemoryBudget, read_budget
 from localize.emit import Criteria, emit
 from localize.grouping import Balance, check_balance, groups_of
 from localize.local_graph import LocalGraphModule
@@ -18,6 +19,8 @@ from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
 from localize.methods import Context
 from localize.planning import check_recompute, make_plan, merging, with_recompute
 from localize.prediction import Prediction, prediction_of, require_logits
+from localize.runtime.forecast import Forecaster
+from localize.runtime.planner import Candidate, fit, forecast_of
 from passes import verify as spec
 from passes.adapt import Adapter
 from passes.errors import CaptureError, InputError, MethodError
@@ -48,6 +51,8 @@ def localize(
     output_criterion: Criterion | None = None,
     seed: int | None = None,
     recompute: bool | str | Sequence[str] = False,
+    memory_budget: int | str | MemoryBudget | None = None,
+    batch_size: int | None = None,
     **options: Any,
 ) -> LocalGraphModule:
     """Compiles a model for supervised local learning.
@@ -93,6 +98,10 @@ def localize(
             inside of local layers (``"layers"``), inside of auxiliary networks' blocks (``"blocks"``), or there only
             what norms and activation functions give (``"norms"``, which costs no convolution); True for the first two.
             Losses, gradients and statistics stay the same, bit for bit.
+        memory_budget: How much memory a training step may take, such as ``"8GB"`` (of tensors; kernels' workspaces come
+            on top). Local modules that are over it compute activations anew, as ``recompute`` does, and no more than
+            needed; :class:`MemoryBudget` allows further means. The plan says what was done and what it costs.
+        batch_size: Samples in a step, for ``memory_budget``.
         **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``pool``, ``head``,
             ``head_width``, ``selection``, ``width``, ``downsampling``, ``max_aux_macs`` and ``aux_init``, see
             :class:`localize.methods.auglocal.Options`; each other method's stand in ``Options`` of its own module.
@@ -103,13 +112,15 @@ def localize(
     Raises:
         LocalizeError: One of its subclasses: :class:`CaptureError` (no graph), :class:`PartitionError` (no layers, or
             ``modules``, ``max_cut`` or ``granularity`` cannot be met), :class:`SplitError` (its width cannot be split),
-            :class:`MethodError` (unknown method or option, or one that does not fit).
+            :class:`MethodError` (unknown method or option, or one that does not fit), :class:`BudgetError` (the memory
+            budget cannot be met).
     """
     require_module(model)
     rule = methods.get_method(method)
     chosen = methods.read_options(method, rule.Options, methods.with_depth(rule.Options, d, options))
     check_balance(balance, modules)
     anew = check_recompute(recompute)
+    budget = read_budget(memory_budget, batch_size)
 
     def analysed(primary: nn.Module, like: Network | None = None) -> Network:
         return analyse(
@@ -135,10 +146,20 @@ def localize(
         # The groups are those that the change was made for; costs, which they may have been balanced by, are others.
         sizes = None if context.groups is None else [len(layers) for layers in context.groups]
         context = _context(analysed(changed, network), prediction, sizes, "layers")
-    plan = make_plan(context, method, chosen, None if changed is None else network)
-    if anew:
-        plan = with_recompute(plan, [anew] * len(plan.modules))
-    local = emit(plan, context, chosen, criteria, draw)
+    original = None if changed is None else network
+
+    def planned(settings: Any, sizes: Sequence[int] | None) -> Candidate:
+        like = context if sizes is None else _context(context.network, prediction, sizes, "layers")
+        plan = make_plan(like, method, settings, original)
+        return Candidate(like, settings, with_recompute(plan, [anew] * len(plan.modules)) if anew else plan)
+
+    found = planned(chosen, None)
+    if budget is not None:
+        forecasts = partial(forecast_of, original=original, criteria=criteria, budget=budget)
+        found = fit(found, budget, forecasts, planned if original is None else None)
+    plan = found.plan
+    plan.forecast_by(Forecaster(found.context, original, found.options, criteria))
+    local = emit(plan, found.context, found.options, criteria, draw)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     return local
 

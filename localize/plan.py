@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from localize.prediction import Prediction
-from localize.records import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm, Original
+from localize.records import Auxiliary, AuxiliaryBlock, Budgeted, Cascade, LocalModulePlan, LossTerm, Original
+from localize.sizes import format_bytes
 from passes.errors import PlanError
 from passes.ir import Layer, TensorSpec
 
@@ -41,6 +42,8 @@ class Plan:
     """Submodules that could not be traced, and were kept whole."""
     original: Original | None = None
     """The user's model, where the primary network is not that but another, made of it; ``localize(...).primary``."""
+    budget: Budgeted | None = None
+    """How it keeps to a memory budget, where there is one."""
 
     @property
     def params(self) -> int:
@@ -96,6 +99,7 @@ class Plan:
                     "modules": tuple(_module(item) for item in data["modules"]),
                     "opaque": tuple(data["opaque"]),
                     "original": Original(**data["original"]) if data.get("original") else None,
+                    "budget": _budget(data["budget"]) if data.get("budget") else None,
                 }
             )
         except PlanError:
@@ -125,6 +129,10 @@ def _tuple(value: Any) -> Any:
 
 def _spec(data: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(tuple(data["shape"]), getattr(torch, data["dtype"]), data["layout"])
+
+
+def _budget(data: Mapping[str, Any]) -> Budgeted:
+    return Budgeted(**{**data, "choices": tuple(data["choices"])})
 
 
 def _prediction(data: Mapping[str, Any]) -> Prediction:
@@ -201,7 +209,16 @@ def _table(plan: Plan) -> str:
     lines.insert(1, "  ".join("-" * width for width in widths))
     notes = [f"kept whole, could not be traced: {', '.join(plan.opaque)}"] if plan.opaque else []
     notes += [f"module {module.index}: {module.note}" for module in plan.modules if module.note]
-    return "\n".join([title, totals, *lines, *notes])
+    return "\n".join([title, totals, *lines, *notes, *_kept_to(plan.budget)])
+
+
+def _kept_to(budget: Budgeted | None) -> list[str]:
+    """What was done for a memory budget."""
+    if budget is None:
+        return []
+    now, before, size = (format_bytes(value) for value in (budget.peak, budget.before, budget.size))
+    changed = f" ({before} without what follows)" if budget.choices else ""
+    return [f"memory: {now} at batch {budget.batch_size}, within {size}{changed}", *(f"  {c}" for c in budget.choices)]
 
 
 def _row(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:

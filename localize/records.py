@@ -120,3 +120,23 @@ class LocalModulePlan:
         """Its auxiliary networks: of its own loss, and of the cascaded one."""
         cascaded = self.cascade.auxiliary if self.cascade else None
         return tuple(network for network in (self.auxiliary, cascaded) if network)
+
+
+@dataclass(frozen=True, slots=True)
+class Budgeted:
+    """How a plan keeps to a memory budget: bytes of live tensors in a training step, as forecast."""
+
+    size: int
+    """The budget."""
+    batch_size: int
+    optimizer: str
+    amp: str | None
+    step: Literal["batch", "module"]
+    """What the training loop must do: update all parameters at the end of the step, or those of each local module right
+    after its backward, and free their gradients."""
+    before: int
+    """Peak of the plan as it was asked for."""
+    peak: int
+    """Peak of this plan."""
+    choices: tuple[str, ...]
+    """What was done, and what it costs, in words."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from passes.activations import frugal_relu, spares_its_gradient
 from passes.ir import Call, Captured
 from passes.mutation import mutates_input
 
@@ -143,6 +144,12 @@ class _Writer:
 
     def _write_node(self, node: fx.Node) -> None:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
+        if spares_its_gradient(self.captured, node):
+            module = self.graph.get_attr(f"{PRIMARY}.{node.target}")
+            self.values[node.name] = self.graph.create_node(
+                "call_function", frugal_relu, (module, *args), {}, node.name
+            )
+            return
         target: Any = node.target
         if node.op == "call_module" or (node.op == "get_attr" and node.target not in self.captured.constants):
             target = f"{PRIMARY}.{node.target}"

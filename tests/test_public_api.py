@@ -77,6 +77,9 @@ def test_signature_of_localize() -> None:
         ("outputs", "keyword", None),
         ("output_criterion", "keyword", None),
         ("seed", "keyword", None),
+        ("recompute", "keyword", False),
+        ("memory_budget", "keyword", None),
+        ("batch_size", "keyword", None),
         ("options", "**", REQUIRED),
     ]
 
