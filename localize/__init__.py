@@ -12,6 +12,7 @@ if getattr(_passes, "OWNER", None) != "localize":
     )
 
 from localize.api import localize
+from localize.forecast import MemoryForecast
 from localize.local_graph import LocalGraphModule
 from localize.local_module import LocalModule, LocalOutput
 from localize.methods import METHODS
@@ -52,6 +53,7 @@ __all__ = [
     "LocalOutput",
     "LocalizeError",
     "LossTerm",
+    "MemoryForecast",
     "MethodError",
     "Obstacle",
     "PartitionError",

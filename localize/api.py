@@ -18,6 +18,7 @@ from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
 from localize.methods import Context
 from localize.planning import make_plan, merging
 from localize.prediction import Prediction, prediction_of, require_logits
+from localize.runtime.forecast import Forecaster
 from passes import verify as spec
 from passes.adapt import Adapter
 from passes.errors import CaptureError, InputError, MethodError
@@ -130,6 +131,7 @@ def localize(
         sizes = None if context.groups is None else [len(layers) for layers in context.groups]
         context = _context(analysed(changed, network), prediction, sizes, "layers")
     plan = make_plan(context, method, chosen, None if changed is None else network)
+    plan.forecast_by(Forecaster(context, None if changed is None else network, chosen, criteria))
     local = emit(plan, context, chosen, criteria, draw)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     return local

@@ -73,7 +73,7 @@ def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, draw: I
                 overwrites=overwritten(captured, wires),
             )
         )
-    remake = partial(_over, plan, context, options, criteria)
+    remake = partial(over, plan, context, options, criteria)
     graph, local, output = _graph(modules), criteria.local, criteria.output
     whole = LocalGraphModule(model, modules, graph, plan, local, output, remake, captured.structure)
     method.attach(whole, context, options)
@@ -117,10 +117,10 @@ def _network(
     return network
 
 
-def _over(
+def over(
     plan: Plan, context: Context, options: Any, criteria: Criteria, model: nn.Module, output: Criterion | None
 ) -> LocalGraphModule:
-    """The same plan over a copy of the primary network, and of what the last loss is computed by."""
+    """What :func:`emit` makes, over a copy of the primary network, and of what the last loss is computed by."""
     captured = dataclasses.replace(context.network.captured, model=model)
     network = dataclasses.replace(context.network, captured=captured)
     moved = dataclasses.replace(context, network=network, adapter=Adapter(network))
