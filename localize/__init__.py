@@ -13,6 +13,7 @@ if getattr(_passes, "OWNER", None) != "localize":
 
 from localize.api import localize
 from localize.budget import BudgetError, MemoryBudget
+from localize.forecast import MemoryForecast
 from localize.local_graph import LocalGraphModule
 from localize.local_module import LocalModule, LocalOutput
 from localize.methods import METHODS
@@ -55,6 +56,7 @@ __all__ = [
     "LocalizeError",
     "LossTerm",
     "MemoryBudget",
+    "MemoryForecast",
     "MethodError",
     "Obstacle",
     "PartitionError",

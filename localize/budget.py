@@ -37,7 +37,7 @@ class MemoryBudget:
     backward pass, in the local modules that are over the budget; the step takes longer, results are the same bit for
     bit. ``"step"``: each local module is updated, and its gradients are freed, right after its backward; same results,
     but the training loop must do it (``plan.budget.step`` is then ``"module"``). ``"depth"``: auxiliary networks with
-    fewer layers, for methods that have a depth d; other results. ``"merge"``: where there is room, several local modules
+    fewer layers, for methods that have a depth d; other results. ``"merge"``: where there is room, several modules
     become one; other results, nearer to backpropagation's, with fewer auxiliary networks."""
     optimizer: str = "sgd"
     """Whose state is counted: ``"sgd"`` (with momentum), ``"adam"`` or ``"adamw"``."""

@@ -69,21 +69,22 @@ def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, draw: I
                 wires.outputs,
                 reads=len(wires.reads),
                 cascaded=built(method.build_cascaded) if module.cascade else None,
-                recomputed=_recomputed(context.network, module, wires) if "layers" in module.recompute else None,
+                recomputed=_recomputed(context.network, plan, module, wires) if "layers" in module.recompute else None,
                 overwrites=overwritten(captured, wires),
             )
         )
-    remake = partial(_over, plan, context, options, criteria)
+    remake = partial(over, plan, context, options, criteria)
     graph, local, output = _graph(modules), criteria.local, criteria.output
     whole = LocalGraphModule(model, modules, graph, plan, local, output, remake, captured.structure)
     method.attach(whole, context, options)
     return whole
 
 
-def _recomputed(network: Network, module: LocalModulePlan, wires: Wires) -> Recomputed:
+def _recomputed(network: Network, plan: Plan, module: LocalModulePlan, wires: Wires) -> Recomputed:
     """The code of a module, layer by layer."""
     captured, shared = network.captured, network.partition.shared
-    alone = wire(network, [(layer,) for layer in range(len(network.layers))])
+    classifier_alone = [()] if not plan.modules[-1].layers else []
+    alone = wire(network, [*((layer,) for layer in range(len(network.layers))), *classifier_alone])
     pieces = [
         Piece(
             generate(captured, w.members, shared, w.inputs, w.outputs, f"Layer{layer}"),
@@ -119,10 +120,10 @@ def _network(
     return network
 
 
-def _over(
+def over(
     plan: Plan, context: Context, options: Any, criteria: Criteria, model: nn.Module, output: Criterion | None
 ) -> LocalGraphModule:
-    """The same plan over a copy of the primary network, and of what the last loss is computed by."""
+    """What :func:`emit` makes, over a copy of the primary network, and of what the last loss is computed by."""
     captured = dataclasses.replace(context.network.captured, model=model)
     network = dataclasses.replace(context.network, captured=captured)
     moved = dataclasses.replace(context, network=network, adapter=Adapter(network))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from localize.forecast import Forecasting
 from localize.prediction import Prediction
 from localize.records import Auxiliary, AuxiliaryBlock, Budgeted, Cascade, LocalModulePlan, LossTerm, Original
 from localize.sizes import format_bytes
@@ -23,7 +24,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Forecasting):
     """Every decision of the compiler. Indices count from 0; ``macs`` are convolution and linear ones at batch 1."""
 
     model: str

@@ -63,9 +63,9 @@ def check_recompute(parts: bool | str | Sequence[str]) -> tuple[Recompute, ...]:
 
 
 def with_recompute(plan: Plan, parts: Sequence[tuple[Recompute, ...]]) -> Plan:
-    """The plan, with what each module computes anew; a module without auxiliary network has no blocks."""
+    """The plan, with what each module computes anew; without layers or auxiliary networks there is nothing to."""
     modules = [
-        dataclasses.replace(m, recompute=tuple(part for part in own if part == "layers" or m.networks))
+        dataclasses.replace(m, recompute=tuple(part for part in own if (m.layers if part == "layers" else m.networks)))
         for m, own in zip(plan.modules, parts, strict=True)
     ]
     return dataclasses.replace(plan, modules=tuple(modules))

@@ -31,6 +31,7 @@ NAMES = [
     "LocalOutput",
     "LocalizeError",
     "LossTerm",
+    "MemoryForecast",
     "MethodError",
     "Obstacle",
     "PartitionError",

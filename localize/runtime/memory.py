@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from localize.local_graph import LocalGraphModule
 from passes.shapes import fake_mode
 
 Step = Callable[[nn.Module, Tensor, Tensor], None]
@@ -130,24 +132,69 @@ def fake_copy(module: nn.Module) -> Iterator[nn.Module]:
 
     CPU, because fake GPU tensors cannot run backward on a machine without a GPU. Tied parameters stay tied.
     """
-    with torch.random.fork_rng(devices=[]):  # a copy may build layers anew, and draw weights for them
-        replica = copy.deepcopy(module)
+    replica = meta_copy(module)
     # Constants that a forward makes or holds as plain attributes stay real; the mode takes them as they are.
     with fake_mode():
-        fakes: dict[int, Any] = {}
-        for owner in replica.modules():
-            for name, parameter in owner._parameters.items():
-                if parameter is not None:
-                    fakes.setdefault(id(parameter), nn.Parameter(_empty_like(parameter), parameter.requires_grad))
-                    owner._parameters[name] = fakes[id(parameter)]
-            for name, buffer in owner._buffers.items():
-                if buffer is not None:
-                    owner._buffers[name] = fakes.setdefault(id(buffer), _empty_like(buffer))
+        fill_with_fakes(replica)
         yield replica
 
 
-def _empty_like(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module whose parameters and buffers are on the meta device: it takes no memory for them.
+
+    A localized model is compiled anew over the copy of the primary network, its auxiliary networks on that device too.
+    """
+    memo = on_meta(module)
+    with torch.random.fork_rng(devices=[]):  # a copy may build layers anew, and draw weights for them
+        return _remade(module, memo) if isinstance(module, LocalGraphModule) else copy.deepcopy(module, memo)
+
+
+def on_meta(*parts: Any) -> dict[int, Any]:
+    """What ``copy.deepcopy`` is to put in place of the parameters and buffers of modules: tensors on the meta device.
+
+    Args:
+        parts: Modules; whatever else is among them is left out.
+    """
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    memo: dict[int, Any] = {}
+    for tensor in (t for module in modules for t in (*module.parameters(), *module.buffers())):
+        if not is_lazy(tensor):
+            like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if parameter else like
+    return memo
+
+
+def _remade(local: LocalGraphModule, memo: dict[int, Any]) -> LocalGraphModule:
+    twin = local._remake(copy.deepcopy(local.primary, memo), copy.deepcopy(local.output_criterion, memo))
+    twin.criterion = copy.deepcopy(local.criterion, memo)
+    for old, new in zip(local.parameters(), twin.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    twin.train(local.training)
+    return twin
+
+
+def fill_with_fakes(module: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Puts fake CPU tensors in place of a module's parameters and buffers; to be called inside a fake mode.
+
+    Args:
+        module: Changed in place.
+        dtype: Of what is of floating point; by default as it is.
+    """
+    fakes: dict[int, Any] = {}
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                fakes.setdefault(id(parameter), nn.Parameter(_fake(parameter, dtype), parameter.requires_grad))
+                owner._parameters[name] = fakes[id(parameter)]
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[name] = fakes.setdefault(id(buffer), _fake(buffer, dtype))
+
+
+def _fake(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=kind, device="cpu")
 
 
 def _nesterov(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from localize.budget import BudgetError, Means, MemoryBudget
 from localize.emit import Criteria
@@ -31,8 +31,9 @@ WAYS: tuple[tuple[Recompute, ...], ...] = (
 )
 """What a local module may compute anew, roughly from the cheapest in time to the leanest."""
 
-SLACK = (1.0, 0.9, 0.8)
-"""Parts of the budget that merged modules are estimated to fill, one after the other, until the forecast agrees."""
+FILLS = (2.0, 1.5, 1.2, 1.0, 0.9, 0.8)
+"""How far merged modules are to fill the budget by estimate, one after the other, until the forecast keeps to it. The
+estimate is too high: it counts auxiliary networks that merging does away with."""
 
 
 class Candidate(NamedTuple):
@@ -72,8 +73,17 @@ def fit(first: Candidate, budget: MemoryBudget, forecasts: Forecasts, replans: R
 
 class _Planner:
     def __init__(self, first: Candidate, budget: MemoryBudget, forecasts: Forecasts, replans: Replans | None) -> None:
-        self.first, self.budget, self.forecasts, self.replans = first, budget, forecasts, replans
+        self.first, self.budget, self.replans = first, budget, replans
         self.limit = budget.bytes
+        self._make = forecasts
+        self._known: dict[Any, MemoryForecast] = {}
+
+    def forecasts(self, candidate: Candidate, schedule: Schedule) -> MemoryForecast:
+        """What a step takes; made once."""
+        key = candidate.plan.modules, schedule
+        if key not in self._known:
+            self._known[key] = self._make(candidate, schedule)
+        return self._known[key]
 
     def fit(self) -> Candidate:
         before = self.forecasts(self.first, self.budget.step)
@@ -123,12 +133,12 @@ class _Planner:
             pending = [k for k in over if min(peaks[k].values(), default=self.limit + 1) > self.limit]
             if not pending:
                 break
-            tried = self._with(candidate, {k: way for k in over})
+            tried = self._with(candidate, _throughout(plan, {k: way for k in over}))
             found = self.forecasts(tried, forecast.step)
             for k in over:
                 peaks[k][tried.plan.modules[k].recompute] = found.modules[k].peak
         chosen = {k: self._cheapest(plan, plan.modules[k], peaks[k]) for k in over}
-        lean = self._with(candidate, chosen)
+        lean = self._with(candidate, _throughout(plan, chosen))
         return Fitted(lean, self.forecasts(lean, forecast.step)) if over else plain
 
     def _cheapest(
@@ -150,10 +160,14 @@ class _Planner:
         sizes = [len(module.layers) for module in candidate.plan.modules]
         if not all(sizes):
             return None
-        for slack in SLACK:
-            groups = _together(candidate.plan, forecast, int(self.limit * slack))
+        tried: list[list[int]] = []
+        for part in FILLS:
+            groups = _together(candidate.plan, forecast, int(self.limit * part))
             if len(groups) == len(sizes):
                 return None
+            if groups == tried:
+                continue
+            tried = groups
             merged = replans(candidate.options, [sum(sizes[k] for k in group) for group in groups])
             kept = [candidate.plan.modules[group[0]].recompute if len(group) == 1 else () for group in groups]
             merged = merged._replace(plan=with_recompute(merged.plan, kept))
@@ -184,7 +198,8 @@ class _Planner:
             if way and any(asked.modules[m.index].recompute != way for m in modules if m.index < len(asked.modules)):
                 more = sum(_repeated(plan, module, way) for module in modules) / whole
                 indices = _ranges([module.index for module in modules])
-                yield f"recompute {' and '.join(way)} in {indices}: {100 * more:+.1f} % MACs, same results"
+                cost = f"{100 * more:+.1f} % MACs" if more else "no MACs"
+                yield f"recompute {' and '.join(way)} in {indices}: {cost}, same results"
         if forecast.step != self.budget.step:
             yield "step='module', by the training loop: no MACs, same results"
         if candidate.options != self.first.options:
@@ -203,8 +218,9 @@ class _Planner:
         batch = forecast.largest_batch(self.limit)
         if batch:
             remedies.append(f"a batch of at most {batch}")
-        for means, name in ((("recompute", "step"), "step"), (("recompute", "step", "depth"), "depth")):
-            if set(means) <= set(budget.may) or (name == "depth" and self.replans is None):
+        more: tuple[Means, ...] = ("recompute", "step", "depth")
+        for means in (more[:1], more[:2], more):
+            if set(means) <= set(budget.may) or ("depth" in means and self.replans is None):
                 continue
             other = self._tried(means, Fitted(self.first, forecast))
             if other.forecast.peak <= self.limit:
@@ -218,6 +234,16 @@ class _Planner:
             why=f"{where} binds: {forecast.at}",
             remedy=f"Give {'; or '.join(remedies)}",
         )
+
+
+def _throughout(plan: Plan, ways: dict[int, tuple[Recompute, ...]]) -> dict[int, tuple[Recompute, ...]]:
+    """The same, and as much for the modules before that cascaded losses run once more."""
+    found = dict(ways)
+    for k, way in ways.items():
+        cascade = plan.modules[k].cascade
+        for j in cascade.reaches if cascade else ():
+            found[j] = _joined(found.get(j, ()), way)
+    return found
 
 
 def _together(plan: Plan, forecast: MemoryForecast, limit: int) -> list[list[int]]:
@@ -245,10 +271,9 @@ def _size(size: int) -> str:
 
 def _joined(first: Sequence[Recompute], second: Sequence[Recompute]) -> tuple[Recompute, ...]:
     both = {*first, *second}
-    # Norms are inside of blocks.
-    return tuple(
-        part for part in ("layers", "blocks", "norms") if part in both - ({"norms"} if "blocks" in both else set())
-    )
+    if "blocks" in both:
+        both.discard("norms")  # which are inside of blocks
+    return tuple(part for part in get_args(Recompute) if part in both)
 
 
 def _repeated(plan: Plan, module: LocalModulePlan, way: Sequence[Recompute]) -> int:

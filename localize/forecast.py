@@ -1,0 +1,275 @@
+"""The memory forecast of a training step: peak, residents, local module by local module. No tensors in here."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from localize.sizes import format_bytes, parse_bytes
+from passes.errors import PlanError
+
+Phase = Literal["forward", "backward", "update"]
+"""Of a training step; the last one is the optimizer's."""
+
+Schedule = Literal["batch", "module"]
+"""When parameters are updated: all at the end of the step, or each local module's right after its own backward."""
+
+WIDTH = 100
+"""Most characters in a line of the table."""
+NAME_WIDTH = 30
+"""Most characters of a local module's name in it."""
+
+
+Forecaster = Callable[[Any, int, bool, Mapping[str, Any]], "MemoryForecast"]
+"""From plan, batch size, whether rivals are wanted, and settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """An operation of the training step, with what is alive behind it."""
+
+    live: int
+    """Bytes of all tensors alive."""
+    phase: Phase
+    operation: str
+    """ATen operator, such as ``convolution_backward``."""
+    path: str
+    """The module that ran it, or in the backward pass the one whose forward it belongs to, by its name in the
+    ``LocalGraphModule``: ``primary.layer1.0.conv1``, ``module_0.auxiliary.head``, or ``module_0`` where it is an
+    operation of that local module's own code. Empty where it is in no module: a loss, an update."""
+    shape: tuple[int, ...]
+    """Of the tensor that it gave; the first of several."""
+
+    def __str__(self) -> str:
+        sizes = "x".join(map(str, self.shape))
+        what = " ".join(filter(None, [self.phase, self.operation, sizes]))
+        return f"{what} in {self.path.removeprefix('primary.')}" if self.path else what
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleMemory:
+    """What the training step takes while one local module runs."""
+
+    index: int
+    name: str
+    kept: int
+    """Bytes that its forward pass leaves for its backward pass and for later modules."""
+    at: Moment
+    """Its peak: the operation behind which most bytes are alive while its forward and backward run."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes alive at its peak, residents and all that other modules left included."""
+        return self.at.live
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryForecast:
+    """Bytes of live tensors in one training step: forward, backward and update, local module by local module.
+
+    Tensors alone: what kernels take for themselves while they run, and what an allocator wastes, come on top.
+    """
+
+    model: str
+    method: str
+    batch_size: int
+    input: str
+    """Of one sample."""
+    dtype: str
+    """Of parameters and images."""
+    amp: str | None
+    """Of autocast in the forward passes."""
+    optimizer: str
+    step: Schedule
+    parameters: int
+    """Auxiliary networks' included, as all that follows."""
+    buffers: int
+    optimizer_state: int
+    batch: int
+    """Images and target."""
+    gradients: int
+    """Of parameters, at their most at one time."""
+    modules: tuple[ModuleMemory, ...]
+    update: Moment | None
+    """The peak of the optimizer's update at the end; None where each module is updated by itself."""
+    rivals: tuple[MemoryForecast, ...] = ()
+    """The same step of the user's model by backpropagation (``"bp"``), and by backpropagation with activations
+    recomputed (``"checkpoint"``)."""
+    search: Callable[[int], int] | None = field(default=None, repr=False, compare=False)
+    """Finds the largest batch for a number of bytes."""
+
+    @property
+    def peak(self) -> int:
+        """Most bytes alive at one time."""
+        return self.at.live
+
+    @property
+    def at(self) -> Moment:
+        """The first operation behind which most bytes are alive."""
+        moments = [module.at for module in self.modules] + ([self.update] if self.update else [])
+        return max(moments, key=lambda moment: moment.live)
+
+    @property
+    def binding(self) -> ModuleMemory | None:
+        """The local module that sets the peak; None where the optimizer's update does."""
+        return next((module for module in self.modules if module.at is self.at), None)
+
+    @property
+    def resident(self) -> int:
+        """Bytes alive throughout: parameters, buffers, optimizer state and the batch."""
+        return self.parameters + self.buffers + self.optimizer_state + self.batch
+
+    def largest_batch(self, budget: int | str) -> int:
+        """The largest batch size whose step takes no more than a budget; 0 if there is none.
+
+        Args:
+            budget: Bytes, or a size such as ``"8GB"`` (8e9 bytes) or ``"8GiB"``.
+
+        Raises:
+            LocalizeError: The budget is no size of memory.
+        """
+        assert self.search is not None, "a forecast is made with its search"
+        return self.search(parse_bytes(budget))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures under their names, fit for JSON; of rivals the peaks."""
+        own = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.name not in ("modules", "update", "rivals", "search")
+        }
+        return {
+            **own,
+            "peak": self.peak,
+            "resident": self.resident,
+            "binding": self.binding.index if self.binding else None,
+            "at": dataclasses.asdict(self.at),
+            "modules": [
+                {"index": m.index, "name": m.name, "peak": m.peak, "kept": m.kept, "at": dataclasses.asdict(m.at)}
+                for m in self.modules
+            ],
+            "update": dataclasses.asdict(self.update) if self.update else None,
+            "rivals": {rival.method: rival.peak for rival in self.rivals},
+        }
+
+    def __str__(self) -> str:
+        return "\n".join([*_summary(self), "", *_table(self)])
+
+
+class Forecasting:
+    """A plan that forecasts memory.
+
+    What makes the forecasts stands beside the plan's fields: it is not compared, printed, copied or written.
+    """
+
+    __slots__ = ("_forecaster",)
+
+    def forecast_by(self, forecaster: Forecaster) -> None:
+        """Sets what :meth:`memory` asks."""
+        object.__setattr__(self, "_forecaster", forecaster)
+
+    def memory(
+        self,
+        batch_size: int,
+        *,
+        dtype: torch.dtype | str | None = None,
+        amp: torch.dtype | str | None = None,
+        optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = "sgd",
+        step: Schedule = "batch",
+        target: Callable[[int], Any] | None = None,
+        rivals: bool = True,
+    ) -> MemoryForecast:
+        """What a training step takes at its peak, local module by local module, without running it on real tensors.
+
+        Beside it stands what the user's model takes by backpropagation, and by that with checkpointing. No GPU is
+        needed, and no memory to speak of; each of the three takes as long as one step at a small batch. Kernels'
+        workspaces and what an allocator wastes come on top. Forecasts are kept, and keep the model alive as long as the
+        plan is.
+
+        Args:
+            batch_size: Samples.
+            dtype: Of parameters, buffers and images; by default as they are.
+            amp: Of autocast in forward passes; by default none.
+            optimizer: ``"sgd"`` (Nesterov momentum), ``"adam"``, ``"adamw"``, or a function from parameters to an
+                optimizer.
+            step: ``"batch"`` updates all parameters at the end of the step; ``"module"`` each local module's, and frees
+                their gradients, right after the last backward that reaches them.
+            target: From the batch size to a target for the criterion; by default class indices.
+            rivals: Whether to forecast those two.
+
+        Raises:
+            PlanError: The plan was read from JSON or copied, and knows no model; or the step cannot be run on fake
+                tensors; or a setting is out of range.
+            RecipeError: The optimizer is unknown.
+        """
+        forecaster: Forecaster | None = getattr(self, "_forecaster", None)
+        if forecaster is None:
+            raise PlanError(
+                "this plan knows no model to forecast the memory of",
+                why="it was read from JSON, or copied",
+                remedy="Localize the model and ask that plan: localize(model, ...).plan.memory(batch_size)",
+            )
+        settings = {"dtype": dtype, "amp": amp, "optimizer": optimizer, "step": step, "target": target}
+        return forecaster(self, batch_size, rivals, settings)
+
+
+_NAMES = {"bp": "backpropagation", "checkpoint": "with checkpointing"}
+
+
+def _summary(forecast: MemoryForecast) -> list[str]:
+    binding, update = forecast.binding, "updated module by module" if forecast.step == "module" else ""
+    amp = f"{forecast.amp} autocast" if forecast.amp else ""
+    step = ", ".join(filter(None, [forecast.dtype, amp, forecast.optimizer, update]))
+    residents = {
+        "parameters": forecast.parameters,
+        "buffers": forecast.buffers,
+        "optimizer state": forecast.optimizer_state,
+        "batch": forecast.batch,
+    }
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in residents.items())
+    where = f"module {binding.index} ({binding.name})" if binding else "the update"
+    rivals = [
+        f"{_NAMES.get(rival.method, rival.method)} {format_bytes(rival.peak)} (peak: "
+        f"{100 * forecast.peak / rival.peak:.0f} % of that)"
+        for rival in forecast.rivals
+    ]
+    lines = {
+        "step": f"{forecast.model} by {forecast.method}, {forecast.batch_size} x {forecast.input}, {step}",
+        "peak": f"{format_bytes(forecast.peak)} in {where}: {forecast.at}",
+        "resident": f"{format_bytes(forecast.resident)} ({parts}), gradients up to {format_bytes(forecast.gradients)}",
+        "beside": ", ".join(rivals),
+    }
+    return [line for name, text in lines.items() if text for line in _wrapped(name, text)]
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=f"{name:10}", subsequent_indent=" " * 10)
+
+
+def _table(forecast: MemoryForecast) -> list[str]:
+    rows = [("module", "peak", "kept", "at its peak")]
+    for module in forecast.modules:
+        at = str(module.at).replace(f" module_{module.index}.", " ")
+        name = f"{'> ' if module is forecast.binding else '  '}{module.index} {module.name}"
+        rows.append((name, format_bytes(module.peak), format_bytes(module.kept), at))
+    if forecast.update:
+        name = f"{'  ' if forecast.binding else '> '}update"
+        rows.append((name, format_bytes(forecast.update.live), "", str(forecast.update)))
+    widths = [min(NAME_WIDTH, max(len(row[0]) for row in rows)), *(max(len(row[i]) for row in rows) for i in (1, 2))]
+    last = WIDTH - sum(widths) - 6
+    lines = [
+        f"{_short(name, widths[0]):{widths[0]}}  {peak:>{widths[1]}}  {kept:>{widths[2]}}  {_short(at, last)}"
+        for name, peak, kept, at in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in (*widths, min(last, max(len(row[3]) for row in rows)))))
+    return [line.rstrip() for line in lines]
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."
