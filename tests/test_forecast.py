@@ -17,15 +17,17 @@ from torch import nn
 from localize import LocalGraphModule, LocalizeError, Plan, PlanError, localize
 from localize.forecast import MemoryForecast
 from localize.models import CifarResNet, cifar_resnet
-from localize.runtime.dry_run import DryRun, Settings
+from localize.runtime.dry_run import DryRun
 from localize.runtime.errors import RecipeError
 from localize.runtime.forecast import Curve, forecast, measure
 from localize.runtime.memory import meta_copy, peak_step_bytes
 from localize.runtime.recipe import OPTIMIZERS, Recipe
+from localize.runtime.step_settings import Settings
 from tests.dense_models import Pyramid
 from tests.tracked import tracked
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
+EIGHT = torch.zeros(2, 3, 8, 8)
 
 
 def resnet(method: str = "auglocal", depth: int = 14, **options: Any) -> LocalGraphModule:
@@ -39,7 +41,7 @@ def nesterov(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 def dry_run(local: LocalGraphModule, **settings: Any) -> DryRun:
     twin = meta_copy(local)
     assert isinstance(twin, LocalGraphModule)
-    return DryRun(twin, Settings(**settings))
+    return DryRun(twin, Settings(**settings), torch.device("cpu"))
 
 
 METHODS = ["auglocal", "checkpoint", "gn-dgl", "infopro", "mlaan", "predsim"]
@@ -73,6 +75,33 @@ def test_optimizers(optimizer: str, batch: int) -> None:
     moments = {"sgd": 1, "adam": 2, "adamw": 2}[optimizer]
     assert found.optimizer_state == pytest.approx(moments * found.parameters, abs=100)
     assert found.optimizer == optimizer
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_optimizers_on_gpus_update_all_parameters_in_one_go(kind: str) -> None:
+    """Which takes a copy of them all; on a CPU the same is had by asking for it."""
+    local = localize(nn.Sequential(nn.Flatten(), *[nn.Linear(192, 192) for _ in range(15)]), "bp", example_inputs=EIGHT)
+
+    def asked(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        made = OPTIMIZERS[kind](parameters, Recipe(optimizer=kind))
+        for group in made.param_groups:
+            group["foreach"] = True
+        return made
+
+    apart = measure(local, 2, optimizer=kind)
+    twin = meta_copy(local)
+    assert isinstance(twin, LocalGraphModule)
+    gpu = forecast(DryRun(twin, Settings(optimizer=kind), torch.device("cuda")), 2)
+    assert gpu.peak == measure(local, 2, optimizer=asked).peak
+    assert gpu.peak == pytest.approx(peak_step_bytes(local, 2, image_shape=(3, 8, 8), optimizer=asked), abs=100)
+    assert gpu.peak - apart.peak > 0.5 * gpu.parameters
+
+
+def test_fused_optimizers_take_nothing() -> None:
+    local = localize(nn.Sequential(nn.Flatten(), *[nn.Linear(192, 192) for _ in range(15)]), "bp", example_inputs=EIGHT)
+    fused = measure(local, 2, optimizer=lambda p: torch.optim.AdamW(p, fused=True))
+    assert fused.update is not None
+    assert fused.update.live == pytest.approx(fused.resident + fused.gradients, abs=100)
 
 
 def test_residents_by_hand() -> None:

@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "localize.runtime.errors",
         "localize.runtime.recipe",
         "localize.runtime.memory",
+        "localize.runtime.step_settings",
         "localize.runtime.timeline",
         "localize.runtime.dry_run",
         "localize.runtime.forecast",

@@ -17,11 +17,13 @@ from localize.local_graph import LocalGraphModule
 from localize.methods import Context, get_method
 from localize.plan import Plan
 from localize.planning import make_plan
-from localize.runtime.dry_run import DryRun, MakeOptimizer, Recording, Settings
+from localize.runtime.dry_run import DryRun, Recording
 from localize.runtime.memory import meta_copy, on_meta
+from localize.runtime.step_settings import MakeOptimizer, Settings
 from localize.runtime.timeline import Event
 from passes.adapt import Adapter
 from passes.errors import PlanError
+from passes.faked import device_of
 from passes.ir import Network
 
 RIVALS = ("bp", "checkpoint")
@@ -59,7 +61,7 @@ def measure(
     settings = Settings(dtype=dtype, amp=amp, optimizer=optimizer, step=step, target=target)
     twin = meta_copy(local)
     assert isinstance(twin, LocalGraphModule)
-    return forecast(DryRun(twin, settings), batch_size)
+    return forecast(DryRun(twin, settings, device_of(local)), batch_size)
 
 
 class Forecaster:
@@ -110,7 +112,7 @@ class Forecaster:
             primary, output = copy.deepcopy(model, memo), copy.deepcopy(criteria.output, memo)
             local = Criteria(copy.deepcopy(criteria.local, memo))
             twin = over(plan, context, options, local, primary, output)
-        return DryRun(twin, settings)
+        return DryRun(twin, settings, device_of(model))
 
 
 def forecast(dry_run: DryRun, batch_size: int, rivals: tuple[MemoryForecast, ...] = ()) -> MemoryForecast:
