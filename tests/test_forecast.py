@@ -362,6 +362,16 @@ def test_other_targets() -> None:
     assert measure(own, 8, target=lambda batch: torch.zeros(batch, 10)).peak == known.peak
 
 
+def test_a_loss_that_looks_at_values() -> None:
+    def hardest(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        losses = F.cross_entropy(logits, target, reduction="none")
+        return losses[losses > losses.mean()].mean()
+
+    local = localize(cifar_resnet(8), "bp", criterion=hardest, example_inputs=EXAMPLE)
+    with pytest.raises(PlanError, match=r"depends on the values of a tensor .* and nothing is computed"):
+        local.plan.memory(8, target=lambda batch: torch.zeros(batch, dtype=torch.int64))
+
+
 def test_a_backbone_with_an_output_criterion() -> None:
     def spread(levels: Any, target: Any) -> torch.Tensor:
         losses = [level.square().mean() for level in levels.values()]

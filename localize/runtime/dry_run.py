@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -110,13 +111,8 @@ class DryRun:
             timeline.track(list(replica.parameters()), list(replica.buffers()), x, y)
             with timeline, timeline.following(replica):
                 gradients, state = self._step(timeline, x, y)
-        except LocalizeError as error:
-            raise self._refused(batch, error) from error
         except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
-            raise PlanError(
-                f"the memory of a step of {batch} samples cannot be forecast",
-                why=f"it does not run on tensors without values: {first_line(error)}",
-            ) from error
+            raise self._refused(batch, error) from error
         finally:
             for parameter in replica.parameters():
                 parameter.grad = None
@@ -222,15 +218,27 @@ class DryRun:
         positions = plan.output.shape[2:] if prediction.kind == "other" else prediction.size
         return torch.zeros((batch, *positions), dtype=torch.int64, device="cpu")
 
-    def _refused(self, batch: int, error: LocalizeError) -> LocalizeError:
-        if self.settings.target is not None or not isinstance(error, InputError):
+    def _refused(self, batch: int, error: Exception) -> LocalizeError:
+        """An error of the step, in terms of the forecast."""
+        what = f"the memory of a step of {batch} samples cannot be forecast"
+        cause = error.__cause__ or error
+        if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
+            return PlanError(
+                what,
+                where=getattr(error, "where", None),
+                why=f"it depends on the values of a tensor ({first_line(cause)}), and nothing is computed",
+                remedy="Where a loss looks at values, localize with one that does not, and takes as much",
+            )
+        if isinstance(error, InputError) and self.settings.target is None:
+            return PlanError(
+                what,
+                why=str(error),
+                remedy="Where the loss takes other targets than class indices, give target=, a function from the batch "
+                "size to a target",
+            )
+        if isinstance(error, LocalizeError):
             return error
-        return PlanError(
-            f"the memory of a step of {batch} samples cannot be forecast",
-            why=str(error),
-            remedy="Where the loss takes other targets than class indices, give target=, a function from the batch "
-            "size to a target",
-        )
+        return PlanError(what, why=f"it does not run on tensors without values: {first_line(error)}")
 
 
 def _twin(parameter: nn.Parameter, device: str) -> nn.Parameter:
