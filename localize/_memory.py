@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -13,6 +14,7 @@ from localize import LocalGraphModule, MemoryForecast, localize
 from localize.runtime.examine import example_of
 from localize.runtime.models import find_model
 from localize.sizes import format_bytes, parse_bytes
+from passes.errors import LocalizeError
 
 _NAMES = {"bp": "backpropagation", "checkpoint": "backpropagation with checkpointing"}
 
@@ -58,12 +60,15 @@ def run_memory(
 
 
 def _localized(name: str, keywords: Mapping[str, Any], classes: int | None, image_size: int | None) -> LocalGraphModule:
-    """The model, built and localized without memory for its parameters."""
+    """The model, localized without memory for its parameters; one of the user's own with it, if it must be."""
     factory = find_model(name)
-    model = factory.build(classes, image_size, meta=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of a model's own code on being traced
-        return localize(model, example_inputs=example_of(model, image_size or factory.image_size), seed=0, **keywords)
+    for meta in (True, False):
+        model = factory.build(classes, image_size, meta=meta)
+        example = example_of(model, image_size or factory.image_size)
+        with warnings.catch_warnings(), suppress(*([LocalizeError] if meta and ".py:" in name else [])):
+            warnings.simplefilter("ignore")  # those of a model's own code on being traced
+            return localize(model, example_inputs=example, seed=0, **keywords)
+    raise AssertionError("unreachable")
 
 
 def _largest(forecast: MemoryForecast, found: Mapping[str, int]) -> list[str]:

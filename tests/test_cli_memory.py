@@ -21,6 +21,14 @@ from torch import nn
 def chain(num_classes):
     layers = [nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 4), (4, 4), (4, 4), (4, 8))]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+class Looking(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+def looking():
+    layers = [nn.Conv2d(3, 4, 3), Looking(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
 """
 CHAIN = ["memory", "m.py:chain", "--classes", "10", "--image-size", "8", "--batch-size", "16", "-d", "2"]
 
@@ -92,6 +100,8 @@ def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
         ([*CHAIN, "--batch-size", "0"], "batch_size=0 is no number of samples"),
         ([*CHAIN, "--epochs", "3"], "no option --epochs of memory"),
         (["memory", "timm:resnet1888"], "unknown model"),
+        # It localizes if it is built with values, and does not run without.
+        (["memory", "m.py:looking", "--image-size", "16"], "cannot be forecast: it depends on the values of a tensor"),
     ],
 )
 def test_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,8 @@ EIGHT = torch.zeros(2, 3, 8, 8)
 
 
 def resnet(method: str = "auglocal", depth: int = 14, **options: Any) -> LocalGraphModule:
-    return localize(cifar_resnet(depth), method, **{"d": 2, "example_inputs": EXAMPLE, "seed": 0, **options})
+    few = {"modules": 3} if depth == 8 and method in ("gn-dgl", "infopro", "mlaan", "predsim") else {}
+    return localize(cifar_resnet(depth), method, **{"d": 2, "example_inputs": EXAMPLE, "seed": 0, **few, **options})
 
 
 def nesterov(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -268,7 +269,8 @@ def test_dtype_is_that_of_parameters_and_images() -> None:
     assert 0.5 * full.peak <= half.peak < 0.52 * full.peak
     assert half.dtype == "bfloat16"
     assert all(p.dtype == torch.float32 for p in local.parameters())
-    assert measure(copy.deepcopy(local).to(torch.bfloat16), 32, dtype=torch.bfloat16).peak == half.peak
+    assert measure(local, 32, dtype=torch.float32) == full
+    assert measure(local.to(torch.bfloat16), 32) == half == local.plan.memory(32, rivals=False)
 
 
 def test_amp_is_that_of_forward_passes() -> None:
@@ -318,6 +320,31 @@ def test_updates_module_by_module_free_gradients(method: str) -> None:
     assert apart.gradients < together.gradients
     assert apart.modules[-1].peak < together.modules[-1].peak
     assert apart.peak <= together.peak
+
+
+@pytest.mark.parametrize("method", ["auglocal", "mlaan"])
+def test_updates_module_by_module_counted(method: str) -> None:
+    """A loop that updates so, counted."""
+    local = resnet(method, depth=8, modules=3)
+    updates: list[torch.optim.Optimizer] = []
+
+    def step(module: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+        count = range(len(module.plan.modules))
+        if not updates:
+            last = {p: k for k in count for p in module.parameters_of(k)}
+            updates.extend(nesterov([p for p, its in last.items() if its == k]) for k in count)
+        for output, update in zip(module.steps(x, y), updates, strict=True):
+            output.loss.backward()
+            update.step()
+            update.zero_grad()
+
+    def nothing(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD([nn.Parameter(torch.zeros(0))])
+
+    for batch in (2, 64):
+        updates.clear()
+        counted = peak_step_bytes(local, batch, optimizer=nothing, step=step)
+        assert measure(local, batch, optimizer=nesterov, step="module").peak == counted
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,13 @@ class DryRun:
             fill_with_fakes(replica, settings.dtype)  # type: ignore[arg-type]
         self._recordings: dict[int, Recording] = {}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of images: the parameters', which may have changed since the model was localized."""
+        planned = self.replica.plan.input.dtype
+        floating = (p.dtype for p in self.replica.primary.parameters() if p.is_floating_point())
+        return next(floating, planned) if planned.is_floating_point else planned
+
     def record(self, batch: int) -> Recording:
         """Runs a step.
 
@@ -104,8 +111,7 @@ class DryRun:
 
     def _record(self, batch: int) -> Recording:
         replica, timeline = self.replica, Timeline()
-        spec = replica.plan.input
-        x = torch.empty((batch, *spec.shape[1:]), dtype=self.settings.dtype or spec.dtype, device="cpu")  # type: ignore[arg-type]
+        x = torch.empty((batch, *replica.plan.input.shape[1:]), dtype=self.dtype, device="cpu")
         try:
             y = self._target(batch)
             timeline.track(list(replica.parameters()), list(replica.buffers()), x, y)

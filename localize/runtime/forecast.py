@@ -128,13 +128,12 @@ def forecast(dry_run: DryRun, batch_size: int, rivals: tuple[MemoryForecast, ...
     recording = dry_run.record(batch_size)
     plan, settings = dry_run.replica.plan, dry_run.settings
     modules, update = _modules(plan, recording)
-    dtype = settings.dtype or plan.input.dtype
     return MemoryForecast(
         model=plan.model,
         method=plan.method,
         batch_size=batch_size,
         input=str(plan.input),
-        dtype=_name(dtype),
+        dtype=_name(dry_run.dtype),
         amp=None if settings.amp is None else _name(settings.amp),
         optimizer=settings.optimizer_name,
         step=settings.step,
