@@ -14,7 +14,7 @@ from passes.errors import LocalizeError, MethodError
 _WORDS = {"true": True, "false": False, "none": None}
 
 
-def options_of(method: str, depth: int, arguments: Sequence[str]) -> dict[str, Any]:
+def options_of(method: str, depth: int, arguments: Sequence[str], command: str = "train") -> dict[str, Any]:
     """The method's options among what the command line has left over.
 
     A value is a Python literal, or else text; ``--NAME`` alone is true, ``--no-NAME`` false.
@@ -23,6 +23,7 @@ def options_of(method: str, depth: int, arguments: Sequence[str]) -> dict[str, A
         method: Its name.
         depth: What ``--depth`` says.
         arguments: Words such as ``--tau 0.25``, ``--tau=0.25`` or ``--no-head-norm``.
+        command: Whose flags they stand among, for errors.
 
     Raises:
         LocalizeError: One is no flag of the method's, or is given twice; the message lists its flags.
@@ -42,7 +43,7 @@ def options_of(method: str, depth: int, arguments: Sequence[str]) -> dict[str, A
         if name not in names and name.removeprefix("no_") in names and not equals:
             name, value = name.removeprefix("no_"), False
         elif name not in names:
-            raise _unknown(method, flag)
+            raise _unknown(method, flag, command)
         elif not equals:
             value = _literal(words.pop(0)) if words and not words[0].startswith("--") else True
         if name in options:
@@ -69,12 +70,14 @@ def summary(method: str) -> str:
     return (inspect.getdoc(module) or "").split("\n\n")[0].replace("\n", " ")
 
 
-def _unknown(method: str, flag: str) -> MethodError:
+def _unknown(method: str, flag: str, command: str) -> MethodError:
     has = {name: [_flag(field.name) for field in dataclasses.fields(rule.Options)] for name, rule in METHODS.items()}
     known = ", ".join(has[method]) or "none"
     others = [name for name, its in has.items() if flag in its]
     why = f"it is an option of {', '.join(others)}" if others else None
-    return MethodError(f"no option {flag} of train, or of method {method!r}", why=why, remedy=f"Its options: {known}")
+    return MethodError(
+        f"no option {flag} of {command}, or of method {method!r}", why=why, remedy=f"Its options: {known}"
+    )
 
 
 def _flag(option: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: ``localize-cli train``, ``methods``, ``check``, ``sweep`` and ``demo``. The one place that prints.
+"""The command line: ``localize-cli train``, ``methods``, ``check``, ``memory``, ``sweep``, ``demo``; what prints.
 
 Heavy imports stay inside the commands, so that help comes at once.
 """
@@ -173,6 +173,38 @@ def check(
         passed = run_check(models, settings, image_size, as_json=json)
     if not passed:
         raise typer.Exit(1)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def memory(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")],
+    method: MethodOption = "auglocal",
+    depth: DepthOption = 4,
+    modules: ModulesOption = None,
+    batch_size: BatchSizeOption = 256,
+    budget: Annotated[str | None, typer.Option(help="Find the largest batch that fits: 8GB, 8GiB, 512MB.")] = None,
+    optimizer: OptimizerOption = "sgd",
+    step: Annotated[
+        str, typer.Option(help="Updates: batch, at the end; or module, each behind its backward.")
+    ] = "batch",
+    amp: AmpOption = None,
+    dtype: Annotated[str | None, typer.Option(help="Of weights and images, such as bfloat16.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Outputs of the model; by default its own choice.")] = None,
+    image_size: ImageSizeOption = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Say what a training step takes, module by module, beside backpropagation with and without checkpointing.
+
+    Nothing is computed and no weights are made. The method's own options are flags, as of train.
+    """
+    from localize._flags import options_of
+    from localize._memory import run_memory
+
+    keywords = {"method": method, "d": depth, "modules": modules, **options_of(method, depth, context.args, "memory")}
+    settings = {"optimizer": optimizer, "step": step, "amp": amp, "dtype": dtype}
+    with _interruptible():
+        run_memory(model, keywords, classes, image_size, batch_size, settings, budget, as_json=json)
 
 
 @app.command()

@@ -6,7 +6,7 @@ would have vanished by then, so each step computes with the factor that the last
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -31,7 +31,11 @@ class LossScale:
 
 
 def fused_loss(
-    steps: Iterable[_HasLoss], owned: Sequence[Sequence[nn.Parameter]], scale: LossScale, device: str
+    steps: Iterable[_HasLoss],
+    owned: Sequence[Sequence[nn.Parameter]],
+    scale: LossScale,
+    device: str,
+    failed: Callable[[int, RuntimeError], None] = lambda index, error: None,
 ) -> torch.Tensor:
     """Sum of the losses of ``steps``.
 
@@ -40,13 +44,14 @@ def fused_loss(
         owned: Parameters each loss reaches, in the same order; several may reach one.
         scale: Carried from step to step.
         device: Type of the device the step runs on, for its autocast state.
+        failed: Called with the index of a loss whose backward fails, and the error; may raise a better one.
 
     Returns:
         A scalar. Its backward adds ``grad_output * gradient`` to each parameter's ``grad``, once.
     """
     parameters = list({id(p): p for group in owned for p in group}.values())
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    total: torch.Tensor = _FusedLoss.apply(steps, owned, scale if half else None, *parameters)
+    total: torch.Tensor = _FusedLoss.apply(steps, owned, scale if half else None, failed, *parameters)
     return total
 
 
@@ -99,18 +104,23 @@ class _FusedLoss(torch.autograd.Function):
         steps: Iterable[_HasLoss],
         owned: Sequence[Sequence[nn.Parameter]],
         scale: LossScale | None,
+        failed: Callable[[int, RuntimeError], None],
         *parameters: Any,
     ) -> Any:
         factor = scale.value if scale is not None else None
         gradients: dict[int, torch.Tensor | None] = {id(p): None for p in parameters}
         total: torch.Tensor | None = None
         iterator = iter(steps)
-        for group in owned:
+        for index, group in enumerate(owned):
             with torch.enable_grad():
                 loss = next(iterator).loss
                 if group:
                     scaled = loss if factor is None else loss * factor
-                    found = torch.autograd.grad(scaled, group, allow_unused=True)
+                    try:
+                        found = torch.autograd.grad(scaled, group, allow_unused=True)
+                    except RuntimeError as error:
+                        failed(index, error)
+                        raise
                     for parameter, gradient in zip(group, found, strict=True):
                         before = gradients[id(parameter)]
                         if gradient is not None:
@@ -136,4 +146,4 @@ class _FusedLoss(torch.autograd.Function):
         if ctx.scale is not None:
             usable = torch.isfinite(grad_output) & (grad_output > 0)
             ctx.scale.value = torch.where(usable, grad_output, torch.ones_like(grad_output))
-        return (None, None, None, *(None if g is None else g.mul_(factor.to(g.dtype)) for g in gradients))
+        return (None, None, None, None, *(None if g is None else g.mul_(factor.to(g.dtype)) for g in gradients))

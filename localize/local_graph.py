@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import fx, nn
 
 from localize.cascade import keep_overwritten, last_reads, run_attached, window_of
+from localize.explain import explain_input, explain_memory
 from localize.fused import LossScale, fused_loss, without_strays
 from localize.inference import ensemble, in_eval_mode, predictions, require_inference
 from localize.local_module import LocalModule, LocalOutput, several
@@ -17,7 +19,7 @@ from localize.losses import Criterion, check_target, checked
 from localize.plan import Plan
 from localize.supervision import Batch
 from passes.codegen import PRIMARY, returned
-from passes.errors import InputError, LocalizeError, first_line
+from passes.errors import InputError, LocalizeError
 from passes.outputs import Structure
 
 HEAD_WEIGHT = 0.3
@@ -101,6 +103,7 @@ class LocalGraphModule(fx.GraphModule):
 
         Raises:
             InputError: ``x`` or ``y`` does not fit the model.
+            OutOfMemoryError: A forward pass needs more memory than there is.
         """
         self._check(x, y)
         check_target(self.criterion, y, self._plan.prediction.outputs)
@@ -111,7 +114,8 @@ class LocalGraphModule(fx.GraphModule):
             except InputError:
                 raise
             except (RuntimeError, AssertionError, ValueError) as error:
-                self._explain(x, error)
+                explain_memory(self._plan, x, "forward pass", module.plan.index, error)
+                explain_input(self._plan, x, error)
                 raise
             if torch.is_grad_enabled() and not loss.requires_grad:
                 # All that this module would train is frozen: the caller's backward should find nothing, not fail.
@@ -178,6 +182,7 @@ class LocalGraphModule(fx.GraphModule):
 
         Raises:
             InputError: ``x`` or ``y`` does not fit the model.
+            OutOfMemoryError: The step needs more memory than there is.
         """
         self._check(x, y)
         if not torch.is_grad_enabled():
@@ -186,7 +191,10 @@ class LocalGraphModule(fx.GraphModule):
         steps = self.steps(x, y)
         if self.output_criterion is not None:
             steps = without_strays(steps, owned)
-        return fused_loss(steps, owned, self._loss_scale, x.device.type)
+        return fused_loss(steps, owned, self._loss_scale, x.device.type, partial(self._failed, x))
+
+    def _failed(self, x: torch.Tensor, index: int, error: RuntimeError) -> None:
+        explain_memory(self._plan, x, "backward pass", index, error)
 
     def predictions(self, x: torch.Tensor) -> tuple[Any, ...]:
         """What each local module predicts, in inference: early exits of the network.
@@ -212,7 +220,7 @@ class LocalGraphModule(fx.GraphModule):
                     require_inference(self.local_modules, self._structure, x, found[-1])
                     self._infers = True
             except (RuntimeError, AssertionError) as error:
-                self._explain(x, error)
+                explain_input(self._plan, x, error)
                 raise
         return found
 
@@ -267,18 +275,6 @@ class LocalGraphModule(fx.GraphModule):
             )
         if isinstance(y, torch.Tensor) and y.ndim and y.shape[0] != x.shape[0]:
             raise InputError(f"the input has {x.shape[0]} samples and the target {y.shape[0]}")
-
-    def _explain(self, x: torch.Tensor, error: Exception) -> None:
-        """Puts an error from within the network in terms of the input, if the input is not what was planned for."""
-        spec = self._plan.input
-        if tuple(x.shape[1:]) != spec.shape[1:] or x.dtype != spec.dtype:
-            got = f"{'x'.join(map(str, x.shape[1:]))}, {str(x.dtype).removeprefix('torch.')}"
-            raise InputError(
-                f"the model does not run on an input of {got}",
-                why=first_line(error),
-                remedy=f"It was localized for {spec}, {str(spec.dtype).removeprefix('torch.')}; give example_inputs of "
-                "another shape to localize() if the model takes one",
-            ) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalGraphModule:
         twin = self._remake(copy.deepcopy(self.primary, memo), copy.deepcopy(self.output_criterion, memo))

@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
-from passes.errors import InputError, first_line
+from passes.errors import InputError, first_line, ran_out_of_memory
 
 Criterion = Callable[[Any, Any], torch.Tensor]
 """Loss from (logits, target) to a scalar."""
@@ -48,9 +48,9 @@ def checked(criterion: Criterion, logits: Any, target: Any, name: str) -> torch.
     """
     try:
         loss = criterion(logits, target)
-    except torch.OutOfMemoryError:
-        raise
     except (IndexError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        if ran_out_of_memory(error):
+            raise
         if criterion is cross_entropy_of_last:
             logits = logits.movedim(-1, 1)
         raise InputError(

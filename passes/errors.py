@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 
 class LocalizeError(ValueError):
     """Root of every error that a user of the compiler can cause and mend.
@@ -49,6 +51,21 @@ def first_line(error: BaseException) -> str:
     """What an error of somebody else's says, in one line; its class where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is for want of memory, on whatever device: the CPU's allocator has no class of its own."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+class OutOfMemoryError(LocalizeError, torch.OutOfMemoryError):
+    """A training step needs more memory than there is.
+
+    Also one of torch's, with the original's words in it, so that what looks for the largest batch by trial finds it.
+    """
 
 
 class CaptureError(LocalizeError):

@@ -11,6 +11,7 @@ import torch
 from torchvision.models.segmentation import fcn_resnet50
 
 from localize import localize
+from localize.cli import main
 from localize.models import cifar_resnet
 from localize.runtime.memory import peak_step_bytes
 
@@ -29,6 +30,16 @@ def test_readme_code_runs_and_prints_the_plan_it_shows() -> None:
     names: dict[str, Any] = {"loader": [(torch.randn(2, 3, 64, 64), torch.tensor([1, 2]))]}
     exec(_block("python"), names)
     assert str(names["local"].plan) == _block("text").rstrip("\n")
+
+
+def test_readme_shows_what_the_command_line_says_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    found = re.search(
+        r"^localize-cli (memory localize:.*)\n```\n\n```text\n(.*?)^```", README, re.DOTALL | re.MULTILINE
+    )
+    assert found is not None
+    with pytest.raises(SystemExit):
+        main(found[1].split())
+    assert capsys.readouterr().out == found[2]
 
 
 def test_readme_on_memory_of_a_shallow_network() -> None:

@@ -17,19 +17,22 @@ from torch import nn
 from localize import LocalGraphModule, LocalizeError, Plan, PlanError, localize
 from localize.forecast import MemoryForecast
 from localize.models import CifarResNet, cifar_resnet
-from localize.runtime.dry_run import DryRun, Settings
+from localize.runtime.dry_run import DryRun
 from localize.runtime.errors import RecipeError
 from localize.runtime.forecast import Curve, forecast, measure
 from localize.runtime.memory import meta_copy, peak_step_bytes
 from localize.runtime.recipe import OPTIMIZERS, Recipe
+from localize.runtime.step_settings import Settings
 from tests.dense_models import Pyramid
 from tests.tracked import tracked
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
+EIGHT = torch.zeros(2, 3, 8, 8)
 
 
 def resnet(method: str = "auglocal", depth: int = 14, **options: Any) -> LocalGraphModule:
-    return localize(cifar_resnet(depth), method, **{"d": 2, "example_inputs": EXAMPLE, "seed": 0, **options})
+    few = {"modules": 3} if depth == 8 and method in ("gn-dgl", "infopro", "mlaan", "predsim") else {}
+    return localize(cifar_resnet(depth), method, **{"d": 2, "example_inputs": EXAMPLE, "seed": 0, **few, **options})
 
 
 def nesterov(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -39,7 +42,7 @@ def nesterov(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 def dry_run(local: LocalGraphModule, **settings: Any) -> DryRun:
     twin = meta_copy(local)
     assert isinstance(twin, LocalGraphModule)
-    return DryRun(twin, Settings(**settings))
+    return DryRun(twin, Settings(**settings), torch.device("cpu"))
 
 
 METHODS = ["auglocal", "checkpoint", "gn-dgl", "infopro", "mlaan", "predsim"]
@@ -73,6 +76,33 @@ def test_optimizers(optimizer: str, batch: int) -> None:
     moments = {"sgd": 1, "adam": 2, "adamw": 2}[optimizer]
     assert found.optimizer_state == pytest.approx(moments * found.parameters, abs=100)
     assert found.optimizer == optimizer
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_optimizers_on_gpus_update_all_parameters_in_one_go(kind: str) -> None:
+    """Which takes a copy of them all; on a CPU the same is had by asking for it."""
+    local = localize(nn.Sequential(nn.Flatten(), *[nn.Linear(192, 192) for _ in range(15)]), "bp", example_inputs=EIGHT)
+
+    def asked(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        made = OPTIMIZERS[kind](parameters, Recipe(optimizer=kind))
+        for group in made.param_groups:
+            group["foreach"] = True
+        return made
+
+    apart = measure(local, 2, optimizer=kind)
+    twin = meta_copy(local)
+    assert isinstance(twin, LocalGraphModule)
+    gpu = forecast(DryRun(twin, Settings(optimizer=kind), torch.device("cuda")), 2)
+    assert gpu.peak == measure(local, 2, optimizer=asked).peak
+    assert gpu.peak == pytest.approx(peak_step_bytes(local, 2, image_shape=(3, 8, 8), optimizer=asked), abs=100)
+    assert gpu.peak - apart.peak > 0.5 * gpu.parameters
+
+
+def test_fused_optimizers_take_nothing() -> None:
+    local = localize(nn.Sequential(nn.Flatten(), *[nn.Linear(192, 192) for _ in range(15)]), "bp", example_inputs=EIGHT)
+    fused = measure(local, 2, optimizer=lambda p: torch.optim.AdamW(p, fused=True))
+    assert fused.update is not None
+    assert fused.update.live == pytest.approx(fused.resident + fused.gradients, abs=100)
 
 
 def test_residents_by_hand() -> None:
@@ -239,7 +269,8 @@ def test_dtype_is_that_of_parameters_and_images() -> None:
     assert 0.5 * full.peak <= half.peak < 0.52 * full.peak
     assert half.dtype == "bfloat16"
     assert all(p.dtype == torch.float32 for p in local.parameters())
-    assert measure(copy.deepcopy(local).to(torch.bfloat16), 32, dtype=torch.bfloat16).peak == half.peak
+    assert measure(local, 32, dtype=torch.float32) == full
+    assert measure(local.to(torch.bfloat16), 32) == half == local.plan.memory(32, rivals=False)
 
 
 def test_amp_is_that_of_forward_passes() -> None:
@@ -291,6 +322,31 @@ def test_updates_module_by_module_free_gradients(method: str) -> None:
     assert apart.peak <= together.peak
 
 
+@pytest.mark.parametrize("method", ["auglocal", "mlaan"])
+def test_updates_module_by_module_counted(method: str) -> None:
+    """A loop that updates so, counted."""
+    local = resnet(method, depth=8, modules=3)
+    updates: list[torch.optim.Optimizer] = []
+
+    def step(module: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+        count = range(len(module.plan.modules))
+        if not updates:
+            last = {p: k for k in count for p in module.parameters_of(k)}
+            updates.extend(nesterov([p for p, its in last.items() if its == k]) for k in count)
+        for output, update in zip(module.steps(x, y), updates, strict=True):
+            output.loss.backward()
+            update.step()
+            update.zero_grad()
+
+    def nothing(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD([nn.Parameter(torch.zeros(0))])
+
+    for batch in (2, 64):
+        updates.clear()
+        counted = peak_step_bytes(local, batch, optimizer=nothing, step=step)
+        assert measure(local, batch, optimizer=nesterov, step="module").peak == counted
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -331,6 +387,16 @@ def test_other_targets() -> None:
     with pytest.raises(PlanError, match=r"cannot be forecast.*target of shape \(8,\).*give target="):
         measure(own, 8)
     assert measure(own, 8, target=lambda batch: torch.zeros(batch, 10)).peak == known.peak
+
+
+def test_a_loss_that_looks_at_values() -> None:
+    def hardest(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        losses = F.cross_entropy(logits, target, reduction="none")
+        return losses[losses > losses.mean()].mean()
+
+    local = localize(cifar_resnet(8), "bp", criterion=hardest, example_inputs=EXAMPLE)
+    with pytest.raises(PlanError, match=r"depends on the values of a tensor .* and nothing is computed"):
+        local.plan.memory(8, target=lambda batch: torch.zeros(batch, dtype=torch.int64))
 
 
 def test_a_backbone_with_an_output_criterion() -> None:

@@ -34,6 +34,7 @@ NAMES = [
     "MemoryForecast",
     "MethodError",
     "Obstacle",
+    "OutOfMemoryError",
     "PartitionError",
     "Plan",
     "PlanError",

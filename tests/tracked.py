@@ -12,14 +12,20 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from localize.runtime.memory import fake_copy, train_step
 
 
-def tracked(module: nn.Module, batch: int, step: Callable[[Any, torch.Tensor, torch.Tensor], None] = train_step) -> int:
+def tracked(
+    module: nn.Module,
+    batch: int,
+    step: Callable[[Any, torch.Tensor, torch.Tensor], None] = train_step,
+    *,
+    size: int = 32,
+) -> int:
     """Torch's own figure for the second step, when the optimizer has its momentum.
 
     It comes by another mechanism than ours: hooks on modules and optimizers beside dispatch.
     """
     with fake_copy(module) as replica:
         replica.train()
-        images, labels = torch.empty(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.int64)
+        images, labels = torch.empty(batch, 3, size, size), torch.zeros(batch, dtype=torch.int64)
         optimizer = torch.optim.SGD(replica.parameters(), lr=0.1, momentum=0.9, nesterov=True)
         tracker = MemTracker()
         tracker.track_external(replica, optimizer, images, labels)

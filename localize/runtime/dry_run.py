@@ -3,83 +3,29 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from localize.forecast import Schedule
 from localize.fused import without_strays
 from localize.local_graph import LocalGraphModule
 from localize.local_module import LocalOutput
 from localize.runtime.memory import fill_with_fakes
-from localize.runtime.recipe import OPTIMIZERS, Recipe
+from localize.runtime.step_settings import Settings
 from localize.runtime.timeline import Event, Timeline
 from passes.errors import InputError, LocalizeError, PlanError, first_line
 from passes.shapes import fake_mode, quiet
 
-MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
-
 _FLOAT_TARGETS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 """Criteria whose target is of the logits' shape."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How a training step is run.
-
-    Raises:
-        PlanError: A dtype or a schedule that is none.
-        RecipeError: The optimizer is unknown.
-    """
-
-    dtype: torch.dtype | str | None = None
-    """Of parameters, buffers and images; None leaves them as they are."""
-    amp: torch.dtype | str | None = None
-    """Of autocast around forward passes, a region a local module; None without."""
-    optimizer: str | MakeOptimizer = "sgd"
-    """A name of ``localize.runtime.recipe``, or a function from parameters to an optimizer."""
-    step: Schedule = "batch"
-    target: Callable[[int], Any] | None = None
-    """From the batch size to what the criterion takes; by default class indices, or zeros of the logits' shape where
-    the criterion is a binary cross-entropy."""
-
-    def __post_init__(self) -> None:
-        for name in ("dtype", "amp"):
-            object.__setattr__(self, name, _floating(getattr(self, name), name))
-        if self.step not in ("batch", "module"):
-            raise PlanError(f"unknown step {self.step!r}", remedy="Give step='batch' or step='module'")
-        if isinstance(self.optimizer, str):
-            Recipe(optimizer=self.optimizer)
-
-    @property
-    def optimizer_name(self) -> str:
-        """The optimizer in a word."""
-        made = self.optimizer
-        return made if isinstance(made, str) else str(getattr(made, "__qualname__", type(made).__name__))
-
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """The optimizer of these parameters."""
-        if isinstance(self.optimizer, str):
-            return OPTIMIZERS[self.optimizer](parameters, Recipe(optimizer=self.optimizer))
-        return self.optimizer(parameters)
-
-
-def _floating(given: Any, name: str) -> torch.dtype | None:
-    found = getattr(torch, given, None) if isinstance(given, str) else given
-    if found is None and given is None:
-        return None
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise PlanError(
-            f"{name}={given!r} is no type of floating-point numbers", remedy="Give float32, bfloat16 or float16"
-        )
-    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,14 +58,23 @@ class DryRun:
         replica: The model, on the meta device; it is filled with fake tensors, and trained by steps that compute
             nothing.
         settings: How.
+        device: Where the model itself is: on GPUs optimizers update all parameters in one go.
     """
 
-    def __init__(self, replica: LocalGraphModule, settings: Settings) -> None:
+    def __init__(self, replica: LocalGraphModule, settings: Settings, device: torch.device) -> None:
         self.replica = replica.train()
         self.settings = settings
+        self.foreach = device.type in _get_foreach_kernels_supported_devices()
         with fake_mode() as self.mode:
             fill_with_fakes(replica, settings.dtype)  # type: ignore[arg-type]
         self._recordings: dict[int, Recording] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of images: the parameters', which may have changed since the model was localized."""
+        planned = self.replica.plan.input.dtype
+        floating = (p.dtype for p in self.replica.primary.parameters() if p.is_floating_point())
+        return next(floating, planned) if planned.is_floating_point else planned
 
     def record(self, batch: int) -> Recording:
         """Runs a step.
@@ -156,20 +111,14 @@ class DryRun:
 
     def _record(self, batch: int) -> Recording:
         replica, timeline = self.replica, Timeline()
-        spec = replica.plan.input
-        x = torch.empty((batch, *spec.shape[1:]), dtype=self.settings.dtype or spec.dtype, device="cpu")  # type: ignore[arg-type]
+        x = torch.empty((batch, *replica.plan.input.shape[1:]), dtype=self.dtype, device="cpu")
         try:
             y = self._target(batch)
             timeline.track(list(replica.parameters()), list(replica.buffers()), x, y)
             with timeline, timeline.following(replica):
                 gradients, state = self._step(timeline, x, y)
-        except LocalizeError as error:
-            raise self._refused(batch, error) from error
         except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
-            raise PlanError(
-                f"the memory of a step of {batch} samples cannot be forecast",
-                why=f"it does not run on tensors without values: {first_line(error)}",
-            ) from error
+            raise self._refused(batch, error) from error
         finally:
             for parameter in replica.parameters():
                 parameter.grad = None
@@ -232,22 +181,35 @@ class DryRun:
     def _update(self, timeline: Timeline, index: int, parameters: list[nn.Parameter]) -> int:
         """An optimizer's update, as from the second step on; frees the gradients, and returns the bytes of its state.
 
-        It runs on the meta device: there it takes a twentieth of the time that fake tensors take.
+        It runs on the meta device, where it takes a twentieth of the time that fake tensors take, if it runs there:
+        fused optimizers do not.
         """
         timeline.enter(index, "update")
-        twins = [_meta_twin(parameter) for parameter in parameters]
-        with _disable_current_modes(), Timeline() as apart:
-            apart.recording = False
-            apart.track(twins, [twin.grad for twin in twins])
-            before = apart.live
-            optimizer = self.settings.make_optimizer(twins)
-            optimizer.step()
-            resident, apart.recording = apart.live, True
-            optimizer.step()
-        timeline.insert(apart.events, resident)
+        try:
+            with _disable_current_modes():
+                events, before, resident = self._second_update([_twin(p, "meta") for p in parameters])
+        except (RuntimeError, NotImplementedError):
+            with timeline.paused():
+                events, before, resident = self._second_update([_twin(p, "cpu") for p in parameters])
+        timeline.insert(events, resident)
         for parameter in parameters:
             parameter.grad = None
-        return int(resident - before)
+        return resident - before
+
+    def _second_update(self, parameters: list[nn.Parameter]) -> tuple[list[Event], int, int]:
+        """What an optimizer's second update does to memory, and the bytes there before the first and after it."""
+        with Timeline() as timeline, timeline.paused():
+            timeline.track(parameters, [p.grad for p in parameters])
+            before = timeline.live
+            optimizer = self.settings.make_optimizer(parameters)
+            for group in optimizer.param_groups:
+                if self.foreach and group.get("foreach", False) is None and not group.get("fused"):
+                    group["foreach"] = True  # what torch chooses by the device of the parameters
+            optimizer.step()
+            resident = timeline.live
+            with timeline.paused(False):
+                optimizer.step()
+        return timeline.events, before, resident
 
     def _autocast(self) -> torch.autocast:
         kind: Any = self.settings.amp
@@ -262,28 +224,38 @@ class DryRun:
         positions = plan.output.shape[2:] if prediction.kind == "other" else prediction.size
         return torch.zeros((batch, *positions), dtype=torch.int64, device="cpu")
 
-    def _refused(self, batch: int, error: LocalizeError) -> LocalizeError:
-        if self.settings.target is not None or not isinstance(error, InputError):
+    def _refused(self, batch: int, error: Exception) -> LocalizeError:
+        """An error of the step, in terms of the forecast."""
+        what = f"the memory of a step of {batch} samples cannot be forecast"
+        cause = error.__cause__ or error
+        if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
+            return PlanError(
+                what,
+                where=getattr(error, "where", None),
+                why=f"it depends on the values of a tensor ({first_line(cause)}), and nothing is computed",
+                remedy="Where a loss looks at values, localize with one that does not, and takes as much",
+            )
+        if isinstance(error, InputError) and self.settings.target is None:
+            return PlanError(
+                what,
+                why=str(error),
+                remedy="Where the loss takes other targets than class indices, give target=, a function from the batch "
+                "size to a target",
+            )
+        if isinstance(error, LocalizeError):
             return error
-        return PlanError(
-            f"the memory of a step of {batch} samples cannot be forecast",
-            why=str(error),
-            remedy="Where the loss takes other targets than class indices, give target=, a function from the batch "
-            "size to a target",
-        )
+        return PlanError(what, why=f"it does not run on tensors without values: {first_line(error)}")
 
 
-def _meta_twin(parameter: nn.Parameter) -> nn.Parameter:
-    """A parameter on the meta device like this one, with a gradient if it has one."""
-    with _disable_current_modes():
-        twin, gradient = (
-            None if t is None else torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
-            for t in (parameter, parameter.grad)
-        )
-        assert twin is not None
-        made = nn.Parameter(twin)
-        made.grad = gradient
-        return made
+def _twin(parameter: nn.Parameter, device: str) -> nn.Parameter:
+    """A parameter like this one, with a gradient if it has one."""
+
+    def like(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+    made = nn.Parameter(like(parameter))
+    made.grad = None if parameter.grad is None else like(parameter.grad)
+    return made
 
 
 def _bytes(tensors: Any) -> int:

@@ -17,11 +17,13 @@ from localize.local_graph import LocalGraphModule
 from localize.methods import Context, get_method
 from localize.plan import Plan
 from localize.planning import make_plan
-from localize.runtime.dry_run import DryRun, MakeOptimizer, Recording, Settings
+from localize.runtime.dry_run import DryRun, Recording
 from localize.runtime.memory import meta_copy, on_meta
+from localize.runtime.step_settings import MakeOptimizer, Settings
 from localize.runtime.timeline import Event
 from passes.adapt import Adapter
 from passes.errors import PlanError
+from passes.faked import device_of
 from passes.ir import Network
 
 RIVALS = ("bp", "checkpoint")
@@ -59,7 +61,7 @@ def measure(
     settings = Settings(dtype=dtype, amp=amp, optimizer=optimizer, step=step, target=target)
     twin = meta_copy(local)
     assert isinstance(twin, LocalGraphModule)
-    return forecast(DryRun(twin, settings), batch_size)
+    return forecast(DryRun(twin, settings, device_of(local)), batch_size)
 
 
 class Forecaster:
@@ -110,7 +112,7 @@ class Forecaster:
             primary, output = copy.deepcopy(model, memo), copy.deepcopy(criteria.output, memo)
             local = Criteria(copy.deepcopy(criteria.local, memo))
             twin = over(plan, context, options, local, primary, output)
-        return DryRun(twin, settings)
+        return DryRun(twin, settings, device_of(model))
 
 
 def forecast(dry_run: DryRun, batch_size: int, rivals: tuple[MemoryForecast, ...] = ()) -> MemoryForecast:
@@ -126,13 +128,12 @@ def forecast(dry_run: DryRun, batch_size: int, rivals: tuple[MemoryForecast, ...
     recording = dry_run.record(batch_size)
     plan, settings = dry_run.replica.plan, dry_run.settings
     modules, update = _modules(plan, recording)
-    dtype = settings.dtype or plan.input.dtype
     return MemoryForecast(
         model=plan.model,
         method=plan.method,
         batch_size=batch_size,
         input=str(plan.input),
-        dtype=_name(dtype),
+        dtype=_name(dry_run.dtype),
         amp=None if settings.amp is None else _name(settings.amp),
         optimizer=settings.optimizer_name,
         step=settings.step,

@@ -55,6 +55,15 @@ class Timeline(LiveBytes):
         self._module, self._phase = module, phase
         self.events.append(Event(self.live, None, module, phase, "", ()))
 
+    @contextmanager
+    def paused(self, paused: bool = True) -> Iterator[None]:
+        """Inside, operations are counted and not noted down; or the other way."""
+        before, self.recording = self.recording, not paused
+        try:
+            yield
+        finally:
+            self.recording = before
+
     def insert(self, events: Sequence[Event], resident: int) -> None:
         """Adds operations that another timeline has noted down, as ones of the present phase.
 

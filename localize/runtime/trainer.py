@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from localize.explain import explaining_memory
 from localize.runtime.checkpoint import (
     Checkpoint,
     Position,
@@ -184,22 +185,25 @@ class Run:
         """One optimizer step; returns the loss of the last local module."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr_at(index, self.steps)
-        losses = []
+        losses: list[Tensor] = []
         logits = images
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         steps = self.local.steps(images, labels)
+        settings = {"amp": self.recipe.amp, "optimizer": self.recipe.optimizer}
         while True:
             # A region a module: gradients are computed outside, in the types that the forward pass chose.
             with self.autocast():
                 output = next(steps, None)
             if output is None:
                 break
-            output.loss.backward()
+            with explaining_memory(self.local.plan, images, "backward pass", len(losses), settings):
+                output.loss.backward()
             losses.append(output.loss.detach().float())
             logits = output.logits.detach()
             del output
-        self.optimizer.step()
+        with explaining_memory(self.local.plan, images, "update", None, settings):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.tally.losses.append(torch.stack(losses))
         self.tally.correct.append((logits.argmax(-1) == labels).sum())
