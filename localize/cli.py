@@ -1,4 +1,4 @@
-"""The command line: ``localize-cli train``, ``methods``, ``check``, ``sweep`` and ``demo``. The one place that prints.
+"""The command line: ``localize-cli train``, ``methods``, ``check``, ``sweep``, ``bench``, ``demo``. All that prints.
 
 Heavy imports stay inside the commands, so that help comes at once.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localize._bench import bench
 from passes.errors import LocalizeError
 
 if TYPE_CHECKING:
@@ -218,6 +219,9 @@ def demo(
 
     with _interruptible():
         run_demo(epochs, out)
+
+
+app.command()(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
