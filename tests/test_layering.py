@@ -46,6 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "localize._check",
         "localize._sweep",
         "localize._bench",
+        "localize._updates",
         "localize._demo",
         "localize._display",
     ),
