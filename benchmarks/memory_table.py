@@ -4,7 +4,7 @@ python benchmarks/memory_table.py
 python benchmarks/memory_table.py --networks resnet34 --columns bp 'auglocal d=2'   # these cells alone, anew
 
 Live tensors counted on fake tensors (SGD with Nesterov momentum): the same on every machine, and no GPU is needed.
-Cells that the JSON file has already are kept, unless they are named. A further column is a line in COLUMNS.
+Cells that the JSON file has already are kept, unless they are named. A further column is an entry of COLUMNS.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import torch
 import torchvision
 from torch import nn
 
-from localize import localize
+from localize import LocalGraphModule, localize
 from localize.bench.table import markdown_table
 from localize.models import cifar_resnet
-from localize.runtime.memory import peak_step_bytes
+from localize.runtime.memory import Step, peak_step_bytes
+from localize.runtime.optimizers import ModuleOptimizers, per_module
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -71,20 +72,51 @@ def _input(network: Network) -> dict[str, Any]:
     return {"example_inputs": torch.empty(2, *network.shape, device="meta")}
 
 
-COLUMNS: dict[str, Localized] = {
+class Column(NamedTuple):
+    """What is put beside the others."""
+
+    localized: Localized
+    """From a model on the meta device to a localized one."""
+    step: Callable[[], Step] | None = None
+    """Makes forward and backward of a batch, where they are not the usual ones."""
+
+
+def _module_by_module() -> Step:
+    """Each module updated right after its own backward, as ``localize-cli train --step module`` does."""
+    optimizers: list[ModuleOptimizers] = []
+
+    def step(local: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+        assert isinstance(local, LocalGraphModule)
+        if not optimizers:
+            optimizers.append(per_module(local, _nesterov))
+        for out in local.steps(images, labels):
+            out.loss.backward()
+            optimizers[0].step(out.name)
+
+    return step
+
+
+def _nesterov(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True)
+
+
+RULES = {
     "bp": _rule("bp"),
     "checkpoint": _rule("checkpoint"),
     **{f"auglocal d={d}": _auglocal(d) for d in range(2, 7)},
     **{method: _rule(method) for method in ("dgl", "predsim", "infopro")},
 }
-"""What is put beside the others: from a model on the meta device to a localized one."""
+COLUMNS = {
+    **{name: Column(localized) for name, localized in RULES.items()},
+    **{f"auglocal d={d}, step=module": Column(_auglocal(d), _module_by_module) for d in (2, 6)},
+}
 
 CIFAR_ONLY = ("dgl", "predsim", "infopro")
 """The paper has them on CIFAR alone; on 56x56 features and more some take hundreds of gigabytes."""
 
 AUTHORS = {
-    "cifar_resnet32": dict(zip(COLUMNS, (2.58, 0.82, 0.83, 0.65, 0.78, 0.99, 1.12, 0.49, 0.62, 0.77), strict=True)),
-    "cifar_resnet110": dict(zip(COLUMNS, (8.70, 2.36, 0.86, 0.70, 0.84, 1.06, 1.21, 0.52, 0.64, 0.79), strict=True)),
+    "cifar_resnet32": dict(zip(RULES, (2.58, 0.82, 0.83, 0.65, 0.78, 0.99, 1.12, 0.49, 0.62, 0.77), strict=True)),
+    "cifar_resnet110": dict(zip(RULES, (8.70, 2.36, 0.86, 0.70, 0.84, 1.06, 1.21, 0.52, 0.64, 0.79), strict=True)),
 }
 """GB that the authors' released code takes, counted by MemTracker under fake tensors; checkpointing by blocks."""
 
@@ -101,13 +133,14 @@ PAPER = {
 accuracy, which it does not name there."""
 
 
-def cell(network: Network, localized: Localized) -> dict[str, Any]:
+def cell(network: Network, column: Column) -> dict[str, Any]:
     """Figures of one network under one method."""
     began = time.perf_counter()
     with torch.device("meta"):
         model = network.build()
-    local: Any = localized(model, network)
-    peak = peak_step_bytes(local, network.batch, image_shape=network.shape, classes=network.classes)
+    local: Any = column.localized(model, network)
+    step = column.step() if column.step else None
+    peak = peak_step_bytes(local, network.batch, image_shape=network.shape, classes=network.classes, step=step)
     seconds = round(time.perf_counter() - began, 1)
     return {"peak_bytes": peak, "modules": len(local.plan.modules), "macs": _macs(local), "seconds": seconds}
 
@@ -134,7 +167,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     for name, cells in found.items():
         for column in [column for column in COLUMNS if column in cells] + [c for c in cells if c not in COLUMNS]:
             its = cells[column]
-            printed = PAPER.get(name, {}).get(column, PAPER.get(name, {}).get(column.partition(" ")[0]))
+            rule, printed = column.partition(",")[0], PAPER.get(name, {})
+            theirs = None if rule != column else printed.get(column, printed.get(column.partition(" ")[0]))
             lines.append(
                 (
                     NETWORKS[name].title,
@@ -144,7 +178,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
                     *(_share(its, cells.get(rival), "peak_bytes", 100) for rival in ("bp", "checkpoint")),
                     _share(its, cells.get("bp"), "macs", 1),
                     _gigabytes(AUTHORS.get(name, {}).get(column)),
-                    _gigabytes(printed),
+                    _gigabytes(theirs),
                 )
             )
     return markdown_table(header, lines)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from localize import localize
+from localize import LocalGraphModule, localize
+from localize.bench import measure as module
 from localize.bench.measure import count, measure
 from localize.bench.setup import Setup
 from localize.bench.work import step_macs
@@ -76,6 +78,45 @@ def test_methods_that_there_are_not() -> None:
         Setup(methods=("bp", "nonsense"))
     with pytest.raises(MethodError, match="d="):
         Setup(methods=("auglocal",), depths=(0,))
+
+
+def test_what_does_not_fit_is_not_timed_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(local: LocalGraphModule, setup: Setup) -> tuple[int, int]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    setup = Setup(methods=("bp",), batch_size=2)
+    local = localize(cifar_resnet(8, width=4), "bp")
+    entry = count("bp", localize(cifar_resnet(8, width=4).to("meta"), "bp"), setup)
+    monkeypatch.setattr(module, "_allocations", lambda local, setup: (7, 9))
+    found = module.with_allocations(entry, local, setup)
+    assert (found.allocated_bytes, found.reserved_bytes, found.note) == (7, 9, "")
+    monkeypatch.setattr(module, "_allocations", too_much)
+    found = module.with_allocations(entry, local, setup)
+    assert (found.allocated_bytes, found.timing, found.note) == (None, None, "out of memory")
+
+
+def test_what_does_not_fit_together_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(local: LocalGraphModule, setup: Setup) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "Contender", too_much)
+    with pytest.raises(BenchError, match="Take a smaller batch, or fewer methods"):
+        measure(find_model("localize:cifar_resnet8"), Setup(methods=("bp",), batch_size=2))
+
+
+def test_a_model_without_logits_is_refused() -> None:
+    class Map(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.net(x).unflatten(1, (1, 2, 2))
+            return out
+
+    local = localize(Map().to("meta"), "bp", example_inputs=torch.empty(2, 3, 8, 8, device="meta"))
+    with pytest.raises(BenchError, match="cross-entropy of logits"):
+        count("bp", local, Setup(methods=("bp",)))
 
 
 def run(*arguments: str) -> int:

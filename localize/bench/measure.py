@@ -60,7 +60,7 @@ def measure(factory: ModelFactory, setup: Setup, on_progress: Tell | None = None
         if torch.device(setup.device).type == "cuda":
             for label, local in locals_.items():
                 tell(f"{label}: memory")
-                entries[label] = _with_allocations(entries[label], local, setup)
+                entries[label] = with_allocations(entries[label], local, setup)
         fitting = {label: local for label, local in locals_.items() if not entries[label].note}
         for label, timing in _timed(fitting, setup, tell).items():
             entries[label] = replace(entries[label], timing=timing)
@@ -107,8 +107,14 @@ def _localized(model: nn.Module, method: str, depth: int, side: int | None, seed
     return localize(model, method, d=depth, example_inputs=example_of(model, side), seed=seed)
 
 
-def _with_allocations(entry: Entry, local: LocalGraphModule, setup: Setup) -> Entry:
-    """With what the allocator gave out to the contender, alone on the device; with a note if that was too much."""
+def with_allocations(entry: Entry, local: LocalGraphModule, setup: Setup) -> Entry:
+    """With what CUDA's allocator gave out to the contender, alone on the device; with a note if that was too much.
+
+    Args:
+        entry: The contender's figures so far.
+        local: Its model; it is on the CPU afterwards, without gradients.
+        setup: Device and batch.
+    """
     try:
         allocated, reserved = _allocations(local, setup)
         return replace(entry, allocated_bytes=allocated, reserved_bytes=reserved)
