@@ -3,6 +3,7 @@
 python benchmarks/step_time.py
 
 Figures of `localize-cli bench` for several models, numbers of threads and batch sizes; all methods of a run take turns.
+On a busy machine set OMP_WAIT_POLICY=passive: with several threads, those that wait would hold on to their cores.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ def main() -> None:
     lines: list[tuple[str, ...]] = []
     reports = []
     text = ""
-    for model in arguments.models:
-        for threads in arguments.threads:
+    for threads in arguments.threads:
+        for model in arguments.models:
             for batch in arguments.batch_sizes:
                 setup = Setup(
                     methods=tuple(arguments.methods), depths=tuple(arguments.depths), batch_size=batch,

@@ -108,7 +108,7 @@ def test_a_model_without_logits_is_refused() -> None:
     class Map(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = nn.Conv2d(3, 4, 3)
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             out: torch.Tensor = self.net(x).unflatten(1, (1, 2, 2))

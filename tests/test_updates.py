@@ -190,6 +190,16 @@ def test_tied_weights_are_averaged_once() -> None:
         torch.testing.assert_close(model[1].weight.detach(), start + 0.5)
 
 
+def test_infinite_constants_stay() -> None:
+    model = nn.Linear(2, 2)
+    mask = torch.tensor([0.0, -torch.inf])
+    model.register_buffer("mask", mask.clone())
+    average = Average(model, 0.5)
+    average.update()
+    with average.in_place():
+        assert torch.equal(model.get_buffer("mask"), mask)
+
+
 def test_own_weights_come_back_after_an_error() -> None:
     model = nn.Linear(2, 2)
     average = Average(model, 0.5)

@@ -30,10 +30,12 @@ class Average:
         """Takes the weights as they are now into the average."""
         for name, live in self._live.items():
             average = self._average[name]
-            if average.is_floating_point() or average.is_complex():
-                average.lerp_(live, 1 - self._decay)
-            else:
+            if not (average.is_floating_point() or average.is_complex()):
                 average.copy_(live)
+            elif isinstance(live, nn.Parameter):
+                average.lerp_(live, 1 - self._decay)
+            else:  # a constant may hold infinities, whose difference is no number
+                average.copy_(torch.where(average == live, live, average.lerp(live, 1 - self._decay)))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
