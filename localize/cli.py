@@ -1,4 +1,4 @@
-"""The command line: ``localize-cli train``, ``methods``, ``check``, ``memory``, ``sweep``, ``demo``; what prints.
+"""The command line: ``localize-cli train``, ``methods``, ``check``, ``memory``, ``sweep``, ``bench``, ``demo``.
 
 Heavy imports stay inside the commands, so that help comes at once.
 """
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localize._bench import bench
+from localize._updates import AccumulateOption, ClipByOption, ClipOption, EmaOption, StepOption
 from passes.errors import LocalizeError
 
 if TYPE_CHECKING:
@@ -96,6 +98,11 @@ def train(
     weight_decay: WeightDecayOption = 1e-4,
     amp: AmpOption = None,
     channels_last: ChannelsLastOption = False,
+    accumulate: AccumulateOption = 1,
+    clip: ClipOption = None,
+    clip_by: ClipByOption = "global",
+    ema: EmaOption = None,
+    step: StepOption = "batch",
     seed: SeedOption = 0,
     device: DeviceOption = None,
     limit: LimitOption = None,
@@ -124,6 +131,11 @@ def train(
         weight_decay=weight_decay,
         amp=amp,
         channels_last=channels_last,
+        accumulate=accumulate,
+        clip=clip,
+        clip_by=clip_by,
+        ema=ema,
+        step=step,
     )
     options = options_of(method, depth, context.args)
     place = device_of(device)
@@ -250,6 +262,9 @@ def demo(
 
     with _interruptible():
         run_demo(epochs, out)
+
+
+app.command()(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -330,7 +330,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setenv("COLUMNS", "200")
     assert run("--help") == 0
     out = capsys.readouterr().out
-    assert [command for command in ("train", "check", "sweep", "demo") if command not in out] == []
+    assert [command for command in ("train", "check", "sweep", "bench", "demo") if command not in out] == []
     assert run("train", "--help") == 0
     out = capsys.readouterr().out
     options = (

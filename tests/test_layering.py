@@ -51,6 +51,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("localize.obstacles",),
     ("localize",),
     ("localize.runtime",),
+    ("localize.bench",),
     (
         "localize.cli",
         "localize._flags",
@@ -58,6 +59,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "localize._check",
         "localize._memory",
         "localize._sweep",
+        "localize._bench",
+        "localize._updates",
         "localize._demo",
         "localize._display",
     ),

@@ -26,6 +26,11 @@ def test_defaults_are_the_papers() -> None:
         "warmup_lr": 0.01,
         "amp": None,
         "channels_last": False,
+        "accumulate": 1,
+        "clip": None,
+        "clip_by": "global",
+        "ema": None,
+        "step": "batch",
     }
 
 
@@ -110,6 +115,13 @@ def test_frozen_parameters_are_left_out() -> None:
         ({"lr": float("nan")}, "lr must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"momentum": 1.0}, "momentum must be"),
+        ({"accumulate": 0}, "cannot be split into 0"),
+        ({"accumulate": 5, "batch_size": 4}, "a batch of 4 cannot be split into 5"),
+        ({"clip": 0.0}, "clip must be above 0"),
+        ({"clip_by": "layer"}, "unknown clip_by 'layer'. Known: global, module"),
+        ({"ema": 1.0}, "ema must be at least 0 and below 1"),
+        ({"step": "never"}, "unknown step 'never'. Known: batch, module"),
+        ({"step": "module", "clip": 1.0}, "Take clip_by 'module'"),
         ({"epochs": 5, "warmup_epochs": 6}, "warm-up of 6 epochs is longer"),
         ({"warmup_epochs": -1}, "warmup_epochs must be at least 0"),
     ],

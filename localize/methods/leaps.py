@@ -114,6 +114,12 @@ def follow(network: nn.Module, primary: nn.Module, modules: Iterable[nn.Module],
     _PULLED[network] = _Pulled(momentum, tuple(pulls))
 
 
+def followed(network: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    """Of what :func:`follow` was told of: parameters after whose update a copy is pulled, and what it is pulled to."""
+    pulled = _PULLED.get(network)
+    return [(told.parameter, live.parameter) for _, told, live in pulled.pulls] if pulled else []
+
+
 @cache
 def _register() -> None:
     register_optimizer_step_post_hook(_pull)

@@ -59,6 +59,9 @@ class Checkpoint:
     random_state: Mapping[str, Any]
     """States of the random number generators: dropout and its like draw from them."""
 
+    average: Mapping[str, Tensor] | None = None
+    """Averaged weights of the primary network, if the run keeps such."""
+
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """States of torch's and Python's generators, as plain values and tensors."""
@@ -95,6 +98,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         "history": checkpoint.history,
         "partial": dict(checkpoint.partial),
         "random_state": dict(checkpoint.random_state),
+        "average": None if checkpoint.average is None else dict(checkpoint.average),
     }
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
@@ -130,6 +134,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         history=content["history"],
         partial=content["partial"],
         random_state=content["random_state"],
+        average=content.get("average"),  # files of versions that kept none have no such entry
     )
 
 

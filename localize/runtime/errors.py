@@ -27,3 +27,7 @@ class TrainingError(LocalizeError):
 
 class SweepError(LocalizeError):
     """A sweep cannot run, or its file belongs to another."""
+
+
+class BenchError(LocalizeError):
+    """A benchmark cannot be run as asked."""

@@ -17,6 +17,10 @@ PAPER_BATCH_SIZE = 1024
 PAPER_LR = 0.8
 PAPER_WARMUP_EPOCHS = 10
 PAPER_WARMUP_LR = 0.01
+CLIP_BY = ("global", "module")
+STEPS = ("batch", "module")
+ADDED_SETTINGS = {"accumulate": 1, "clip": None, "clip_by": "global", "ema": None, "step": "batch"}
+"""Settings that checkpoints of earlier versions lack, and what those versions did."""
 ADAM_LR = 1e-3  # Adam's and AdamW's usual rate; no paper of this field gives one for them.
 
 
@@ -60,6 +64,25 @@ class Recipe:
     channels_last: bool = False
     """Whether images and weights lie in memory with channels last, which many CPUs and GPUs convolve faster."""
 
+    accumulate: int = 1
+    """Micro-batches that a batch is split into, one after the other: gradients are those of the mean over the batch,
+    activations are kept of one micro-batch at a time. Batch norm sees micro-batches."""
+
+    clip: float | None = None
+    """Gradients are scaled down to this 2-norm where theirs is larger."""
+
+    clip_by: str = "global"
+    """What a norm is of: ``"global"``, all gradients together; ``"module"``, those of each local module by themselves,
+    so that no module's step depends on another's loss."""
+
+    ema: float | None = None
+    """Decay of an exponential moving average of the primary network's weights, taken after every step from the first
+    on. What is evaluated and exported is the average."""
+
+    step: str = "batch"
+    """When weights are updated: ``"batch"``, all of them after the last module's backward; ``"module"``, each module's
+    after its own, so that gradients are kept of one module at a time. The weights are the same bit for bit."""
+
     def __post_init__(self) -> None:
         _require(
             self.optimizer in OPTIMIZERS, f"unknown optimizer {self.optimizer!r}", f"Known: {', '.join(OPTIMIZERS)}"
@@ -78,10 +101,27 @@ class Recipe:
             fits = math.isfinite(value) and (value > 0 if low_excluded else value >= 0)
             _require(fits, f"{name} must be {'above' if low_excluded else 'at least'} 0, not {value}")
         _require(self.amp in (None, "bfloat16"), f"unknown amp {self.amp!r}", "Known: bfloat16")
+        self._check_updates()
         _require(0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, not {self.momentum}")
         _require(
             self.warmup <= self.epochs,
             f"warm-up of {self.warmup:g} epochs is longer than the run of {self.epochs}",
+        )
+
+    def _check_updates(self) -> None:
+        splits = 1 <= self.accumulate <= self.batch_size
+        _require(splits, f"a batch of {self.batch_size} cannot be split into {self.accumulate} micro-batches")
+        _require(
+            self.clip is None or (math.isfinite(self.clip) and self.clip > 0), f"clip must be above 0, not {self.clip}"
+        )
+        _require(self.ema is None or 0 <= self.ema < 1, f"ema must be at least 0 and below 1, not {self.ema}")
+        for name, known in (("clip_by", CLIP_BY), ("step", STEPS)):
+            value = getattr(self, name)
+            _require(value in known, f"unknown {name} {value!r}", f"Known: {', '.join(known)}")
+        _require(
+            self.step == "batch" or self.clip is None or self.clip_by == "module",
+            "step 'module' frees gradients before those of later modules are known; a global norm needs all",
+            "Take clip_by 'module', or step 'batch'",
         )
 
     @property
@@ -133,6 +173,7 @@ class Recipe:
             "warmup_lr": self.first_lr,
             "amp": self.amp,
             "channels_last": self.channels_last,
+            **{name: getattr(self, name) for name in ADDED_SETTINGS},
         }
 
 

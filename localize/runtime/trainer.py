@@ -6,7 +6,8 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,8 @@ from localize.runtime.errors import DataError, TrainingError
 from localize.runtime.evaluation import evaluate
 from localize.runtime.events import EpochDone, Event, Interrupted, Started, StepDone, interrupts
 from localize.runtime.metrics import EpochMetrics, Tally, to_csv, to_jsonl
-from localize.runtime.recipe import Recipe
+from localize.runtime.recipe import ADDED_SETTINGS, Recipe
+from localize.runtime.updates import Updates, micro_batches
 
 if TYPE_CHECKING:
     from localize import LocalGraphModule
@@ -66,9 +68,10 @@ def train(
     """Train a localized model, and write checkpoint, metrics, curves, plan and the primary network's weights.
 
     Every step runs ``local.steps``: a local module's backward before the next module's forward, then one optimizer
-    update. An interrupt (SIGINT, SIGTERM) is obeyed between steps, after a checkpoint; a second one at once. With
-    ``resume`` the run goes on from the checkpoint in ``out_dir``; on a CPU, with the same number of threads, its
-    weights are bit-identical to those of a run that never stopped. Without it, files of an earlier run are removed.
+    update, or one a module (``recipe.step``). An interrupt (SIGINT, SIGTERM) is obeyed between steps, after a
+    checkpoint; a second one at once. With ``resume`` the run goes on from the checkpoint in ``out_dir``; on a CPU, with
+    the same number of threads, its weights are bit-identical to those of a run that never stopped. Without it, files of
+    an earlier run are removed.
 
     Args:
         local: What :func:`localize.localize` returned. It is moved to ``device``, and so is the model in it.
@@ -142,16 +145,17 @@ class Run:
         path = self.out_dir / CHECKPOINT
         checkpoint = load_checkpoint(path) if resume else None
         if checkpoint is not None:
-            check_same_run(checkpoint, self.plan, self.settings, path)
+            saved = replace(checkpoint, settings={**ADDED_SETTINGS, **checkpoint.settings})
+            check_same_run(saved, self.plan, self.settings, path)
         self.local.to(self.device)
         if self.recipe.channels_last:
             self.local.to(memory_format=torch.channels_last)
-        self.optimizer = self.recipe.build_optimizer(self.local.parameters())
+        self.updates = Updates(self.local, self.recipe)
         if checkpoint is None:
             torch.manual_seed(derived_generator(self.seed, "model").initial_seed())
         else:
             self.local.load_state_dict(checkpoint.local)
-            self.optimizer.load_state_dict(dict(checkpoint.optimizer))
+            self.updates.load_state_dict(checkpoint.optimizer, checkpoint.average)
             restore_random_state(checkpoint.random_state, self.device)
             self.position = checkpoint.position
             self.history = [EpochMetrics.from_dict(entry) for entry in checkpoint.history]
@@ -183,32 +187,50 @@ class Run:
 
     def step(self, index: int, images: Tensor, labels: Tensor) -> Tensor:
         """One optimizer step; returns the loss of the last local module."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(index, self.steps)
-        losses: list[Tensor] = []
-        logits = images
+        self.updates.set_lr(self.recipe.lr_at(index, self.steps))
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        losses = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        done = 0
+        for some, theirs, share in micro_batches(images, labels, self.recipe.accumulate):
+            done += len(theirs)
+            its_losses, logits = self._backward(some, theirs, share, last=done == len(labels))
+            losses = losses + its_losses
+            correct = correct + (logits.argmax(-1) == theirs).sum()
+        with self._explaining("update", images, None):
+            self.updates.after_batch()
+        self.tally.losses.append(losses)
+        self.tally.correct.append(correct)
+        self.tally.images.append(len(labels))
+        return losses[-1]
+
+    def _backward(self, images: Tensor, labels: Tensor, share: float, *, last: bool) -> tuple[Tensor, Tensor]:
+        """Forward and backward of a micro-batch; returns its part of each module's mean loss, and the logits."""
+        losses: list[Tensor] = []
+        logits = images
         steps = self.local.steps(images, labels)
-        settings = {"amp": self.recipe.amp, "optimizer": self.recipe.optimizer}
         while True:
             # A region a module: gradients are computed outside, in the types that the forward pass chose.
             with self.autocast():
                 output = next(steps, None)
             if output is None:
                 break
-            with explaining_memory(self.local.plan, images, "backward pass", len(losses), settings):
-                output.loss.backward()
-            losses.append(output.loss.detach().float())
-            logits = output.logits.detach()
-            del output
-        with explaining_memory(self.local.plan, images, "update", None, settings):
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.tally.losses.append(torch.stack(losses))
-        self.tally.correct.append((logits.argmax(-1) == labels).sum())
-        self.tally.images.append(len(labels))
-        return losses[-1]
+            loss = output.loss if share == 1 else output.loss * share
+            with self._explaining("backward pass", images, len(losses)):
+                loss.backward()
+            losses.append(loss.detach().float())
+            name, logits = output.name, output.logits.detach()
+            del output, loss
+            if last:
+                with self._explaining("update", images, None):
+                    self.updates.after_module(name)
+        return torch.stack(losses), logits
+
+    def _explaining(self, doing: str, images: Tensor, index: int | None) -> AbstractContextManager[None]:
+        """Where memory runs out inside, the error says in which local module, and what would take less."""
+        settings = {"amp": self.recipe.amp, "optimizer": self.recipe.optimizer, "step": self.recipe.step}
+        return explaining_memory(self.local.plan, images, doing, index, settings)
 
     def autocast(self) -> torch.autocast:
         """The region that forward passes run in."""
@@ -223,12 +245,13 @@ class Run:
                     f"the loss of {module.name} became {loss} in epoch {epoch + 1}",
                     remedy="Take a lower learning rate or a longer warm-up",
                 )
-        test_loss, test_accuracy = evaluate(
-            self.local.primary, self.data, batch_size=self.recipe.batch_size, device=self.device
-        )
+        with self.updates.averaged():
+            test_loss, test_accuracy = evaluate(
+                self.local.primary, self.data, batch_size=self.recipe.batch_size, device=self.device
+            )
         metrics = EpochMetrics(
             epoch=epoch + 1,
-            lr=self.optimizer.param_groups[0]["lr"],
+            lr=self.updates.lr,
             train_loss=losses[-1],
             train_accuracy=tally.accuracy(),
             test_loss=test_loss,
@@ -259,19 +282,21 @@ class Run:
             "std": " ".join(f"{value:.6f}" for value in self.data.std.tolist()),
             "image_shape": " ".join(map(str, self.data.image_shape)),
         }
-        save_primary(self.local.primary, self.out_dir / WEIGHTS, metadata)
+        with self.updates.averaged():
+            save_primary(self.local.primary, self.out_dir / WEIGHTS, metadata)
 
     def save(self) -> None:
         """Writes the checkpoint."""
         checkpoint = Checkpoint(
             local=self.local.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            optimizer=self.updates.state_dict(),
             plan=self.plan,
             settings=self.settings,
             position=self.position,
             history=[metrics.to_dict() for metrics in self.history],
             partial=self.tally.state(),
             random_state=random_state(self.device),
+            average=self.updates.average.state_dict() if self.updates.average else None,
         )
         save_checkpoint(checkpoint, self.out_dir / CHECKPOINT)
 

@@ -1,0 +1,1 @@
+"""Methods against each other on one model: memory, time and work of a training step, measured in one run."""

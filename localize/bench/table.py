@@ -1,0 +1,116 @@
+"""A benchmark as text: a markdown page, and a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from localize.bench.report import Entry, Report
+
+LEGEND = (
+    "Peak memory: live tensors of a training step with SGD and Nesterov momentum, counted on fake tensors. Step time: "
+    "forward, backward and update, the median of the rounds and their interquartile range; the methods took turns in "
+    "one run, in an order shuffled for each round, and a ratio of times is the median of the rounds' ratios. MACs: "
+    "multiply-accumulates at batch 1, of a forward pass as the plan counts them, and of forward and backward as they "
+    "ran. FLOP bound: the ratio of the latter to backpropagation's."
+)
+_UNKNOWN = "-"
+
+
+def header(report: Report) -> tuple[str, ...]:
+    """Names of the columns."""
+    measured = ("allocated, MB", "reserved, MB") if _on_cuda(report) else ()
+    return (
+        "method",
+        "peak, MB",
+        *measured,
+        "step, ms",
+        "IQR, ms",
+        "MACs fwd",
+        "MACs step",
+        "memory/BP",
+        "memory/ckpt",
+        "time/BP",
+        "time/ckpt",
+        "FLOP bound",
+        "time/bound",
+    )
+
+
+def rows(report: Report) -> list[tuple[str, ...]]:
+    """A line of cells for each contender."""
+    return [_row(report, entry) for entry in report.entries]
+
+
+def _row(report: Report, entry: Entry) -> tuple[str, ...]:
+    ratios, timing = report.ratios(entry), entry.timing
+    measured = (_megabytes(entry.allocated_bytes), _megabytes(entry.reserved_bytes)) if _on_cuda(report) else ()
+    return (
+        entry.label,
+        _megabytes(entry.peak_bytes),
+        *measured,
+        f"{1000 * timing.median:,.1f}" if timing else entry.note or _UNKNOWN,
+        f"{1000 * timing.spread:,.1f}" if timing else _UNKNOWN,
+        f"{entry.plan_macs / 1e6:,.1f} M",
+        f"{entry.step_macs / 1e6:,.1f} M",
+        _ratio(ratios.memory_to_bp),
+        _ratio(ratios.memory_to_checkpoint),
+        _ratio(ratios.time_to_bp),
+        _ratio(ratios.time_to_checkpoint),
+        _ratio(ratios.macs_to_bp),
+        _ratio(ratios.time_to_bound),
+    )
+
+
+def terminal(report: Report) -> str:
+    """Title and columns, for a fixed-width font."""
+    cells = [header(report), *rows(report)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = [
+        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))  # noqa: B905
+        for row in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([title(report), *lines])
+
+
+def title(report: Report) -> str:
+    """What was run, in a line."""
+    s = report.settings
+    shape = "x".join(map(str, s["image_shape"]))
+    extras = [s["amp"]] if s["amp"] else []
+    extras += ["channels last"] if s["channels_last"] else []
+    threads = f", {s['threads']} thread{'s' if s['threads'] != 1 else ''}" if s["device"] == "cpu" else ""
+    return f"{report.model}, {shape}, batch {s['batch_size']}, {', '.join([s['device'] + threads, *extras])}"
+
+
+def markdown(report: Report, picture: str | None = None) -> str:
+    """A page: title, table, what its columns are, and where the figures come from.
+
+    Args:
+        report: The figures.
+        picture: Name of the picture's file, beside the page.
+    """
+    names = header(report)
+    table = markdown_table(names, rows(report))
+    image = f"![time against memory]({picture})\n\n" if picture else ""
+    found = "\n".join(f"- {key}: {value}" for key, value in report.environment.items())
+    rounds = f"{report.settings['steps']} rounds after {report.settings['warmup']} to warm up"
+    return f"# {title(report)}\n\n{table}\n\n{image}{LEGEND}\n\n- rounds: {rounds}\n{found}\n"
+
+
+def markdown_table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are figures."""
+    ruler = ("---", *["---:"] * (len(names) - 1))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (names, ruler, *lines))
+
+
+def _on_cuda(report: Report) -> bool:
+    return any(entry.allocated_bytes is not None for entry in report.entries)
+
+
+def _megabytes(value: int | None) -> str:
+    return _UNKNOWN if value is None else f"{value / 1e6:,.1f}"
+
+
+def _ratio(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:.2f}"
