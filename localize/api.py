@@ -18,6 +18,7 @@ from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
 from localize.methods import Context
 from localize.planning import make_plan, merging
 from localize.prediction import Prediction, prediction_of, require_logits
+from localize.runtime.options import Runtime, read_runtime
 from passes import verify as spec
 from passes.adapt import Adapter
 from passes.errors import CaptureError, InputError, MethodError
@@ -47,6 +48,7 @@ def localize(
     outputs: int | None = None,
     output_criterion: Criterion | None = None,
     seed: int | None = None,
+    runtime: str | Runtime = "plain",
     **options: Any,
 ) -> LocalGraphModule:
     """Compiles a model for supervised local learning.
@@ -88,6 +90,9 @@ def localize(
             model's own containers; by default ``criterion`` of the primary output. An ``nn.Module``'s parameters are
             trained by this loss, and are among those of the result.
         seed: Seed of the auxiliary networks' weights; torch's global generator is then neither read nor moved.
+        runtime: How steps run: ``"plain"``, one PyTorch operation after the other; ``"compile"``, alike blocks compiled
+            once; ``"auto"``, what is faster on the device (``print(local.runtime)`` says what that is); or a
+            :class:`localize.Runtime`. No part of the plan: ``local.runtime = ...`` changes it at any time.
         **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``pool``, ``head``,
             ``head_width``, ``selection``, ``width``, ``downsampling``, ``max_aux_macs`` and ``aux_init``, see
             :class:`localize.methods.auglocal.Options`; each other method's stand in ``Options`` of its own module.
@@ -98,9 +103,11 @@ def localize(
     Raises:
         LocalizeError: One of its subclasses: :class:`CaptureError` (no graph), :class:`PartitionError` (no layers, or
             ``modules``, ``max_cut`` or ``granularity`` cannot be met), :class:`SplitError` (its width cannot be split),
-            :class:`MethodError` (unknown method or option, or one that does not fit).
+            :class:`MethodError` (unknown method or option, or one that does not fit), :class:`OptionError` (unknown
+            runtime).
     """
     require_module(model)
+    how = read_runtime(runtime)
     rule = methods.get_method(method)
     chosen = methods.read_options(method, rule.Options, methods.with_depth(rule.Options, d, options))
     check_balance(balance, modules)
@@ -132,6 +139,7 @@ def localize(
     plan = make_plan(context, method, chosen, None if changed is None else network)
     local = emit(plan, context, chosen, criteria, draw)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
+    local.runtime = how
     return local
 
 

@@ -31,7 +31,11 @@ class LossScale:
 
 
 def fused_loss(
-    steps: Iterable[_HasLoss], owned: Sequence[Sequence[nn.Parameter]], scale: LossScale, device: str
+    steps: Iterable[_HasLoss],
+    owned: Sequence[Sequence[nn.Parameter]],
+    scale: LossScale,
+    device: str,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Sum of the losses of ``steps``.
 
@@ -40,13 +44,15 @@ def fused_loss(
         owned: Parameters each loss reaches, in the same order; several may reach one.
         scale: Carried from step to step.
         device: Type of the device the step runs on, for its autocast state.
+        dtype: What the steps themselves autocast to; by default what autocast is at now.
 
     Returns:
         A scalar. Its backward adds ``grad_output * gradient`` to each parameter's ``grad``, once.
     """
     parameters = list({id(p): p for group in owned for p in group}.values())
-    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    total: torch.Tensor = _FusedLoss.apply(steps, owned, scale if half else None, *parameters)
+    if dtype is None and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    total: torch.Tensor = _FusedLoss.apply(steps, owned, scale if dtype == torch.float16 else None, *parameters)
     return total
 
 

@@ -15,6 +15,8 @@ from localize.inference import ensemble, in_eval_mode, predictions, require_infe
 from localize.local_module import LocalModule, LocalOutput, several
 from localize.losses import Criterion, check_target, checked
 from localize.plan import Plan
+from localize.runtime.options import Runtime
+from localize.runtime.schedule import Schedule
 from localize.supervision import Batch
 from passes.codegen import PRIMARY, returned
 from passes.errors import InputError, LocalizeError, first_line
@@ -54,6 +56,7 @@ class LocalGraphModule(fx.GraphModule):
         self._loss_scale = LossScale()
         self._last_read = last_reads(modules)
         self._infers = False
+        self._schedule = Schedule()
         self.criterion = criterion
         # A module's parameters are this module's too, trained by the last loss.
         self.output_criterion = output_criterion
@@ -82,6 +85,17 @@ class LocalGraphModule(fx.GraphModule):
         return self._plan
 
     @property
+    def runtime(self) -> Schedule:
+        """How steps run, and why so: ``print(local.runtime)``. Set it to a name or a :class:`localize.Runtime`."""
+        return self._schedule
+
+    @runtime.setter
+    def runtime(self, asked: str | Runtime) -> None:
+        schedule = Schedule(asked)
+        self._schedule.leave(self)
+        self._schedule = schedule
+
+    @property
     def local_modules(self) -> tuple[LocalModule, ...]:
         """The K local modules, input to output."""
         found = tuple(self._modules[f"module_{k}"] for k in range(len(self._plan.modules)))
@@ -104,10 +118,12 @@ class LocalGraphModule(fx.GraphModule):
         """
         self._check(x, y)
         check_target(self.criterion, y, self._plan.prediction.outputs)
+        x = self._schedule.start(self, x)
         values: dict[str, Any] = {self.local_modules[0].inputs[0]: x}
         for module in self.local_modules:
             try:
-                logits, loss = self._step(module, values, Batch(x, y, self.criterion, module.plan.name))
+                with self._schedule.running(window_of(self.local_modules, module.plan.index) or [module]):
+                    logits, loss = self._step(module, values, Batch(x, y, self.criterion, module.plan.name))
             except InputError:
                 raise
             except (RuntimeError, AssertionError, ValueError) as error:
@@ -186,7 +202,7 @@ class LocalGraphModule(fx.GraphModule):
         steps = self.steps(x, y)
         if self.output_criterion is not None:
             steps = without_strays(steps, owned)
-        return fused_loss(steps, owned, self._loss_scale, x.device.type)
+        return fused_loss(steps, owned, self._loss_scale, x.device.type, self._schedule.dtype)
 
     def predictions(self, x: torch.Tensor) -> tuple[Any, ...]:
         """What each local module predicts, in inference: early exits of the network.
@@ -289,6 +305,7 @@ class LocalGraphModule(fx.GraphModule):
         for old_parameter, new_parameter in zip(self.parameters(), twin.parameters(), strict=True):
             new_parameter.requires_grad_(old_parameter.requires_grad)
         twin.training = self.training
+        twin._schedule = self._schedule.again()
         return twin
 
     def __reduce__(self) -> NoReturn:

@@ -37,6 +37,7 @@ NAMES = [
     "Plan",
     "PlanError",
     "Prediction",
+    "Runtime",
     "SplitError",
     "TensorSpec",
     "check",
@@ -77,6 +78,7 @@ def test_signature_of_localize() -> None:
         ("outputs", "keyword", None),
         ("output_criterion", "keyword", None),
         ("seed", "keyword", None),
+        ("runtime", "keyword", "plain"),
         ("options", "**", REQUIRED),
     ]
 

@@ -1,0 +1,189 @@
+"""How the steps of a localized network run: what was asked for, what that means on its device, and the hooks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from localize.local_module import LocalModule
+from localize.runtime.compiled import Artefacts, CompiledRegions
+from localize.runtime.options import PLAIN, Runtime, read_runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What runs on a kind of device."""
+
+    runtime: Runtime
+    """No option is None."""
+    notes: tuple[str, ...] = ()
+    """What was chosen and why, and what was asked for and cannot be had."""
+    missing: tuple[str, ...] = ()
+    """Those of the notes that say that something cannot be had."""
+
+
+def choose(asked: Runtime, device: str) -> Choice:
+    """What a runtime means on a device.
+
+    Args:
+        asked: The options.
+        device: Type of the device, such as ``"cuda"``.
+    """
+    notes, missing = [], []
+    changes: dict[str, Any] = {}
+    for name, (value, why) in _PREFERRED.get(device, _PREFERRED["cpu"]).items():
+        if getattr(asked, name) is None:
+            changes[name] = value
+            notes.append(f"{name} {'on' if value else 'off'}: {why}")
+    chosen = replace(asked, **changes)
+    for name, why in _absent(chosen, device):
+        changes[name] = False
+        missing.append(f"{name} off: {why}")
+    return Choice(replace(asked, **changes), (*notes, *missing), tuple(missing))
+
+
+_PREFERRED = {
+    "cpu": {
+        "compile": (False, "not measured yet"),
+        "channels_last": (False, "not measured yet"),
+        "fused": (True, "one kernel for all parameters"),
+        "streams": (False, "for CUDA devices only"),
+    },
+    "cuda": {
+        "compile": (True, "launches of small kernels dominate a step, and compiled blocks have fewer"),
+        "channels_last": (True, "tensor cores convolve in this layout"),
+        "fused": (True, "one kernel for all parameters"),
+        "streams": (False, "holds two modules' activations at a time, and memory is what local learning saves"),
+    },
+}
+"""For each option what to do if nothing is said, and why."""
+
+
+class Schedule:
+    """How steps run. ``print`` it to see what was chosen for the device, and why.
+
+    Args:
+        asked: ``"plain"``, ``"auto"``, ``"compile"``, or options.
+        artefacts: Compiled code to go on with.
+
+    Raises:
+        OptionError: There is no such runtime.
+    """
+
+    def __init__(self, asked: str | Runtime = PLAIN, artefacts: Artefacts | None = None) -> None:
+        self.asked = read_runtime(asked)
+        self.artefacts = artefacts or Artefacts(self.asked.backend)
+        self.regions = CompiledRegions(self.artefacts)
+        self._choices: dict[str, Choice] = {}
+        self._laid_out = False
+        self._device = "cpu"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is asked for."""
+        return self.asked == PLAIN
+
+    def on(self, device: str) -> Choice:
+        """What runs on a kind of device; warns the first time of what cannot be had."""
+        if device not in self._choices:
+            self._choices[device] = choose(self.asked, device)
+            for told in self._choices[device].missing:
+                warnings.warn(f"runtime: {told}", stacklevel=2)
+        return self._choices[device]
+
+    def start(self, network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Called when a step begins; returns the input in the layout that is asked for."""
+        self._device = x.device.type
+        if self.is_plain:
+            return x
+        runtime = self.on(self._device).runtime
+        if runtime.channels_last:
+            self.lay_out(network)
+            if x.ndim == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+        if runtime.compile:
+            self.regions.start(x)
+        return x
+
+    @contextlib.contextmanager
+    def running(self, modules: Sequence[LocalModule]) -> Iterator[None]:
+        """Around forward pass and loss of a module: of all those that run in it."""
+        runtime = self.on(self._device).runtime
+        with self.autocast(), self.regions.installed(modules) if runtime.compile else contextlib.nullcontext():
+            yield
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The region that forward passes run in."""
+        dtype = self.dtype
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self._device, dtype)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What forward passes are cast to."""
+        return None if self.asked.amp is None else getattr(torch, self.asked.amp)
+
+    def lay_out(self, network: nn.Module) -> None:
+        """Puts the weights in the layout that is asked for, once."""
+        if not self._laid_out:
+            network.to(memory_format=torch.channels_last)
+            self._laid_out = True
+
+    def leave(self, network: nn.Module) -> None:
+        """Puts the weights back in the usual layout."""
+        if self._laid_out:
+            network.to(memory_format=torch.contiguous_format)
+            self._laid_out = False
+
+    def again(self) -> Schedule:
+        """The same for a copy of the network, with the same compiled code."""
+        return Schedule(self.asked, self.artefacts)
+
+    def describe(self, device: str | None = None) -> str:
+        """What runs, and why: one line for each thing chosen, refused or compiled.
+
+        Args:
+            device: Type of the device; by default that of the last step.
+        """
+        choice = self.on(device or self._device)
+        lines = [f"{choice.runtime} on {device or self._device}", *(f"  {note}" for note in choice.notes)]
+        if choice.runtime.compile:
+            regions, structures = self.regions.count()
+            lines.append(f"  {regions} regions of {structures} structures, {self.artefacts.count} compiled artefacts")
+            lines += [f"  {name} runs uncompiled: {why}" for name, why in self.artefacts.eager.items()]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.describe()
+
+
+def _absent(chosen: Runtime, device: str) -> Iterator[tuple[str, str]]:
+    """Options that cannot be had on a device, and why."""
+    if chosen.compile and chosen.backend == "inductor":
+        why = _no_compiler(device)
+        if why:
+            yield "compile", why
+    if chosen.streams and device != "cuda":
+        yield "streams", f"for CUDA devices, and this is {device}"
+
+
+def _no_compiler(device: str) -> str | None:
+    """Why nothing can be compiled for a device, if so."""
+    if device == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return "torch.compile needs a C++ compiler (g++ or clang++), and there is none"
+        return None
+    from torch.utils._triton import has_triton
+
+    return None if has_triton() else "torch.compile needs Triton on this device, and there is none"
