@@ -92,6 +92,8 @@ class LocalGraphModule(fx.GraphModule):
     @runtime.setter
     def runtime(self, asked: str | Runtime) -> None:
         schedule = Schedule(asked)
+        if schedule.asked == self._schedule.asked:
+            return
         self._schedule.leave(self)
         self._schedule = schedule
 
@@ -118,12 +120,13 @@ class LocalGraphModule(fx.GraphModule):
         """
         self._check(x, y)
         check_target(self.criterion, y, self._plan.prediction.outputs)
-        x = self._schedule.start(self, x)
+        x = self._schedule.start(self, x, y)
         values: dict[str, Any] = {self.local_modules[0].inputs[0]: x}
         for module in self.local_modules:
             try:
-                with self._schedule.running(window_of(self.local_modules, module.plan.index) or [module]):
+                with self._schedule.running(window_of(self.local_modules, module.plan.index) or [module], values):
                     logits, loss = self._step(module, values, Batch(x, y, self.criterion, module.plan.name))
+                self._schedule.hand_over(logits, loss)
             except InputError:
                 raise
             except (RuntimeError, AssertionError, ValueError) as error:

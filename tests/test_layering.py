@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("localize.local_module",),
     ("localize.runtime.errors",),
     ("localize.runtime.options", "localize.runtime.regions"),
-    ("localize.runtime.compiled", "localize.runtime.cuda"),
+    ("localize.runtime.compiled", "localize.runtime.streams"),
     ("localize.runtime.schedule",),
     ("localize.inference", "localize.cascade"),
     ("localize.local_graph",),

@@ -25,15 +25,17 @@ class Runtime:
     compile: bool | None = False
     """Whether local modules run compiled, one artefact for each distinct block. Losses and gradients are those of the
     plain schedule within rounding (float32: about 1e-5 of their size, more behind many layers), and running statistics
-    move once a step; random masks (dropout) are the same. Takes effect in train mode with gradients only. A loss goes
+    move once a step; dropout draws from the same generator. Takes effect in train mode with gradients only. A loss goes
     backward once: there is no ``retain_graph``."""
 
     backend: str | Callable[..., Any] = "inductor"
     """Of ``torch.compile``. With ``"eager"`` and ``"aot_eager"``, for debugging, results are bit for bit the same."""
 
     channels_last: bool | None = False
-    """Whether images and weights lie in memory with channels last. Within rounding, as for ``compile``; weights are the
-    same parameters with the same values, and have this layout until another runtime is set."""
+    """Whether images and weights lie in memory with channels last. Within rounding, as for ``compile``, but for
+    dropout, which draws in the order of memory, and so other masks. Weights are the same parameters with the same
+    values, and have this layout until another runtime is set. Torch's fused optimizers go wrong where it changes after
+    their first step; those of :func:`localize.runtime.optimizers.build` do not."""
 
     amp: str | None = None
     """``"bfloat16"`` or ``"float16"``: forward passes and losses compute under autocast, one region a module; backward

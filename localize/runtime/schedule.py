@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 from localize.local_module import LocalModule
 from localize.runtime.compiled import Artefacts, CompiledRegions
 from localize.runtime.options import PLAIN, Runtime, read_runtime
+from localize.runtime.streams import Streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,15 @@ def choose(asked: Runtime, device: str) -> Choice:
 
 _PREFERRED = {
     "cpu": {
-        "compile": (False, "not measured yet"),
-        "channels_last": (False, "not measured yet"),
-        "fused": (True, "one kernel for all parameters"),
-        "streams": (False, "for CUDA devices only"),
+        "compile": (False, "convolutions take most of a step, and compiled ones are the same: no faster, measured"),
+        "channels_last": (True, "0.8 of the plain schedule's time, measured on CIFAR ResNets"),
+        "fused": (True, "one kernel updates all parameters"),
+        "streams": (False, "for CUDA devices"),
     },
     "cuda": {
         "compile": (True, "launches of small kernels dominate a step, and compiled blocks have fewer"),
         "channels_last": (True, "tensor cores convolve in this layout"),
-        "fused": (True, "one kernel for all parameters"),
+        "fused": (True, "one kernel updates all parameters"),
         "streams": (False, "holds two modules' activations at a time, and memory is what local learning saves"),
     },
 }
@@ -83,6 +84,7 @@ class Schedule:
         self.regions = CompiledRegions(self.artefacts)
         self._choices: dict[str, Choice] = {}
         self._laid_out = False
+        self._streams: Streams | None = None
         self._device = "cpu"
 
     @property
@@ -98,7 +100,7 @@ class Schedule:
                 warnings.warn(f"runtime: {told}", stacklevel=2)
         return self._choices[device]
 
-    def start(self, network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def start(self, network: nn.Module, x: torch.Tensor, y: Any) -> torch.Tensor:
         """Called when a step begins; returns the input in the layout that is asked for."""
         self._device = x.device.type
         if self.is_plain:
@@ -110,14 +112,35 @@ class Schedule:
                 x = x.contiguous(memory_format=torch.channels_last)
         if runtime.compile:
             self.regions.start(x)
+        if runtime.streams:
+            self._streams = self._streams or Streams()
+            self._streams.start(x, y)
         return x
 
     @contextlib.contextmanager
-    def running(self, modules: Sequence[LocalModule]) -> Iterator[None]:
-        """Around forward pass and loss of a module: of all those that run in it."""
-        runtime = self.on(self._device).runtime
-        with self.autocast(), self.regions.installed(modules) if runtime.compile else contextlib.nullcontext():
+    def running(self, modules: Sequence[LocalModule], values: Mapping[str, Any]) -> Iterator[None]:
+        """Around forward pass and loss of a module.
+
+        Args:
+            modules: All that run in it.
+            values: What earlier modules made, by name.
+        """
+        if self.is_plain:
             yield
+            return
+        runtime = self.on(self._device).runtime
+        with contextlib.ExitStack() as stack:
+            if self._streams is not None:
+                stack.enter_context(self._streams.module(*values.values()))
+            stack.enter_context(self.autocast())
+            if runtime.compile:
+                stack.enter_context(self.regions.installed(modules))
+            yield
+
+    def hand_over(self, *values: Any) -> None:
+        """Called with what a module gave, before the caller sees it."""
+        if self._streams is not None:
+            self._streams.hand_over(*values)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The region that forward passes run in."""

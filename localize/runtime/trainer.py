@@ -72,7 +72,7 @@ def train(
     Args:
         local: What :func:`localize.localize` returned. It is moved to ``device``, and so is the model in it.
         data: See :func:`~localize.runtime.data.load_data`.
-        recipe: Optimizer and learning rates.
+        recipe: Optimizer and learning rates. Its autocast and layout add to what ``local.runtime`` says, for this run.
         out_dir: Folder for the files of the run; made if need be.
         seed: Of the order of images, their augmentation, and whatever the model draws (dropout). Not of the initial
             weights, which are the model's own.
@@ -87,14 +87,18 @@ def train(
     """
     run = Run(local, data, recipe, Path(out_dir), seed, torch.device(device), on_event or (lambda event: None))
     run.check()
-    run.start(resume)
-    with interrupts() as interrupted:
-        while run.position.epoch < recipe.epochs:
-            run.epoch(interrupted)
-            if interrupted.is_set() and run.position.epoch < recipe.epochs:
-                run.draw()
-                raise Interrupted(run.position, run.out_dir / CHECKPOINT)
-    run.draw()
+    before = local.runtime.asked
+    try:
+        run.start(resume)
+        with interrupts() as interrupted:
+            while run.position.epoch < recipe.epochs:
+                run.epoch(interrupted)
+                if interrupted.is_set() and run.position.epoch < recipe.epochs:
+                    run.draw()
+                    raise Interrupted(run.position, run.out_dir / CHECKPOINT)
+        run.draw()
+    finally:
+        local.runtime = before
     return TrainingResult(tuple(run.history), run.out_dir)
 
 
@@ -143,9 +147,9 @@ class Run:
         if checkpoint is not None:
             check_same_run(checkpoint, self.plan, self.settings, path)
         self.local.to(self.device)
-        if self.recipe.channels_last:
-            self.local.to(memory_format=torch.channels_last)
-        self.optimizer = self.recipe.build_optimizer(self.local.parameters())
+        self.local.runtime = self.recipe.runtime(self.local.runtime.asked)
+        fused = self.local.runtime.on(self.device.type).runtime.fused
+        self.optimizer = self.recipe.build_optimizer(self.local.parameters(), bool(fused))
         if checkpoint is None:
             torch.manual_seed(derived_generator(self.seed, "model").initial_seed())
         else:
@@ -186,15 +190,7 @@ class Run:
             group["lr"] = self.recipe.lr_at(index, self.steps)
         losses = []
         logits = images
-        if self.recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        steps = self.local.steps(images, labels)
-        while True:
-            # A region a module: gradients are computed outside, in the types that the forward pass chose.
-            with self.autocast():
-                output = next(steps, None)
-            if output is None:
-                break
+        for output in self.local.steps(images, labels):
             output.loss.backward()
             losses.append(output.loss.detach().float())
             logits = output.logits.detach()
@@ -205,10 +201,6 @@ class Run:
         self.tally.correct.append((logits.argmax(-1) == labels).sum())
         self.tally.images.append(len(labels))
         return losses[-1]
-
-    def autocast(self) -> torch.autocast:
-        """The region that forward passes run in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp is not None)
 
     def _finish_epoch(self) -> None:
         epoch, tally = self.position.epoch, self.tally
