@@ -15,8 +15,7 @@ from localize.inference import ensemble, in_eval_mode, predictions, require_infe
 from localize.local_module import LocalModule, LocalOutput, several
 from localize.losses import Criterion, check_target, checked
 from localize.plan import Plan
-from localize.runtime.options import Runtime
-from localize.runtime.schedule import Schedule
+from localize.runtime.schedule import Scheduled
 from localize.supervision import Batch
 from passes.codegen import PRIMARY, returned
 from passes.errors import InputError, LocalizeError, first_line
@@ -26,7 +25,7 @@ HEAD_WEIGHT = 0.3
 """Weight of the losses of a model's own auxiliary classifiers (Szegedy et al., CVPR 2015, section 5)."""
 
 
-class LocalGraphModule(fx.GraphModule):
+class LocalGraphModule(Scheduled, fx.GraphModule):
     """A model that learns by local losses; made by :func:`localize.localize`.
 
     ``primary`` is the user's own model object. Its parameters are named ``primary.<own name>`` here; those of auxiliary
@@ -56,7 +55,6 @@ class LocalGraphModule(fx.GraphModule):
         self._loss_scale = LossScale()
         self._last_read = last_reads(modules)
         self._infers = False
-        self._schedule = Schedule()
         self.criterion = criterion
         # A module's parameters are this module's too, trained by the last loss.
         self.output_criterion = output_criterion
@@ -83,19 +81,6 @@ class LocalGraphModule(fx.GraphModule):
     def plan(self) -> Plan:
         """Everything that was decided."""
         return self._plan
-
-    @property
-    def runtime(self) -> Schedule:
-        """How steps run, and why so: ``print(local.runtime)``. Set it to a name or a :class:`localize.Runtime`."""
-        return self._schedule
-
-    @runtime.setter
-    def runtime(self, asked: str | Runtime) -> None:
-        schedule = Schedule(asked)
-        if schedule.asked == self._schedule.asked:
-            return
-        self._schedule.leave(self)
-        self._schedule = schedule
 
     @property
     def local_modules(self) -> tuple[LocalModule, ...]:

@@ -18,7 +18,7 @@ from localize.runtime.compiled import PATIENCE
 from localize.runtime.errors import OptionError
 from localize.runtime.memory import peak_step_bytes
 from localize.runtime.optimizers import build
-from localize.runtime.options import AUTO
+from localize.runtime.options import AUTO, PLAIN
 from localize.runtime.regions import regions_of, structure
 from localize.runtime.schedule import choose
 from localize.runtime.streams import Streams
@@ -256,13 +256,36 @@ def test_autocast_is_one_region_a_module(method: str, way: Any) -> None:
         torch.testing.assert_close(found, (expected, _gradients(plain)), rtol=1e-6 * (way is by_loss), atol=0)
 
 
+def test_compiled_under_autocast() -> None:
+    local, plain = twins(small("auglocal"), Runtime(compile=True, backend="eager", amp="bfloat16"))
+    plain.runtime = Runtime(amp="bfloat16")
+    assert_alike(local, plain, by_steps, images())
+    assert local.runtime.artefacts.count > 0
+
+
+def test_float16_carries_the_scale_of_losses_on() -> None:
+    local, plain = twins(small("auglocal"), Runtime(amp="float16"))
+    for network, region in ((local, contextlib.nullcontext()), (plain, torch.autocast("cpu", torch.float16))):
+        for _ in range(2):
+            network.zero_grad()
+            with region:
+                loss = network.loss(*images())
+            (loss * 1024.0).backward()
+        assert network._loss_scale.value is not None
+        assert float(network._loss_scale.value) == 1024.0
+    found, expected = _gradients(local), _gradients(plain)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1.0)  # of gradients times 1024
+
+
 def test_channels_last_within_rounding() -> None:
     local, plain = twins(small("auglocal"), Runtime(channels_last=True))
     assert_alike(local, plain, by_steps, images(), rtol=1e-4, atol=1e-5)
     convolutions = [p for p in local.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
-    local.runtime = "plain"
-    assert all(p.is_contiguous() for p in local.parameters())
+    twin = copy.deepcopy(local)
+    for network in (local, twin):
+        network.runtime = "plain"
+        assert all(p.is_contiguous() for p in network.parameters())
 
 
 @pytest.mark.parametrize("asked", ["fast", 3, None])
@@ -408,6 +431,7 @@ def test_a_runtime_chosen_by_device() -> None:
     assert_alike(local, plain, by_steps, images(), rtol=1e-4, atol=1e-5)
     cuda = choose(AUTO, "cuda")
     assert cuda.runtime.amp is None
+    assert choose(AUTO, "mps").runtime == PLAIN
     assert (cuda.runtime.channels_last, cuda.runtime.fused, cuda.runtime.streams) == (True, True, False)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -39,8 +39,10 @@ def choose(asked: Runtime, device: str) -> Choice:
     """
     notes, missing = [], []
     changes: dict[str, Any] = {}
-    for name, (value, why) in _PREFERRED.get(device, _PREFERRED["cpu"]).items():
-        if getattr(asked, name) is None:
+    preferred = _PREFERRED.get(device, {})
+    for name in (field.name for field in fields(asked)):
+        if getattr(asked, name) is None and name != "amp":
+            value, why = preferred.get(name, (False, f"nothing is known of {device} devices"))
             changes[name] = value
             notes.append(f"{name} {'on' if value else 'off'}: {why}")
     chosen = replace(asked, **changes)
@@ -50,7 +52,7 @@ def choose(asked: Runtime, device: str) -> Choice:
     return Choice(replace(asked, **changes), (*notes, *missing), tuple(missing))
 
 
-_PREFERRED = {
+_PREFERRED: dict[str, dict[str, tuple[bool, str]]] = {
     "cpu": {
         "compile": (False, "convolutions take most of a step, and compiled ones are the same: no faster, measured"),
         "channels_last": (True, "0.8 of the plain schedule's time, measured on CIFAR ResNets"),
@@ -166,7 +168,9 @@ class Schedule:
 
     def again(self) -> Schedule:
         """The same for a copy of the network, with the same compiled code."""
-        return Schedule(self.asked, self.artefacts)
+        twin = Schedule(self.asked, self.artefacts)
+        twin._laid_out = self._laid_out
+        return twin
 
     def describe(self, device: str | None = None) -> str:
         """What runs, and why: one line for each thing chosen, refused or compiled.
@@ -184,6 +188,26 @@ class Schedule:
 
     def __str__(self) -> str:
         return self.describe()
+
+
+class Scheduled:
+    """What has a runtime: a network."""
+
+    _schedule = Schedule()
+    """The plain one serves all."""
+
+    @property
+    def runtime(self) -> Schedule:
+        """How steps run, and why so: ``print(local.runtime)``. Set it to a name or a :class:`localize.Runtime`."""
+        return self._schedule
+
+    @runtime.setter
+    def runtime(self, asked: str | Runtime) -> None:
+        schedule = Schedule(asked)
+        if schedule.asked != self._schedule.asked:
+            assert isinstance(self, nn.Module)
+            self._schedule.leave(self)
+            self._schedule = schedule
 
 
 def _absent(chosen: Runtime, device: str) -> Iterator[tuple[str, str]]:
