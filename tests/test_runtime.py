@@ -16,6 +16,7 @@ from localize.methods import METHODS
 from localize.models import cifar_resnet
 from localize.runtime.compiled import PATIENCE
 from localize.runtime.errors import OptionError
+from localize.runtime.isolation import fake_step
 from localize.runtime.memory import peak_step_bytes
 from localize.runtime.optimizers import build
 from localize.runtime.options import AUTO, PLAIN
@@ -339,6 +340,10 @@ def test_frozen_layers_and_settings_that_change() -> None:
 
 
 def test_what_watches_operations_sees_the_plain_schedule() -> None:
+    local = small("auglocal", runtime=Runtime(compile=True, backend="eager", channels_last=True))
+    assert fake_step(local) == fake_step(small("auglocal"))
+    by_steps(local, images())
+    assert not all(p.is_contiguous() for p in local.parameters())
     assert peak_step_bytes(small("auglocal", runtime=EAGER), 4) == peak_step_bytes(small("auglocal"), 4)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from localize.local_module import LocalModule
 from localize.runtime.compiled import Artefacts, CompiledRegions
@@ -87,6 +88,7 @@ class Schedule:
         self._choices: dict[str, Choice] = {}
         self._laid_out = False
         self._streams: Streams | None = None
+        self._sides: Streams | None = None
         self._device = "cpu"
 
     @property
@@ -105,7 +107,8 @@ class Schedule:
     def start(self, network: nn.Module, x: torch.Tensor, y: Any) -> torch.Tensor:
         """Called when a step begins; returns the input in the layout that is asked for."""
         self._device = x.device.type
-        if self.is_plain:
+        self._streams = None
+        if self.is_plain or isinstance(x, FakeTensor):  # fake tensors take no step of their own
             return x
         runtime = self.on(self._device).runtime
         if runtime.channels_last:
@@ -115,7 +118,8 @@ class Schedule:
         if runtime.compile:
             self.regions.start(x)
         if runtime.streams:
-            self._streams = self._streams or Streams()
+            # The same in each step: memory that was freed belongs to the stream that it was taken on.
+            self._streams = self._sides = self._sides or Streams()
             self._streams.start(x, y)
         return x
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 
 class Streams:
-    """Two streams that modules take in turn.
+    """Two streams that the modules of a step take in turn.
 
     Args:
         device: Whose streams: ``torch.cuda``, or what has its ``Stream``, ``stream`` and ``current_stream``.
