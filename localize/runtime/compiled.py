@@ -8,7 +8,9 @@ warning says which region and why.
 from __future__ import annotations
 
 import contextlib
+import linecache
 import warnings
+import zlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,7 +95,10 @@ class Artefacts:
     def _function(self, code: Code) -> Callable[..., Any]:
         """A function of a region's inputs and arguments, with a code object of its own; compiled when it is called."""
         space = dict(code.names)
-        exec(compile(code.source, "<region>", "exec"), space)
+        # A file that lists its lines: torch 2.11 shares one code object among functions that have none.
+        file = f"<region {zlib.crc32(code.source.encode()):08x}>"
+        linecache.cache[file] = (len(code.source), None, code.source.splitlines(keepends=True), file)
+        exec(compile(code.source, file, "exec"), space)
         made: Callable[..., Any] = space["forward"]
         return torch.compile(made, backend=self._compile, fullgraph=True, dynamic=False)
 
