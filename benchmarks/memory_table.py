@@ -25,7 +25,7 @@ from localize import LocalGraphModule, localize
 from localize.bench.table import markdown_table
 from localize.models import cifar_resnet
 from localize.runtime.memory import Step, peak_step_bytes
-from localize.runtime.optimizers import ModuleOptimizers, per_module
+from localize.runtime.per_module import ModuleOptimizers, per_module
 
 RESULTS = Path(__file__).parent / "results"
 

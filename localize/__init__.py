@@ -20,6 +20,7 @@ from localize.methods import METHODS
 from localize.obstacles import Obstacle, check
 from localize.plan import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm, Plan
 from localize.prediction import Prediction
+from localize.runtime.options import Runtime
 from passes.errors import (
     AdaptError,
     CaptureError,
@@ -65,6 +66,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Prediction",
+    "Runtime",
     "SplitError",
     "TensorSpec",
     "check",

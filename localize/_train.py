@@ -106,6 +106,8 @@ def run(
     local: LocalGraphModule, data: Data, recipe: Recipe, folder: Path, seed: int, device: str, *, resume: bool
 ) -> None:
     """Trains and shows progress."""
+    if not local.runtime.is_plain:
+        typer.echo(local.runtime.describe(torch.device(device).type))
     with Display(recipe) as display:
         result = train(local, data, recipe, folder, seed, device, resume, display.on_event)
     typer.echo(f"test accuracy {100 * result.history[-1].test_accuracy:.2f} %, files in {folder}")

@@ -20,6 +20,7 @@ from localize.methods import Context
 from localize.planning import check_recompute, make_plan, merging, with_recompute
 from localize.prediction import Prediction, prediction_of, require_logits
 from localize.runtime.forecast import Forecaster
+from localize.runtime.options import Runtime, read_runtime
 from localize.runtime.planner import Candidate, fit, forecast_of
 from passes import verify as spec
 from passes.adapt import Adapter
@@ -53,6 +54,7 @@ def localize(
     recompute: bool | str | Sequence[str] = False,
     memory_budget: int | str | MemoryBudget | None = None,
     batch_size: int | None = None,
+    runtime: str | Runtime = "plain",
     **options: Any,
 ) -> LocalGraphModule:
     """Compiles a model for supervised local learning.
@@ -102,6 +104,9 @@ def localize(
             on top). Local modules that are over it compute activations anew, as ``recompute`` does, and no more than
             needed; :class:`MemoryBudget` allows further means. The plan says what was done and what it costs.
         batch_size: Samples in a step, for ``memory_budget``.
+        runtime: How steps run: ``"plain"``, one PyTorch operation after the other; ``"compile"``, alike blocks compiled
+            once; ``"auto"``, what is faster on the device (``print(local.runtime)`` says what that is); or a
+            :class:`localize.Runtime`. No part of the plan: ``local.runtime = ...`` changes it at any time.
         **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``pool``, ``head``,
             ``head_width``, ``selection``, ``width``, ``downsampling``, ``max_aux_macs`` and ``aux_init``, see
             :class:`localize.methods.auglocal.Options`; each other method's stand in ``Options`` of its own module.
@@ -113,9 +118,10 @@ def localize(
         LocalizeError: One of its subclasses: :class:`CaptureError` (no graph), :class:`PartitionError` (no layers, or
             ``modules``, ``max_cut`` or ``granularity`` cannot be met), :class:`SplitError` (its width cannot be split),
             :class:`MethodError` (unknown method or option, or one that does not fit), :class:`BudgetError` (the memory
-            budget cannot be met).
+            budget cannot be met), :class:`OptionError` (unknown runtime).
     """
     require_module(model)
+    how = read_runtime(runtime)
     rule = methods.get_method(method)
     chosen = methods.read_options(method, rule.Options, methods.with_depth(rule.Options, d, options))
     check_balance(balance, modules)
@@ -161,6 +167,7 @@ def localize(
     plan.forecast_by(Forecaster(found.context, original, found.options, criteria))
     local = emit(plan, found.context, found.options, criteria, draw)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
+    local.runtime = how
     return local
 
 

@@ -56,6 +56,9 @@ AmpOption = Annotated[
     str | None, typer.Option(help="bfloat16: forward passes under autocast; weights stay float32.", metavar="DTYPE")
 ]
 ChannelsLastOption = Annotated[bool, typer.Option("--channels-last", help="Images and weights with channels last.")]
+RuntimeOption = Annotated[
+    str, typer.Option(help="How steps run: plain; compile, alike blocks compiled once; auto, by device.")
+]
 SeedOption = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="Of the weights, the order of images and their augmentation.")
 ]
@@ -103,6 +106,7 @@ def train(
     clip_by: ClipByOption = "global",
     ema: EmaOption = None,
     step: StepOption = "batch",
+    runtime: RuntimeOption = "plain",
     seed: SeedOption = 0,
     device: DeviceOption = None,
     limit: LimitOption = None,
@@ -121,8 +125,10 @@ def train(
     """
     from localize._flags import options_of
     from localize._train import check_folder, default_folder, device_of, prepare, run
+    from localize.runtime.options import read_runtime
     from localize.runtime.recipe import Recipe
 
+    how = read_runtime(runtime)
     recipe = Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -144,6 +150,7 @@ def train(
     limits = {"limit": limit, "test_limit": test_limit}
     with _interruptible():
         local, images = prepare(model, data, method, depth, options, modules, seed, image_size, limits)
+        local.runtime = how
         run(local, images, recipe, folder, seed, place, resume=resume)
 
 

@@ -36,6 +36,7 @@ def fused_loss(
     scale: LossScale,
     device: str,
     failed: Callable[[int, RuntimeError], None] = lambda index, error: None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Sum of the losses of ``steps``.
 
@@ -45,13 +46,16 @@ def fused_loss(
         scale: Carried from step to step.
         device: Type of the device the step runs on, for its autocast state.
         failed: Called with the index of a loss whose backward fails, and the error; may raise a better one.
+        dtype: What the steps themselves autocast to; by default what autocast is at now.
 
     Returns:
         A scalar. Its backward adds ``grad_output * gradient`` to each parameter's ``grad``, once.
     """
     parameters = list({id(p): p for group in owned for p in group}.values())
-    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    total: torch.Tensor = _FusedLoss.apply(steps, owned, scale if half else None, failed, *parameters)
+    if dtype is None and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    half = scale if dtype == torch.float16 else None
+    total: torch.Tensor = _FusedLoss.apply(steps, owned, half, failed, *parameters)
     return total
 
 

@@ -17,6 +17,7 @@ from localize.inference import ensemble, in_eval_mode, predictions, require_infe
 from localize.local_module import LocalModule, LocalOutput, several
 from localize.losses import Criterion, check_target, checked
 from localize.plan import Plan
+from localize.runtime.schedule import Scheduled
 from localize.supervision import Batch
 from passes.codegen import PRIMARY, returned
 from passes.errors import InputError, LocalizeError
@@ -26,7 +27,7 @@ HEAD_WEIGHT = 0.3
 """Weight of the losses of a model's own auxiliary classifiers (Szegedy et al., CVPR 2015, section 5)."""
 
 
-class LocalGraphModule(fx.GraphModule):
+class LocalGraphModule(Scheduled, fx.GraphModule):
     """A model that learns by local losses; made by :func:`localize.localize`.
 
     ``primary`` is the user's own model object. Its parameters are named ``primary.<own name>`` here; those of auxiliary
@@ -107,10 +108,13 @@ class LocalGraphModule(fx.GraphModule):
         """
         self._check(x, y)
         check_target(self.criterion, y, self._plan.prediction.outputs)
+        x = self._schedule.start(self, x, y)
         values: dict[str, Any] = {self.local_modules[0].inputs[0]: x}
         for module in self.local_modules:
             try:
-                logits, loss = self._step(module, values, Batch(x, y, self.criterion, module.plan.name))
+                with self._schedule.running(window_of(self.local_modules, module.plan.index) or [module], values):
+                    logits, loss = self._step(module, values, Batch(x, y, self.criterion, module.plan.name))
+                self._schedule.hand_over(logits, loss)
             except InputError:
                 raise
             except (RuntimeError, AssertionError, ValueError) as error:
@@ -191,7 +195,8 @@ class LocalGraphModule(fx.GraphModule):
         steps = self.steps(x, y)
         if self.output_criterion is not None:
             steps = without_strays(steps, owned)
-        return fused_loss(steps, owned, self._loss_scale, x.device.type, partial(self._failed, x))
+        failed, dtype = partial(self._failed, x), self._schedule.dtype
+        return fused_loss(steps, owned, self._loss_scale, x.device.type, failed, dtype)
 
     def _failed(self, x: torch.Tensor, index: int, error: RuntimeError) -> None:
         explain_memory(self._plan, x, "backward pass", index, error)
@@ -285,6 +290,7 @@ class LocalGraphModule(fx.GraphModule):
         for old_parameter, new_parameter in zip(self.parameters(), twin.parameters(), strict=True):
             new_parameter.requires_grad_(old_parameter.requires_grad)
         twin.training = self.training
+        twin._schedule = self._schedule.again()
         return twin
 
     def __reduce__(self) -> NoReturn:

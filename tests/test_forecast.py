@@ -84,7 +84,7 @@ def test_optimizers_on_gpus_update_all_parameters_in_one_go(kind: str) -> None:
     local = localize(nn.Sequential(nn.Flatten(), *[nn.Linear(192, 192) for _ in range(15)]), "bp", example_inputs=EIGHT)
 
     def asked(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        made = OPTIMIZERS[kind](parameters, Recipe(optimizer=kind))
+        made = Recipe(optimizer=kind).build_optimizer(parameters)
         for group in made.param_groups:
             group["foreach"] = True
         return made

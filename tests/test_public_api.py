@@ -39,6 +39,7 @@ NAMES = [
     "Plan",
     "PlanError",
     "Prediction",
+    "Runtime",
     "SplitError",
     "TensorSpec",
     "check",
@@ -82,6 +83,7 @@ def test_signature_of_localize() -> None:
         ("recompute", "keyword", False),
         ("memory_budget", "keyword", None),
         ("batch_size", "keyword", None),
+        ("runtime", "keyword", "plain"),
         ("options", "**", REQUIRED),
     ]
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from passes.errors import LocalizeError
 
 
+class OptionError(LocalizeError):
+    """An option of the runtime is unknown or out of range."""
+
+
 class DataError(LocalizeError):
     """A data source cannot be read, or does not fit the model."""
 

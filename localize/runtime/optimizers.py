@@ -1,98 +1,64 @@
-"""One optimizer a local module: its parameters are updated, and their gradients freed, right after its own backward."""
+"""Optimizers that update all parameters in one kernel, where torch has one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import warnings
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from localize.local_graph import LocalGraphModule
-from localize.methods.leaps import followed
+from passes.errors import first_line
 
-Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-
-
-class ModuleOptimizers(Mapping[str, torch.optim.Optimizer]):
-    """Optimizers by local module; made by :func:`per_module`.
-
-    A mapping from a module's name, as ``out.name`` has it, to its optimizer. Modules that own no parameter (all of
-    theirs are frozen, or a later loss reaches them too) have none; :meth:`step` leaves them alone.
-    """
-
-    def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-        self._optimizers = dict(optimizers)
-
-    def __getitem__(self, name: str) -> torch.optim.Optimizer:
-        return self._optimizers[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._optimizers)
-
-    def __len__(self) -> int:
-        return len(self._optimizers)
-
-    def step(self, name: str) -> None:
-        """Updates what module ``name`` owns, and frees its gradients. To be called after the module's backward."""
-        optimizer = self._optimizers.get(name)
-        if optimizer is not None:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of each optimizer, by module."""
-        return {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Reads what :meth:`state_dict` gave.
-
-        Raises:
-            KeyError: A module's state is missing.
-        """
-        for name, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(dict(state[name]))
+Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
 
 
-def per_module(local: LocalGraphModule, factory: Factory) -> ModuleOptimizers:
-    """An optimizer for each local module, so that its gradients are freed before the next module runs.
-
-    ::
-
-        optimizers = per_module(local, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
-        for out in local.steps(x, y):
-            out.loss.backward()
-            optimizers.step(out.name)
-
-    Weights are those of one optimizer over all parameters, bit for bit, where each parameter is updated by itself
-    (SGD, Adam, ...): see :func:`owned_parameters`.
+def build(kind: type[Kind], local: LocalGraphModule, **options: Any) -> Kind:
+    """An optimizer over all parameters that learn, fused if ``local.runtime`` says so.
 
     Args:
-        local: A localized model.
-        factory: From parameters to an optimizer.
+        kind: Class of the optimizer, such as ``torch.optim.SGD``.
+        local: The localized network, on the device that it is to be trained on.
+        options: What the class takes beside parameters.
     """
-    owned = owned_parameters(local)
-    return ModuleOptimizers({name: factory(parameters) for name, parameters in owned.items() if parameters})
+    parameters = [p for p in local.parameters() if p.requires_grad]
+    device = next((p.device.type for p in parameters), "cpu")
+    return made(kind, parameters, bool(local.runtime.on(device).runtime.fused), **options)
 
 
-def owned_parameters(local: LocalGraphModule) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters by the local module after whose backward they may be updated. Each is in one list.
+def made(kind: type[Kind], parameters: Iterable[torch.nn.Parameter], fused: bool, **options: Any) -> Kind:
+    """The optimizer, fused if that is asked for and torch can; else it warns, and has torch's own default.
 
-    That is the last module whose loss reaches it: with cascades several do. A copy that follows a later layer
-    (:func:`localize.methods.leaps.follow`) goes with that layer, since it is pulled towards what the layer has become.
+    Args:
+        kind: Class of the optimizer.
+        parameters: To be trained.
+        fused: Whether one kernel is to update all of them. Weights are those of the default within rounding.
+        options: What the class takes beside parameters.
     """
-    names = [module.name for module in local.plan.modules]
-    assert len(set(names)) == len(names), f"local modules share a name: {names}"
-    parameters: dict[int, nn.Parameter] = {}
-    last: dict[int, int] = {}
-    for k in range(len(names)):
-        for parameter in local.parameters_of(k):
-            parameters[id(parameter)] = parameter
-            last[id(parameter)] = k
-    for told, live in followed(local):
-        if id(told) in last and id(live) in last:
-            last[id(told)] = max(last[id(told)], last[id(live)])
-    owned: dict[str, list[nn.Parameter]] = {name: [] for name in names}
-    for key, parameter in parameters.items():
-        owned[names[last[key]]].append(parameter)
-    return owned
+    found = list(parameters)
+    if fused:
+        try:
+            optimizer = kind(found, **{"fused": True, **options})
+        except (TypeError, RuntimeError) as error:  # no such argument; or not for these devices and types
+            warnings.warn(f"runtime: {kind.__name__} is not fused: {first_line(error)}", stacklevel=2)
+            return kind(found, **options)
+        optimizer.register_step_pre_hook(_align)
+        return optimizer
+    return kind(found, **options)
+
+
+def _align(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Gradients and state in the layout of their parameters.
+
+    A fused kernel walks through memory: what lies there in another order, since a runtime changed the layout of
+    weights, it would mix up without a word.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p).copy_(p.grad)
+            state = optimizer.state.get(p, {})
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                    state[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from localize.runtime.errors import RecipeError
+from localize.runtime.optimizers import made
+from localize.runtime.options import Runtime
 
 PAPER_EPOCHS = 400
 PAPER_BATCH_SIZE = 1024
@@ -156,9 +158,14 @@ class Recipe:
         progress = (step - warmup_steps) / max(1, self.epochs * steps_per_epoch - warmup_steps)
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimizer over ``parameters``; those that need no gradient are left out."""
-        return OPTIMIZERS[self.optimizer]([p for p in parameters if p.requires_grad], self)
+    def build_optimizer(self, parameters: Iterable[nn.Parameter], fused: bool = False) -> torch.optim.Optimizer:
+        """A fresh optimizer over ``parameters``, fused if asked for; those that need no gradient are left out."""
+        kind, options = OPTIMIZERS[self.optimizer](self)
+        return made(kind, [p for p in parameters if p.requires_grad], fused, **options)
+
+    def runtime(self, asked: Runtime) -> Runtime:
+        """How steps run: as ``asked``, under autocast and with channels last if this recipe says so."""
+        return replace(asked, amp=self.amp or asked.amp, channels_last=self.channels_last or asked.channels_last)
 
     def settings(self) -> dict[str, Any]:
         """Every setting by name, defaults filled in: what a resumed run must agree with."""
@@ -177,25 +184,24 @@ class Recipe:
         }
 
 
-def _sgd(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        parameters,
-        lr=recipe.peak_lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,  # torch refuses Nesterov without momentum
-        weight_decay=recipe.weight_decay,
-    )
+def _sgd(recipe: Recipe) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    nesterov = recipe.momentum > 0  # torch refuses Nesterov without momentum
+    return torch.optim.SGD, {**_common(recipe), "momentum": recipe.momentum, "nesterov": nesterov}
 
 
-def _adam(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=recipe.peak_lr, weight_decay=recipe.weight_decay)
+def _adam(recipe: Recipe) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    return torch.optim.Adam, _common(recipe)
 
 
-def _adamw(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=recipe.peak_lr, weight_decay=recipe.weight_decay)
+def _adamw(recipe: Recipe) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    return torch.optim.AdamW, _common(recipe)
 
 
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimizer]] = {
+def _common(recipe: Recipe) -> dict[str, Any]:
+    return {"lr": recipe.peak_lr, "weight_decay": recipe.weight_decay}
+
+
+OPTIMIZERS: dict[str, Callable[[Recipe], tuple[type[torch.optim.Optimizer], dict[str, Any]]]] = {
     "sgd": _sgd,
     "adam": _adam,
     "adamw": _adamw,

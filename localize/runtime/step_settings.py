@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from localize.forecast import Schedule
-from localize.runtime.recipe import OPTIMIZERS, Recipe
+from localize.runtime.recipe import Recipe
 from passes.errors import PlanError
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
@@ -54,7 +54,7 @@ class Settings:
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """The optimizer of these parameters."""
         if isinstance(self.optimizer, str):
-            return OPTIMIZERS[self.optimizer](parameters, Recipe(optimizer=self.optimizer))
+            return Recipe(optimizer=self.optimizer).build_optimizer(parameters)
         return self.optimizer(parameters)
 
 

@@ -76,7 +76,7 @@ def train(
     Args:
         local: What :func:`localize.localize` returned. It is moved to ``device``, and so is the model in it.
         data: See :func:`~localize.runtime.data.load_data`.
-        recipe: Optimizer and learning rates.
+        recipe: Optimizer and learning rates. Its autocast and layout add to what ``local.runtime`` says, for this run.
         out_dir: Folder for the files of the run; made if need be.
         seed: Of the order of images, their augmentation, and whatever the model draws (dropout). Not of the initial
             weights, which are the model's own.
@@ -91,14 +91,18 @@ def train(
     """
     run = Run(local, data, recipe, Path(out_dir), seed, torch.device(device), on_event or (lambda event: None))
     run.check()
-    run.start(resume)
-    with interrupts() as interrupted:
-        while run.position.epoch < recipe.epochs:
-            run.epoch(interrupted)
-            if interrupted.is_set() and run.position.epoch < recipe.epochs:
-                run.draw()
-                raise Interrupted(run.position, run.out_dir / CHECKPOINT)
-    run.draw()
+    before = local.runtime.asked
+    try:
+        run.start(resume)
+        with interrupts() as interrupted:
+            while run.position.epoch < recipe.epochs:
+                run.epoch(interrupted)
+                if interrupted.is_set() and run.position.epoch < recipe.epochs:
+                    run.draw()
+                    raise Interrupted(run.position, run.out_dir / CHECKPOINT)
+        run.draw()
+    finally:
+        local.runtime = before
     return TrainingResult(tuple(run.history), run.out_dir)
 
 
@@ -148,9 +152,9 @@ class Run:
             saved = replace(checkpoint, settings={**ADDED_SETTINGS, **checkpoint.settings})
             check_same_run(saved, self.plan, self.settings, path)
         self.local.to(self.device)
-        if self.recipe.channels_last:
-            self.local.to(memory_format=torch.channels_last)
-        self.updates = Updates(self.local, self.recipe)
+        self.local.runtime = self.recipe.runtime(self.local.runtime.asked)
+        fused = bool(self.local.runtime.on(self.device.type).runtime.fused)
+        self.updates = Updates(self.local, self.recipe, fused=fused)
         if checkpoint is None:
             torch.manual_seed(derived_generator(self.seed, "model").initial_seed())
         else:
@@ -188,8 +192,6 @@ class Run:
     def step(self, index: int, images: Tensor, labels: Tensor) -> Tensor:
         """One optimizer step; returns the loss of the last local module."""
         self.updates.set_lr(self.recipe.lr_at(index, self.steps))
-        if self.recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         losses = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         done = 0
@@ -210,12 +212,7 @@ class Run:
         losses: list[Tensor] = []
         logits = images
         steps = self.local.steps(images, labels)
-        while True:
-            # A region a module: gradients are computed outside, in the types that the forward pass chose.
-            with self.autocast():
-                output = next(steps, None)
-            if output is None:
-                break
+        while (output := next(steps, None)) is not None:
             loss = output.loss if share == 1 else output.loss * share
             with self._explaining("backward pass", images, len(losses)):
                 loss.backward()
@@ -231,10 +228,6 @@ class Run:
         """Where memory runs out inside, the error says in which local module, and what would take less."""
         settings = {"amp": self.recipe.amp, "optimizer": self.recipe.optimizer, "step": self.recipe.step}
         return explaining_memory(self.local.plan, images, doing, index, settings)
-
-    def autocast(self) -> torch.autocast:
-        """The region that forward passes run in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp is not None)
 
     def _finish_epoch(self) -> None:
         epoch, tally = self.position.epoch, self.tally

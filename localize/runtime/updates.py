@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from localize.local_graph import LocalGraphModule
 from localize.runtime.averaging import Average
-from localize.runtime.optimizers import ModuleOptimizers, owned_parameters, per_module
+from localize.runtime.per_module import ModuleOptimizers, owned_parameters, per_module
 from localize.runtime.recipe import Recipe
 
 
@@ -21,18 +22,19 @@ class Updates:
     Args:
         local: The model, where it is to be trained: its tensors must stay where they are.
         recipe: The settings.
+        fused: Whether all parameters of an optimizer are updated in one kernel.
     """
 
-    def __init__(self, local: LocalGraphModule, recipe: Recipe) -> None:
+    def __init__(self, local: LocalGraphModule, recipe: Recipe, *, fused: bool = False) -> None:
         self._clip = recipe.clip
         self._owned = owned_parameters(local) if recipe.clip_by == "module" or recipe.step == "module" else {}
         self._parameters = [p for p in local.parameters() if p.requires_grad]
         self._whole: torch.optim.Optimizer | None = None
         self._parts: ModuleOptimizers | None = None
         if recipe.step == "module":
-            self._parts = per_module(local, recipe.build_optimizer)
+            self._parts = per_module(local, partial(recipe.build_optimizer, fused=fused))
         else:
-            self._whole = recipe.build_optimizer(self._parameters)
+            self._whole = recipe.build_optimizer(self._parameters, fused)
         self._by_module = recipe.clip_by == "module"
         self.average = Average(local.primary, recipe.ema) if recipe.ema is not None else None
         self.lr = recipe.peak_lr

@@ -1,0 +1,214 @@
+"""Regions: the pieces of local modules that are compiled, each at most one block, in a form that alike pieces share.
+
+A deep network repeats few blocks. Compiled block by block, its cost of compilation follows from the number of distinct
+blocks; but generated code is a class and a code object of its own for every block, and compiled code belongs to a code
+object. So the code of a region is written anew: what it calls and reads become arguments with names that count from 0,
+and two regions of one text share a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from localize.local_module import LocalModule
+from localize.supervision import Supervising, Term
+from passes.codegen import PRIMARY
+
+_LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_MIXING = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.modules.conv._ConvNd)
+_PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What a region computes, apart from the modules and tensors that it does it with."""
+
+    source: str
+    """A Python function ``forward``, from the inputs, then ``arguments``."""
+    names: tuple[tuple[str, Any], ...]
+    """What the source refers to by global names."""
+    arguments: tuple[str, ...]
+    """Modules and tensors that the function takes behind the inputs: their paths within the region's module."""
+    within: tuple[str, ...]
+    """Modules whose own ``forward`` the text replaces."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """A piece that is compiled: calls of ``module`` are answered by compiled code."""
+
+    name: str
+    """Where it stands, for messages."""
+    module: nn.Module
+    code: Code
+
+    def arguments(self) -> list[Any]:
+        """What the function takes behind the inputs, as it is now: ``.to()`` may have put another buffer there."""
+        return [_at(self.module, path) for path in self.code.arguments]
+
+    def called(self) -> Iterator[nn.Module]:
+        """Every module that runs within."""
+        yield from (_at(self.module, path) for path in self.code.within)
+        for value in self.arguments():
+            if isinstance(value, nn.Module):
+                yield from value.modules()
+
+
+def regions_of(module: LocalModule) -> list[Region]:
+    """The regions of a local module: of its own code, and of its auxiliary networks. None lies within another."""
+    found = list(_walk(module.__dict__["stage"], f"the code of {module.plan.name}"))
+    for role in ("auxiliary", "cascaded"):
+        network = getattr(module, role)
+        if network is not None:
+            found += _walk(network, f"module_{module.plan.index}.{role}")
+    return list({id(region.module): region for region in found}.values())
+
+
+def structure(region: Region) -> Hashable:
+    """What two regions have in common if one compiled artefact serves both, whatever they are called with.
+
+    Compiled code has guards for all of it: where this misses something, another graph is compiled behind one entry.
+    """
+    parts: list[Hashable] = []
+    for value in region.arguments():
+        if isinstance(value, torch.Tensor):
+            parts.append(look(value))
+            continue
+        for path, module in value.named_modules():
+            settings = tuple((k, v) for k, v in sorted(module.__dict__.items()) if k[0] != "_" and _is_plain(v))
+            tensors = {**module._parameters, **module._buffers}
+            parts.append((path, type(module), settings, *((k, t is not None and look(t)) for k, t in tensors.items())))
+    return (region.code.source, region.code.names, tuple(parts))
+
+
+def look(value: torch.Tensor) -> Hashable:
+    """What compiled code is specialized on in a tensor."""
+    return (tuple(value.shape), value.stride(), value.dtype, value.device, value.requires_grad)
+
+
+def write(module: nn.Module) -> Code:
+    """The code of a module, in a form that alike modules share."""
+    return _Writer().write(module)
+
+
+def _walk(module: nn.Module, name: str) -> Iterator[Region]:
+    if isinstance(module, fx.GraphModule):
+        blocks = [path for path in _called(module) if _is_block(module.get_submodule(path))]
+        if len(blocks) > 1 or any(_is_divided(module.get_submodule(path)) for path in blocks):
+            for path in blocks:
+                yield from _walk(module.get_submodule(path), path)
+            return
+    elif _is_divided(module):
+        for child, part in module.named_children():
+            yield from _walk(part, f"{name}.{child}".removeprefix(f"{PRIMARY}."))
+        return
+    elif not module._modules and type(module).__module__.startswith("torch.nn."):
+        return  # one operation
+    yield Region(name, module, write(module))
+
+
+def _called(code: fx.GraphModule) -> list[str]:
+    return [str(node.target) for node in code.graph.nodes if node.op == "call_module"]
+
+
+def _is_divided(module: nn.Module) -> bool:
+    """Whether a module is more than a block, or its own forward is not what trains it, and its parts are regions."""
+    if isinstance(module, fx.GraphModule):
+        return sum(_is_block(module.get_submodule(path)) for path in _called(module)) > 1
+    if isinstance(module, (Supervising, Term)):
+        return True
+    if type(module) is not nn.Sequential and any(isinstance(part, fx.GraphModule) for part in module.modules()):
+        return True
+    lists = (part for part in module.modules() if isinstance(part, _LISTS))
+    return any(sum(map(_is_block, part.children())) > 1 for part in lists)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module is as much as a building block: two layers that mix channels, or more."""
+    if isinstance(module, fx.GraphModule):
+        return sum(isinstance(module.get_submodule(path), _MIXING) or _is_block(module.get_submodule(path))
+                   for path in _called(module)) > 0  # fmt: skip
+    return sum(isinstance(part, _MIXING) for part in module.modules()) > 1
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+
+
+def _at(module: nn.Module, path: str) -> Any:
+    found: Any = module
+    for name in path.split(".") if path else ():
+        found = getattr(found, name)
+    return found
+
+
+class _Writer:
+    """Writes modules whose inside is known out, calls the others, and numbers all names."""
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.values: dict[str, fx.Node] = {}
+        self.within: list[str] = []
+
+    def write(self, module: nn.Module) -> Code:
+        if isinstance(module, fx.GraphModule) or type(module) is nn.Sequential:
+            count = 1
+            if isinstance(module, fx.GraphModule):
+                count = sum(node.op == "placeholder" for node in module.graph.nodes)
+            inputs = [self.graph.placeholder(f"x{i}") for i in range(count)]
+            self.graph.output(self._call(module, "", tuple(inputs), {}))
+            written = self.graph.python_code("self")
+            source = written.src.replace("(self, ", "(", 1)
+            names = tuple(sorted(written.globals.items()))
+            return Code(source, names, tuple(self.values), tuple(self.within))
+        # Arguments by name may stand behind: the module comes last nevertheless, under a name of its own.
+        source = "def forward(*inputs, **named):\n    return inputs[-1].forward(*inputs[:-1], **named)\n"
+        return Code(source, (), ("",), ())
+
+    def _call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(module, fx.GraphModule) and not kwargs:
+            self.within.append(path)
+            return self._inline(module, path, args)
+        if type(module) is nn.Sequential and not kwargs:
+            self.within.append(path)
+            (value,) = args
+            for name, child in module.named_children():
+                value = self._call(child, _join(path, name), (value,), {})
+            return value
+        return self._create("call_method", "forward", (self._held(path), *args), kwargs)
+
+    def _inline(self, module: fx.GraphModule, path: str, args: tuple[Any, ...]) -> Any:
+        known: dict[fx.Node, Any] = {}
+        given = iter(args)
+        for node in module.graph.nodes:
+            target = str(node.target)
+            if node.op == "placeholder":
+                known[node] = next(given)
+                continue
+            operands, named = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+            if node.op == "output":
+                return operands[0]
+            if node.op == "call_module":
+                known[node] = self._call(module.get_submodule(target), _join(path, target), operands, named)
+            elif node.op == "get_attr":
+                known[node] = self._held(_join(path, target))
+            else:
+                known[node] = self._create(node.op, node.target, operands, named)
+        raise AssertionError("a graph without output")
+
+    def _create(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        return self.graph.create_node(op, target, args, kwargs, f"v{len(self.graph.nodes)}")
+
+    def _held(self, path: str) -> fx.Node:
+        if path not in self.values:
+            self.values[path] = self.graph.placeholder(f"m{len(self.values)}")
+        return self.values[path]
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
