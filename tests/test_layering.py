@@ -43,6 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("localize.planning",),
     (
         "localize.runtime.errors",
+        "localize.runtime.optimizers",
         "localize.runtime.recipe",
         "localize.runtime.memory",
         "localize.runtime.step_settings",
