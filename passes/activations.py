@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.autograd.function import once_differentiable
 
 from passes.mutation import HasModules
+from passes.rerun import part_here
 
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 
@@ -17,12 +18,14 @@ def frugal_relu(module: nn.ReLU, x: torch.Tensor) -> torch.Tensor:
     """What ``module(x)`` gives; its backward overwrites the gradient that comes in, which nobody else may need.
 
     A stem's ReLU is often where a step takes most memory: its input's gradient is as large as a map can be. Where the
-    module has hooks it is called as it is.
+    module has hooks it is called as it is. Where activations are recomputed, those before it wait until its backward is
+    done.
     """
     plain = not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
     if not plain or module._backward_pre_hooks or not torch.is_grad_enabled() or not x.requires_grad:
         result: torch.Tensor = module(x)
         return result
+    part_here()
     result = _ReLU.apply(x, module.inplace and not x.is_leaf)
     return result
 

@@ -9,6 +9,7 @@ last norm of a piece.
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,11 +35,25 @@ def recomputed(run: Callable[..., Any], arguments: Sequence[Any], statistics: Se
         return run(*arguments)
     record = _Record(run, arguments, statistics)
     versions = [a._version for a in arguments if isinstance(a, torch.Tensor)]
-    with saved_tensors_hooks(record.pack, record.unpack):
-        result = run(*arguments)
+    _RUNNING.records.append(record)
+    try:
+        with saved_tensors_hooks(record.pack, record.unpack):
+            result = run(*arguments)
+    finally:
+        _RUNNING.records.pop()
     assert versions == [a._version for a in arguments if isinstance(a, torch.Tensor)], "an argument was overwritten"
     record.keep(result)
     return result
+
+
+def part_here() -> None:
+    """Called inside of a run: what is needed from here on, and what was needed before, is not made anew at one time.
+
+    The backward pass needs the former first. It costs one more run of the first part.
+    """
+    if _RUNNING.records:
+        record = _RUNNING.records[-1]
+        record.border = len(record.slots)
 
 
 class _Enough(BaseException):
@@ -48,9 +63,10 @@ class _Enough(BaseException):
 class _Slot:
     """One tensor that the graph needs."""
 
-    __slots__ = ("__weakref__", "given", "kept", "storage", "value", "version", "view")
+    __slots__ = ("__weakref__", "given", "index", "kept", "storage", "value", "version", "view")
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: torch.Tensor, index: int) -> None:
+        self.index = index
         self.storage = weakref.ref(tensor.untyped_storage())
         self.view = _view(tensor)
         self.version = tensor._version
@@ -88,6 +104,7 @@ class _Record:
         self.run, self.statistics = run, statistics
         self.arguments: tuple[Any, ...] | None = tuple(arguments)
         self.slots: list[weakref.ref[_Slot]] = []
+        self.border = 0
         kinds = {a.device.type for a in arguments if isinstance(a, torch.Tensor)}
         self.autocasts = [_autocast_now(kind) for kind in sorted({"cpu", *kinds} - {"meta"})]
         self.random = torch.get_rng_state()
@@ -96,7 +113,7 @@ class _Record:
 
     def pack(self, tensor: torch.Tensor) -> _Slot:
         """Called for each tensor that the graph needs, in the first run."""
-        slot = _Slot(tensor)
+        slot = _Slot(tensor, len(self.slots))
         if isinstance(tensor, nn.Parameter):
             slot.keep(tensor)
         elif _is_small(tensor) or any(_shares(tensor, argument) for argument in self.arguments or ()):
@@ -118,7 +135,7 @@ class _Record:
         """Called in the backward pass, whenever it comes to a tensor that it needs."""
         value = slot.give()
         if value is None:
-            self._run_again()
+            self._run_again(slot.index >= self.border)
             value = slot.give()
         assert value is not None
         if slot.kept and value._version != slot.version:
@@ -128,10 +145,11 @@ class _Record:
             )
         return value
 
-    def _run_again(self) -> None:
+    def _run_again(self, behind: bool) -> None:
         if self.arguments is None:
             raise RuntimeError("a graph that is freed was to go backward a second time; give retain_graph=True")
-        missing = {i: s for i, ref in enumerate(self.slots) if (s := ref()) is not None and s.value is None}
+        empty = {i: s for i, ref in enumerate(self.slots) if (s := ref()) is not None and s.value is None}
+        missing = {i: slot for i, slot in empty.items() if (i >= self.border) == behind}
         last, count = max(missing), 0
 
         def pack(tensor: torch.Tensor) -> None:
@@ -157,9 +175,16 @@ class _Record:
             stack.enter_context(contextlib.suppress(_Enough))
             stack.enter_context(saved_tensors_hooks(pack, _never))
             self.run(*self.arguments)
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
+        if len(missing) == len(empty) and not torch._C._autograd._get_current_graph_task_keep_graph():
             # What the graph needs of them it holds itself, and lets go of one by one.
             self.arguments = None
+
+
+class _Running(threading.local):
+    """The runs that go on in a thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.records: list[_Record] = []
 
 
 def _view(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -184,3 +209,6 @@ def _autocast_now(kind: str) -> Callable[[], torch.autocast]:
 
 def _never(nothing: Any) -> torch.Tensor:
     raise AssertionError("the second run's own graph goes nowhere")
+
+
+_RUNNING = _Running()

@@ -32,6 +32,7 @@ class Overwriting(FourLayers):
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet": (lambda: cifar_resnet(20), 16),
+    "resnet18, a stem with a pool": (lambda: torchvision.models.resnet18(num_classes=10), 32),
     "vgg, in place": (lambda: torchvision.models.vgg11_bn(num_classes=10, dropout=0.3), 32),
     "densenet, wide cuts": (lambda: timm.create_model("densenet121", num_classes=10, drop_rate=0.2), 32),
     "efficientnet, drop path": (lambda: timm.create_model("efficientnet_b0", num_classes=10, drop_path_rate=0.3), 64),

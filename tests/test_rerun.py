@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from passes.activations import frugal_relu
 from passes.rerun import recomputed
 from passes.statistics import buffers_in
 
@@ -157,3 +158,48 @@ def test_a_function_may_ask_for_a_tensor_twice() -> None:
     found, x.grad = grad_of(x), None
     Twice.apply(x.exp()).sin().sum().backward()
     assert torch.equal(found, grad_of(x))
+
+
+def test_a_stem_spares_one_map_for_one_more_convolution() -> None:
+    """What the norm reads is made anew only when the backward of max-pool and ReLU is done."""
+
+    def stem(x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = F.max_pool2d(frugal_relu(relu, norm(conv(x))), 2)
+        return result
+
+    conv, norm, relu = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+    runs: list[int] = []
+    conv.register_forward_hook(lambda *_: runs.append(1))
+    x = torch.randn(2, 3, 8, 8)
+    conv(x.requires_grad_()).sum()
+    found = []
+    for run in (stem, lambda a: recomputed(stem, [a], buffers_in(norm))):
+        runs.clear()
+        x.grad = None
+        conv.zero_grad()
+        norm.zero_grad()
+        run(x).square().sum().backward()
+        found.append([x.grad, *(p.grad for p in (*conv.parameters(), *norm.parameters()))])
+        assert len(runs) == (1 if run is stem else 3)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True) if a is not None and b is not None)
+    assert all(gradient is not None for gradient in found[0])
+
+
+def test_frugal_relu_is_relu() -> None:
+    for inplace in (False, True):
+        relu = nn.ReLU(inplace)
+        x = torch.randn(3, 4, 6, 6, requires_grad=True)
+        (expected,) = torch.autograd.grad(F.max_pool2d(F.relu(x * 2), 2).sin().sum(), x)
+        (found,) = torch.autograd.grad(F.max_pool2d(frugal_relu(relu, x * 2), 2).sin().sum(), x)
+        assert torch.equal(expected, found)
+        # A gradient that one value stands for many in is not written to.
+        (found,) = torch.autograd.grad(frugal_relu(relu, x * 2).sum(), x)
+        assert torch.equal(found, 2 * (x > 0))
+
+
+def test_hooks_of_a_relu_fire() -> None:
+    relu = nn.ReLU()
+    seen: list[torch.Tensor] = []
+    relu.register_forward_hook(lambda m, a, out: seen.append(out))
+    result = frugal_relu(relu, torch.randn(2, 3, requires_grad=True) * 1)
+    assert seen[0] is result

@@ -105,7 +105,8 @@ class Timeline(LiveBytes):
         """Inside, forwards of the module's submodules are told apart."""
         hooks: list[Any] = []
         for path, child in module.named_modules():
-            if not path or isinstance(child, torch.jit.ScriptModule):
+            # A ReLU with hooks keeps a gradient of its own (passes.activations), which one without does not.
+            if not path or isinstance(child, torch.jit.ScriptModule) or type(child) is torch.nn.ReLU:
                 continue
             hooks.append(child.register_forward_pre_hook(lambda *_, path=path: self._paths.append(path)))
             hooks.append(child.register_forward_hook(lambda *_: self._leave(), always_call=True))
