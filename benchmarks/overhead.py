@@ -31,7 +31,7 @@ from localize.runtime.memory import train_step
 from localize.supervision import Batch
 
 HEADER = (
-    "model", "K", "batch", "threads", "BP, ms", "modules, ms", "IQR, ms", "time/BP", "MACs/BP", "us a module",
+    "model", "K", "batch", "threads", "BP, ms", "modules, ms", "IQR, ms", "time/BP", "MACs/BP",
 )  # fmt: skip
 
 
@@ -118,7 +118,6 @@ def row(name: str, case: Case, batch: int, arguments: argparse.Namespace) -> tup
         f"{1e3 * modules.spread:.1f}",
         f"{modules.over(bp):.3f}",
         f"{work:.3f}",
-        f"{1e6 * (modules.median - bp.median) / count:+.0f}",
     )
 
 
