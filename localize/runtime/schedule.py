@@ -61,8 +61,8 @@ _PREFERRED: dict[str, dict[str, tuple[bool, str]]] = {
         "streams": (False, "for CUDA devices"),
     },
     "cuda": {
-        "compile": (True, "launches of small kernels dominate a step, and compiled blocks have fewer"),
-        "channels_last": (True, "tensor cores convolve in this layout"),
+        "compile": (True, "small kernels' launches take most of a step, and compiled blocks have fewer (not measured)"),
+        "channels_last": (True, "tensor cores convolve in this layout (not measured)"),
         "fused": (True, "one kernel updates all parameters"),
         "streams": (False, "holds two modules' activations at a time, and memory is what local learning saves"),
     },
