@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import json
 import pickle
@@ -76,6 +77,16 @@ def test_optimizers(optimizer: str, batch: int) -> None:
     moments = {"sgd": 1, "adam": 2, "adamw": 2}[optimizer]
     assert found.optimizer_state == pytest.approx(moments * found.parameters, abs=100)
     assert found.optimizer == optimizer
+
+
+@pytest.mark.parametrize("kind", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("step", ["batch", "module"])
+def test_updates_of_a_network_of_many_layers(kind: str, step: Any) -> None:
+    """What is said of pairs of neighbours is what an update of all parameters takes."""
+    local = resnet(depth=14, modules=3)
+    short = measure(local, 2, optimizer=kind, step=step)
+    whole = measure(local, 2, optimizer=lambda p: OPTIMIZERS[kind](p, Recipe(optimizer=kind)), step=step)
+    assert dataclasses.replace(short, optimizer="") == dataclasses.replace(whole, optimizer="")
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
