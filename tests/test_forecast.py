@@ -460,6 +460,7 @@ def test_forecasts_are_kept_as_long_as_the_model_stays_as_it_is() -> None:
     found = local.plan.memory(8, rivals=False)
     assert local.plan.memory(8, rivals=False) is found
     assert local.plan.memory(8, rivals=False, amp="bfloat16") is not found
+    assert local.plan.memory(16, rivals=False) == measure(local, 16)
     local.primary.requires_grad_(False)
     assert local.plan.memory(8, rivals=False).gradients < found.gradients
     assert copy.deepcopy(local).plan.memory(8, rivals=False).peak > 0
