@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import json
 import pickle
@@ -76,6 +77,16 @@ def test_optimizers(optimizer: str, batch: int) -> None:
     moments = {"sgd": 1, "adam": 2, "adamw": 2}[optimizer]
     assert found.optimizer_state == pytest.approx(moments * found.parameters, abs=100)
     assert found.optimizer == optimizer
+
+
+@pytest.mark.parametrize("kind", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("step", ["batch", "module"])
+def test_updates_of_a_network_of_many_layers(kind: str, step: Any) -> None:
+    """What is said of pairs of neighbours is what an update of all parameters takes."""
+    local = resnet(depth=14, modules=3)
+    short = measure(local, 2, optimizer=kind, step=step)
+    whole = measure(local, 2, optimizer=lambda p: OPTIMIZERS[kind](p, Recipe(optimizer=kind)), step=step)
+    assert dataclasses.replace(short, optimizer="") == dataclasses.replace(whole, optimizer="")
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
@@ -449,6 +460,7 @@ def test_forecasts_are_kept_as_long_as_the_model_stays_as_it_is() -> None:
     found = local.plan.memory(8, rivals=False)
     assert local.plan.memory(8, rivals=False) is found
     assert local.plan.memory(8, rivals=False, amp="bfloat16") is not found
+    assert local.plan.memory(16, rivals=False) == measure(local, 16)
     local.primary.requires_grad_(False)
     assert local.plan.memory(8, rivals=False).gradients < found.gradients
     assert copy.deepcopy(local).plan.memory(8, rivals=False).peak > 0

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.registry
 
 MODELS = {**PAIRED, **OTHERS}
 BATCH = 8
-MODULES = 6
+MODULES = 3
 """Local modules: MemTracker takes minutes over dozens."""
 
 

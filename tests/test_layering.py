@@ -48,6 +48,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "localize.runtime.memory",
         "localize.runtime.step_settings",
         "localize.runtime.timeline",
+        "localize.runtime.update",
         "localize.runtime.dry_run",
         "localize.runtime.forecast",
         "localize.runtime.planner",

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from localize.fused import without_strays
@@ -21,6 +20,7 @@ from localize.local_module import LocalOutput
 from localize.runtime.memory import fill_with_fakes
 from localize.runtime.step_settings import Settings
 from localize.runtime.timeline import Event, Timeline
+from localize.runtime.update import bytes_of, second_update
 from passes.errors import InputError, LocalizeError, PlanError, first_line
 from passes.shapes import fake_mode, quiet
 
@@ -126,10 +126,10 @@ class DryRun:
             batch=batch,
             events=timeline.events,
             timeline=timeline,
-            parameters=_bytes(replica.parameters()),
-            buffers=_bytes(replica.buffers()),
+            parameters=bytes_of(replica.parameters()),
+            buffers=bytes_of(replica.buffers()),
             optimizer_state=state,
-            inputs=_bytes(tree_leaves((x, y))),
+            inputs=bytes_of(tree_leaves((x, y))),
             gradients=gradients,
         )
 
@@ -151,7 +151,8 @@ class DryRun:
                 output = next(steps)
             timeline.enter(index, "backward")
             output.loss.backward()
-            most = max(most, _bytes(p.grad for p in replica.parameters() if p.grad is not None))
+            if index in updates or index == count - 1:  # gradients only grow until then
+                most = max(most, bytes_of(p.grad for p in replica.parameters() if p.grad is not None))
             if index in updates:
                 state += self._update(timeline, index, updates[index])
         next(steps, None)
@@ -179,37 +180,13 @@ class DryRun:
         return {index: group for index, group in groups.items() if group}
 
     def _update(self, timeline: Timeline, index: int, parameters: list[nn.Parameter]) -> int:
-        """An optimizer's update, as from the second step on; frees the gradients, and returns the bytes of its state.
-
-        It runs on the meta device, where it takes a twentieth of the time that fake tensors take, if it runs there:
-        fused optimizers do not.
-        """
+        """An optimizer's update, as from the second step on; frees the gradients, returns the bytes of its state."""
         timeline.enter(index, "update")
-        try:
-            with _disable_current_modes():
-                events, before, resident = self._second_update([_twin(p, "meta") for p in parameters])
-        except (RuntimeError, NotImplementedError):
-            with timeline.paused():
-                events, before, resident = self._second_update([_twin(p, "cpu") for p in parameters])
-        timeline.insert(events, resident)
+        update = second_update(parameters, self.settings, foreach=self.foreach, mode=self.mode)
+        timeline.insert(update.events, update.resident)
         for parameter in parameters:
             parameter.grad = None
-        return resident - before
-
-    def _second_update(self, parameters: list[nn.Parameter]) -> tuple[list[Event], int, int]:
-        """What an optimizer's second update does to memory, and the bytes there before the first and after it."""
-        with Timeline() as timeline, timeline.paused():
-            timeline.track(parameters, [p.grad for p in parameters])
-            before = timeline.live
-            optimizer = self.settings.make_optimizer(parameters)
-            for group in optimizer.param_groups:
-                if self.foreach and group.get("foreach", False) is None and not group.get("fused"):
-                    group["foreach"] = True  # what torch chooses by the device of the parameters
-            optimizer.step()
-            resident = timeline.live
-            with timeline.paused(False):
-                optimizer.step()
-        return timeline.events, before, resident
+        return update.state
 
     def _autocast(self) -> torch.autocast:
         kind: Any = self.settings.amp
@@ -245,20 +222,3 @@ class DryRun:
         if isinstance(error, LocalizeError):
             return error
         return PlanError(what, why=f"it does not run on tensors without values: {first_line(error)}")
-
-
-def _twin(parameter: nn.Parameter, device: str) -> nn.Parameter:
-    """A parameter like this one, with a gradient if it has one."""
-
-    def like(tensor: Tensor) -> Tensor:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-
-    made = nn.Parameter(like(parameter))
-    made.grad = None if parameter.grad is None else like(parameter.grad)
-    return made
-
-
-def _bytes(tensors: Any) -> int:
-    """Bytes of tensors, storages that several share once."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor)}
-    return sum(storages.values())

@@ -80,17 +80,29 @@ class Forecaster:
         self._context, self._original = context, original or context.network
         self._options, self._criteria = options, criteria
         self._known: dict[Any, MemoryForecast] = {}
+        self._runs: dict[Any, DryRun] = {}
 
     def __call__(self, plan: Plan, batch_size: int, rivals: bool, settings: Mapping[str, Any]) -> MemoryForecast:
         """The forecast; see :meth:`localize.Plan.memory`."""
         chosen = Settings(**settings)
         key = (batch_size, rivals, chosen, self._form())
         if key not in self._known:
-            beside = [self._rival(name, chosen) for name in RIVALS] if rivals else []
-            # Rivals have one module: all is updated at the end.
-            own = self._dry_run(copy.copy(plan), self._context, self._options, chosen)
-            self._known[key] = forecast(own, batch_size, tuple(forecast(run, batch_size) for run in beside))
+            runs = [self._dry_run(name, plan, chosen) for name in ("", *(RIVALS if rivals else ()))]
+            own, *beside = (partial(forecast, run, batch_size) for run in runs)
+            self._known[key] = own(tuple(rival() for rival in beside))
         return self._known[key]
+
+    def _dry_run(self, rival: str, plan: Plan, settings: Settings) -> DryRun:
+        """That of a rival, or without its name the plan's own; the same for every batch size."""
+        key = (rival, settings, self._form())
+        if key not in self._runs:
+            self._runs[key] = (
+                self._rival(rival, settings)
+                if rival
+                # Without what it forecasts by: that holds this run.
+                else self._emitted(copy.copy(plan), self._context, self._options, settings)
+            )
+        return self._runs[key]
 
     def _form(self) -> tuple[Any, ...]:
         """What may change about the model after it was localized, and counts."""
@@ -101,9 +113,9 @@ class Forecaster:
         network = self._original
         context = dataclasses.replace(self._context, network=network, adapter=Adapter(network), groups=None)
         options = get_method(method).Options()
-        return self._dry_run(make_plan(context, method, options, None), context, options, settings)
+        return self._emitted(make_plan(context, method, options, None), context, options, settings)
 
-    def _dry_run(self, plan: Plan, context: Context, options: Any, settings: Settings) -> DryRun:
+    def _emitted(self, plan: Plan, context: Context, options: Any, settings: Settings) -> DryRun:
         model, criteria = context.network.captured.model, self._criteria
         # The rest of the context is made anew by over(), and nothing of the user's model is to stay with forecasts.
         context = dataclasses.replace(context, merging=lambda groups: [])
