@@ -18,3 +18,9 @@ EmaOption = Annotated[
 StepOption = Annotated[
     str, typer.Option(help="batch, or module: each module's weights are updated right after its own backward.")
 ]
+MemoryBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Most memory that a step may take, such as 4GB: activations are computed anew where it would take more."
+    ),
+]

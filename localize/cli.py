@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localize._bench import bench
-from localize._updates import AccumulateOption, ClipByOption, ClipOption, EmaOption, StepOption
+from localize._updates import (
+    AccumulateOption,
+    ClipByOption,
+    ClipOption,
+    EmaOption,
+    MemoryBudgetOption,
+    StepOption,
+)
 from passes.errors import LocalizeError
 
 if TYPE_CHECKING:
@@ -106,6 +113,7 @@ def train(
     clip_by: ClipByOption = "global",
     ema: EmaOption = None,
     step: StepOption = "batch",
+    memory_budget: MemoryBudgetOption = None,
     runtime: RuntimeOption = "plain",
     seed: SeedOption = 0,
     device: DeviceOption = None,
@@ -123,8 +131,10 @@ def train(
     Writes metrics.jsonl, metrics.csv, curves.png, plan.json, model.safetensors (the trained weights, for the plain
     model) and checkpoint.pt. Ctrl-C stops after the step at hand; --resume goes on from there.
     """
+    from localize import MemoryBudget
     from localize._flags import options_of
     from localize._train import check_folder, default_folder, device_of, prepare, run
+    from localize.forecast import Schedule
     from localize.runtime.options import read_runtime
     from localize.runtime.recipe import Recipe
 
@@ -148,6 +158,10 @@ def train(
     folder = out or default_folder(model, method, depth, options)
     check_folder(folder, resume=resume, force=force)
     limits = {"limit": limit, "test_limit": test_limit}
+    if memory_budget is not None:
+        at_once = -(-batch_size // accumulate)
+        schedule: Schedule = "module" if step == "module" else "batch"
+        options["memory_budget"] = MemoryBudget(memory_budget, at_once, optimizer=optimizer, amp=amp, step=schedule)
     with _interruptible():
         local, images = prepare(model, data, method, depth, options, modules, seed, image_size, limits)
         local.runtime = how

@@ -101,6 +101,8 @@ def _remedy(plan: Plan, x: torch.Tensor, amp: Any) -> str:
         options.append("autocast to bfloat16 (amp)")
     if any(m.auxiliary and m.auxiliary.depth > 1 for m in plan.modules) and plan.options.get("d", 1) > 1:
         options.append(f"auxiliary networks of less depth than d={plan.options['d']}")
+    if not all(module.recompute for module in plan.modules):
+        options.append("activations computed anew (recompute=True, or memory_budget=)")
     if plan.method == "bp":
         options.append("method='checkpoint', or local losses (method='auglocal')")
     return f"What takes less: {'; '.join(options) or 'a smaller model'}; plan.memory(batch_size) says how much"

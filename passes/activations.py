@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -21,13 +22,26 @@ def frugal_relu(module: nn.ReLU, x: torch.Tensor) -> torch.Tensor:
     module has hooks it is called as it is. Where activations are recomputed, those before it wait until its backward is
     done.
     """
-    plain = not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-    if not plain or module._backward_pre_hooks or not torch.is_grad_enabled() or not x.requires_grad:
+    if _is_hooked(module) or not torch.is_grad_enabled() or not x.requires_grad:
         result: torch.Tensor = module(x)
         return result
     part_here()
     result = _ReLU.apply(x, module.inplace and not x.is_leaf)
     return result
+
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def harmless(hook: Hook) -> Hook:
+    """Marks a hook that neither keeps nor changes what it sees: a ReLU may go without it."""
+    hook.__dict__["is_harmless"] = True
+    return hook
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    tables = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any("is_harmless" not in getattr(hook, "__dict__", {}) for table in tables for hook in table.values())
 
 
 class _ReLU(torch.autograd.Function):

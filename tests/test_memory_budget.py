@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from localize import BudgetError, LocalGraphModule, LocalizeError, MemoryBudget, MethodError, Plan, localize
+from localize.cli import main
 from localize.models import cifar_resnet
 from localize.planning import with_recompute
 from localize.runtime.memory import peak_step_bytes
@@ -184,3 +186,23 @@ def test_token_networks_keep_to_a_budget_too() -> None:
     assert lean < 0.95 * plain
     plan = localize(model, d=3, example_inputs=x, memory_budget=lean, batch_size=64).plan
     assert plan.memory(64, rivals=False).peak <= lean
+
+
+def test_the_command_line_keeps_to_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--data", "digits", "--limit", "64", "--epochs", "1", "--batch-size", "64", "--out", str(tmp_path / "run")]
+    command = ["train", "--model", "localize:cifar_resnet20", "-d", "5", "--image-size", "32", *short]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--memory-budget", "2MB"])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: a step of 64 samples takes")
+    assert not (tmp_path / "run").exists()
+    least = int(message.rsplit("memory_budget='")[1].split("MB")[0])
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--memory-budget", f"{least}MB"])
+    assert not stop.value.code
+    plan = Plan.from_json((tmp_path / "run" / "plan.json").read_text())
+    assert plan.budget is not None
+    assert (plan.budget.size, plan.budget.batch_size) == (least * 10**6, 64)
+    assert plan.budget.peak <= plan.budget.size < plan.budget.before
+    assert any(module.recompute for module in plan.modules)

@@ -20,6 +20,7 @@ NAMES = [
     "AdaptError",
     "Auxiliary",
     "AuxiliaryBlock",
+    "BudgetError",
     "CaptureError",
     "Cascade",
     "InputError",
@@ -31,6 +32,7 @@ NAMES = [
     "LocalOutput",
     "LocalizeError",
     "LossTerm",
+    "MemoryBudget",
     "MemoryForecast",
     "MethodError",
     "Obstacle",
@@ -129,6 +131,7 @@ RECORDS = {
         "modules",
         "opaque",
         "original",
+        "budget",
     ],
     localize.LocalModulePlan: ["index", "name", "layers", "auxiliary", "parameters", "note", "cascade", "recompute"],
     localize.Auxiliary: [

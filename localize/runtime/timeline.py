@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from localize.forecast import Moment, Phase
 from localize.runtime.memory import LiveBytes
+from passes.activations import harmless
 
 
 class Event(NamedTuple):
@@ -105,11 +106,10 @@ class Timeline(LiveBytes):
         """Inside, forwards of the module's submodules are told apart."""
         hooks: list[Any] = []
         for path, child in module.named_modules():
-            # A ReLU with hooks keeps a gradient of its own (passes.activations), which one without does not.
-            if not path or isinstance(child, torch.jit.ScriptModule) or type(child) is torch.nn.ReLU:
+            if not path or isinstance(child, torch.jit.ScriptModule):
                 continue
-            hooks.append(child.register_forward_pre_hook(lambda *_, path=path: self._paths.append(path)))
-            hooks.append(child.register_forward_hook(lambda *_: self._leave(), always_call=True))
+            hooks.append(child.register_forward_pre_hook(harmless(lambda *_, path=path: self._paths.append(path))))
+            hooks.append(child.register_forward_hook(harmless(lambda *_: self._leave()), always_call=True))
         try:
             yield
         finally:
