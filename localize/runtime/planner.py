@@ -218,9 +218,9 @@ class _Planner:
         batch = forecast.largest_batch(self.limit)
         if batch:
             remedies.append(f"a batch of at most {batch}")
-        more: tuple[Means, ...] = ("recompute", "step", "depth")
-        for means in (more[:1], more[:2], more):
-            if set(means) <= set(budget.may) or ("depth" in means and self.replans is None):
+        more: tuple[Means, ...] = ("recompute", "step")
+        for means in (more[:1], more):
+            if set(means) <= set(budget.may):
                 continue
             other = self._tried(means, Fitted(self.first, forecast))
             if other.forecast.peak <= self.limit:
@@ -228,6 +228,8 @@ class _Planner:
                 remedies.append(f"MemoryBudget(..., may=({allowed})), which takes {format_bytes(other.forecast.peak)}")
                 break
         remedies.append(f"memory_budget={_size(forecast.peak)!r}")
+        if "depth" not in budget.may and getattr(self.first.options, "d", 1) > 1:
+            remedies.append(f"another depth than d={self.first.options.d}")
         return BudgetError(
             f"a step of {budget.batch_size} samples takes {format_bytes(forecast.peak)} at the least, {over} more than "
             f"the memory budget of {format_bytes(self.limit)}",
