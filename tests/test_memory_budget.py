@@ -207,19 +207,7 @@ def test_the_command_line_keeps_to_a_budget(tmp_path: Path) -> None:
 def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     with pytest.raises(SystemExit) as stop:
-        main(
-            [
-                "train",
-                "--model",
-                "localize:cifar_resnet8",
-                "--method",
-                "dgl",
-                "--memory-budget",
-                "1MB",
-                "--out",
-                str(out),
-            ]
-        )
+        main([*TRAIN, "--method", "dgl", "--batch-size", "1024", "--memory-budget", "1MB", "--out", str(out)])
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: a step of 1024 samples takes")
