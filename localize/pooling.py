@@ -42,14 +42,14 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-        ctx.shape, ctx.dims = x.shape, dims
+        ctx.shape = x.shape
+        ctx.pooled = [1 if dim in dims else size for dim, size in enumerate(x.shape)]
         return x.mean(dims)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        positions = math.prod(ctx.shape[dim] for dim in ctx.dims)
-        shape = [1 if dim in ctx.dims else size for dim, size in enumerate(ctx.shape)]
-        return (gradient / positions).view(shape).expand(ctx.shape), None
+        positions = ctx.shape.numel() // math.prod(ctx.pooled)
+        return (gradient / positions).view(ctx.pooled).expand(ctx.shape), None
 
 
 class FirstToken(nn.Module):

@@ -76,6 +76,11 @@ class Blocks(nn.Sequential):
             x = leaner.get(name, block)(x)
         return x
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether any block computes activations anew."""
+        return bool(self.__dict__["_leaner"])
+
     def recompute(self, *, norms: bool) -> None:
         """From now on activations inside of blocks are computed anew in the backward pass.
 

@@ -22,7 +22,7 @@ def frugal_relu(module: nn.ReLU, x: torch.Tensor) -> torch.Tensor:
     module has hooks it is called as it is. Where activations are recomputed, those before it wait until its backward is
     done.
     """
-    if _is_hooked(module) or not torch.is_grad_enabled() or not x.requires_grad:
+    if torch.compiler.is_compiling() or _is_hooked(module) or not torch.is_grad_enabled() or not x.requires_grad:
         result: torch.Tensor = module(x)
         return result
     part_here()

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from localize.local_module import LocalModule
+from localize.recompute import Blocks
 from localize.supervision import Supervising, Term
 from passes.codegen import PRIMARY
 
@@ -122,10 +123,15 @@ def _is_divided(module: nn.Module) -> bool:
         return sum(_is_block(module.get_submodule(path)) for path in _called(module)) > 1
     if isinstance(module, (Supervising, Term)):
         return True
-    if type(module) is not nn.Sequential and any(isinstance(part, fx.GraphModule) for part in module.modules()):
+    if not _is_sequence(module) and any(isinstance(part, fx.GraphModule) for part in module.modules()):
         return True
     lists = (part for part in module.modules() if isinstance(part, _LISTS))
     return any(sum(map(_is_block, part.children())) > 1 for part in lists)
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    """Whether a module runs its parts one after the other, and nothing else."""
+    return type(module) is nn.Sequential or (type(module) is Blocks and not module.recomputes)
 
 
 def _is_block(module: nn.Module) -> bool:
@@ -156,7 +162,7 @@ class _Writer:
         self.within: list[str] = []
 
     def write(self, module: nn.Module) -> Code:
-        if isinstance(module, fx.GraphModule) or type(module) is nn.Sequential:
+        if isinstance(module, fx.GraphModule) or _is_sequence(module):
             count = 1
             if isinstance(module, fx.GraphModule):
                 count = sum(node.op == "placeholder" for node in module.graph.nodes)
@@ -174,7 +180,7 @@ class _Writer:
         if isinstance(module, fx.GraphModule) and not kwargs:
             self.within.append(path)
             return self._inline(module, path, args)
-        if type(module) is nn.Sequential and not kwargs:
+        if _is_sequence(module) and not kwargs:
             self.within.append(path)
             (value,) = args
             for name, child in module.named_children():
