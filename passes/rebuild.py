@@ -88,13 +88,17 @@ def counterparts(adapter: Adapter, recipe: Recipe, block: nn.Module) -> list[tup
 
 
 def _write_in_place(graph: fx.Graph, root: dict[str, Any]) -> None:
-    """Makes additions in place what the user's code adds in place, where nobody else needs what is added to."""
+    """Makes additions in place what the user's code adds in place, where nobody else needs what is added to.
+
+    Nobody does where a norm of torch's own gave it; one of another library may have an activation at its end.
+    """
     for node in graph.nodes:
         first = node.args[0] if node.args else None
         if node.meta.get(WRITTEN) is None or not isinstance(first, fx.Node):
             continue
         made = root.get(str(first.target)) if first.op == "call_module" else None
-        if len(first.users) == 1 and made is not None and is_norm(made) and node.all_input_nodes.count(first) == 1:
+        its_own = made is not None and is_norm(made) and type(made).__module__.startswith("torch.nn.")
+        if its_own and len(first.users) == 1 and node.all_input_nodes.count(first) == 1:
             node.target = node.meta[WRITTEN]
 
 
