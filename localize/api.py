@@ -13,6 +13,7 @@ from torch import nn
 from localize import methods
 from localize.budget import MemoryBudget, read_budget
 from localize.emit import Criteria, emit
+from localize.export import export
 from localize.grouping import Balance, check_balance, groups_of
 from localize.local_graph import LocalGraphModule
 from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
@@ -168,6 +169,7 @@ def localize(
     local = emit(plan, found.context, found.options, criteria, draw)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     local.runtime = how
+    local.export_by(export)
     return local
 
 

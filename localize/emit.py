@@ -38,6 +38,15 @@ class Criteria:
     """Of the last module, from (what the model returns, target); None where the other serves there too."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Made:
+    """What a localized model was compiled from: what exports read beside the plan."""
+
+    context: Context
+    options: Any
+    criteria: Criteria
+
+
 def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, draw: Initializer) -> LocalGraphModule:
     """Builds what the plan says: generated code for each local module, its auxiliary network, and the graph over them.
 
@@ -76,6 +85,7 @@ def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, draw: I
     remake = partial(over, plan, context, options, criteria)
     graph, local, output = _graph(modules), criteria.local, criteria.output
     whole = LocalGraphModule(model, modules, graph, plan, local, output, remake, captured.structure)
+    whole.made = Made(context, options, criteria)
     method.attach(whole, context, options)
     return whole
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from localize.cascade import keep_overwritten, last_reads, run_attached, window_of
 from localize.explain import explain_input, explain_memory
+from localize.exporting import Exporting
 from localize.fused import LossScale, fused_loss, without_strays
 from localize.inference import ensemble, in_eval_mode, predictions, require_inference
 from localize.local_module import LocalModule, LocalOutput, several
@@ -27,7 +28,7 @@ HEAD_WEIGHT = 0.3
 """Weight of the losses of a model's own auxiliary classifiers (Szegedy et al., CVPR 2015, section 5)."""
 
 
-class LocalGraphModule(Scheduled, fx.GraphModule):
+class LocalGraphModule(Exporting, Scheduled, fx.GraphModule):
     """A model that learns by local losses; made by :func:`localize.localize`.
 
     ``primary`` is the user's own model object. Its parameters are named ``primary.<own name>`` here; those of auxiliary
@@ -291,6 +292,7 @@ class LocalGraphModule(Scheduled, fx.GraphModule):
             new_parameter.requires_grad_(old_parameter.requires_grad)
         twin.training = self.training
         twin._schedule = self._schedule.again()
+        twin.export_by(self._exporter)
         return twin
 
     def __reduce__(self) -> NoReturn:
