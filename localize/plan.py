@@ -13,7 +13,8 @@ import torch
 from localize.forecast import Forecasting
 from localize.prediction import Prediction
 from localize.records import Auxiliary, AuxiliaryBlock, Budgeted, Cascade, LocalModulePlan, LossTerm, Original
-from localize.sizes import format_bytes
+from localize.sizes import format_bytes, format_count
+from localize.tables import aligned, as_html
 from passes.errors import PlanError
 from passes.ir import Layer, TensorSpec
 
@@ -113,7 +114,12 @@ class Plan(Forecasting):
             ) from error
 
     def __str__(self) -> str:
-        return _table(self)
+        rows = [_HEADER, *(_row(self, module) for module in self.modules)]
+        return "\n".join([*_summary(self), *aligned(rows, _LEFT), *_notes(self)])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return as_html(_summary(self), [_HEADER, *(_row(self, module) for module in self.modules)], _LEFT, _notes(self))
 
 
 def _plain(value: Any) -> Any:
@@ -176,41 +182,40 @@ def _auxiliary(data: Mapping[str, Any] | None) -> Auxiliary | None:
     )
 
 
-def _table(plan: Plan) -> str:
+_HEADER = (
+    "module",
+    "layers",
+    "output",
+    "params",
+    "MACs",
+    "act. bytes",
+    "auxiliary network",
+    "aux. params",
+    "aux. MACs",
+)
+_LEFT = (0, 1, 2, 6)
+"""Columns of words."""
+
+
+def _summary(plan: Plan) -> list[str]:
+    """What stands before the table of local modules."""
     options = ", ".join(f"{key}={value}" for key, value in plan.options.items() if value is not None)
     title = f"{plan.model}: {plan.method}({options}), input {plan.input}{_losses(plan)}"
     totals = (
         f"L={len(plan.layers)} local layers in K={len(plan.modules)} local modules; "
-        f"primary {_si(plan.params)} parameters, {_si(plan.macs)} MACs{_before(plan)}; "
-        f"auxiliary networks {_si(plan.auxiliary_params)} parameters, {_si(plan.auxiliary_macs)} MACs"
+        f"primary {format_count(plan.params)} parameters, {format_count(plan.macs)} MACs{_before(plan)}; "
+        f"auxiliary networks {format_count(plan.auxiliary_params)} parameters, {format_count(plan.auxiliary_macs)} MACs"
     )
     if plan.repeated_macs:
-        totals += f"; cascades run {_si(plan.repeated_macs)} MACs of the primary once more"
-    header = (
-        "module",
-        "layers",
-        "output",
-        "params",
-        "MACs",
-        "act. bytes",
-        "auxiliary network",
-        "aux. params",
-        "aux. MACs",
-    )
-    rows = [header, *(_row(plan, module) for module in plan.modules)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    left = (0, 1, 2, 6)
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+        totals += f"; cascades run {format_count(plan.repeated_macs)} MACs of the primary once more"
+    return [title, totals]
+
+
+def _notes(plan: Plan) -> list[str]:
+    """What stands behind it."""
     notes = [f"kept whole, could not be traced: {', '.join(plan.opaque)}"] if plan.opaque else []
     notes += [f"module {module.index}: {module.note}" for module in plan.modules if module.note]
-    return "\n".join([title, totals, *lines, *notes, *_kept_to(plan.budget)])
+    return [*notes, *_kept_to(plan.budget)]
 
 
 def _kept_to(budget: Budgeted | None) -> list[str]:
@@ -232,12 +237,12 @@ def _row(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
         f"{module.index} {module.name}",
         " + ".join(filter(None, ["-".join(ends), "classifier" if last else ""])),
         str(plan.output) if last else _crossing(layers[-1]),
-        _si(params),
-        _si(macs),
-        _si(sum(layer.activation_bytes for layer in layers)),
+        format_count(params),
+        format_count(macs),
+        format_count(sum(layer.activation_bytes for layer in layers)),
         _networks(module),
-        _si(sum(network.params for network in module.networks)) if module.networks else "",
-        _si(sum(network.macs for network in module.networks)) if module.networks else "",
+        format_count(sum(network.params for network in module.networks)) if module.networks else "",
+        format_count(sum(network.macs for network in module.networks)) if module.networks else "",
     )
 
 
@@ -251,7 +256,7 @@ def _before(plan: Plan) -> str:
     """What the user's model costs, where the primary network is another."""
     if plan.original is None:
         return ""
-    return f" (made of {_si(plan.original.params)} parameters, {_si(plan.original.macs)} MACs)"
+    return f" (made of {format_count(plan.original.params)} parameters, {format_count(plan.original.macs)} MACs)"
 
 
 def _crossing(layer: Layer) -> str:
@@ -293,11 +298,3 @@ def _block(block: AuxiliaryBlock) -> str:
     names = {"leap": f"~{source}", "twin": f"{source}+~{source}"}
     name = f"{block.kind}({block.out_channels})" if source is None else names.get(block.kind, f"{source}")
     return f"{name}{halving}{'+adapter' if block.adapter else ''}"
-
-
-def _si(value: float) -> str:
-    for unit in ("", "k", "M", "G", "T"):
-        if abs(value) < 1000 or unit == "T":
-            return f"{value:.0f}" if not unit else f"{value:.3g}{unit}" if value < 1000 else f"{value:.0f}{unit}"
-        value /= 1000
-    raise AssertionError("unreachable")
