@@ -112,5 +112,5 @@ def _edge(edge: Edge, routes: Routes) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text in a quoted string of a label: a backslash would begin one of Graphviz's own escapes, a quote end it."""
-    return shown(text).replace("\\", "\\\\").replace('"', '\\"')
+    """Text in a quoted string: a backslash would begin one of Graphviz's own escapes, an ampersand one of HTML's."""
+    return shown(text).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')

@@ -5,22 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from localize.tables import shown
+
+__all__ = ["short", "shown", "span", "steps", "wrapped"]
+
 SHORT = 26
 """Most characters of a name in a box."""
 LINE = 30
 """Most characters of any line in a box."""
-
-
-def shown(name: str) -> str:
-    """A name without what XML, a terminal or a line cannot hold: control characters and lone surrogates are escaped.
-
-    Directions of writing are part of it: a name that turns text around would turn what stands beside it too.
-    """
-    return "".join(char if _printable(char) else char.encode("unicode_escape").decode("ascii") for char in name)
-
-
-def _printable(char: str) -> bool:
-    return char == " " or (char.isprintable() and not "\u202a" <= char <= "\u202e")
 
 
 def short(name: str, width: int = SHORT) -> str:
