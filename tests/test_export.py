@@ -278,7 +278,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert len(graph.node) == len(draw(local.plan, View()).nodes)
     names = {node.name for node in graph.node}
     assert {name for node in graph.node for name in node.input} <= names
-    assert "module_1/layer_1.layer1.0" in names
+    assert "module_1.layer1.0/layer_1.layer1.0" in names
     with pytest.raises(ExportError, match="a PosixPath does not write for TensorBoard"):
         local.add_graph(tmp_path)
 

@@ -25,7 +25,7 @@ def graph_of(request: Request) -> nx.MultiDiGraph[str]:
     drawing = draw(local.plan, view, network)
     graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
     graph.graph.update(drawing.facts)
-    frames = dict(places(drawing.members))
+    frames = dict(_places(drawing.members))
     for node in drawing.nodes:
         known: dict[str, Fact] = {"kind": node.kind, "label": "\n".join(node.lines), **node.facts}
         if frames[node.name]:
@@ -38,11 +38,11 @@ def graph_of(request: Request) -> nx.MultiDiGraph[str]:
     return graph
 
 
-def places(members: Sequence[str | Group], outer: str = "") -> Iterator[tuple[str, str]]:
+def _places(members: Sequence[str | Group], outer: str = "") -> Iterator[tuple[str, str]]:
     """Each node with the frames that it stands in, from the outside in, separated by ``/``."""
     for member in members:
         if isinstance(member, Group):
-            yield from places(member.members, f"{outer}/{member.name}".lstrip("/"))
+            yield from _places(member.members, f"{outer}/{member.name}".lstrip("/"))
         else:
             yield member, outer
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from localize.export.draw import draw
-from localize.export.drawing import Drawing
-from localize.export.graphs import places
+from localize.export.drawing import Drawing, Group
 from localize.export.request import Request
 from localize.export.words import shown
 from localize.exporting import ExportError
@@ -63,10 +62,26 @@ def graph_def(drawing: Drawing) -> Any:
 
 def _names(drawing: Drawing) -> Mapping[str, str]:
     """Unique names, in scopes, of what TensorBoard takes in a name."""
-    scopes = dict(places(drawing.members))
-    names = {}
-    for node in drawing.nodes:
-        known = re.sub(r"[^A-Za-z0-9_.-]+", "_", str(node.facts.get("name", "")))
-        own = f"{node.name}.{known}" if known else node.name
-        names[node.name] = f"{scopes[node.name]}/{own}" if scopes[node.name] else own
-    return names
+    scopes = _scopes(drawing.members)
+    return {
+        node.name: "/".join([*scopes[node.name], _word(node.name, str(node.facts.get("name", "")))])
+        for node in drawing.nodes
+    }
+
+
+def _scopes(members: Sequence[str | Group], outer: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """For each node the frames that it stands in, as words."""
+    found: dict[str, tuple[str, ...]] = {}
+    for member in members:
+        if isinstance(member, Group):
+            word = _word(member.name, member.title.partition("  ")[2] if member.kind == "module" else "")
+            found |= _scopes(member.members, (*outer, word))
+        else:
+            found[member] = outer
+    return found
+
+
+def _word(name: str, known: str) -> str:
+    """A unique name, with what people call it behind."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", known)
+    return f"{name}.{plain}" if plain else name
