@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from localize.export.page import page
 from localize.export.request import Request, View
 from localize.exporting import VIEWS, ExportError, ViewKind
 from localize.local_graph import LocalGraphModule
@@ -31,7 +32,9 @@ class Format:
     """Whether a single module can be asked for, and alike ones folded."""
 
 
-FORMATS: Mapping[str, Format] = {}
+FORMATS: Mapping[str, Format] = {
+    "html": Format(what="a page for browsers, in one file", write=page, views=("full", *VIEWS[:-1]), parts=True),
+}
 
 
 def export(
