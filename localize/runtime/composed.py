@@ -51,7 +51,7 @@ def is_composable(local: LocalGraphModule, settings: Settings) -> bool:
     return not cascades and local.output_criterion is None and settings.step == "batch" and settings.dtype is None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Seen:
     """What a module that ran did, for those like it."""
 
@@ -63,8 +63,10 @@ class _Seen:
     """Bytes alive behind it."""
     outputs: Sequence[Any]
     """What it hands on, in order; of tensors shape, stride and dtype."""
-    held: int
+    given: int
     """Bytes of its logits and loss, which a training loop holds until the next module has run."""
+    held: int = 0
+    """Bytes that are alive as long as those: what computed them may be. Known when the next module has run."""
 
 
 class ComposedRun(DryRun):
@@ -91,8 +93,9 @@ class ComposedRun(DryRun):
             self._filled: set[int] = set()
             self._stand_ins: dict[int, nn.Parameter] = {}
             self._held: Any = None
+            self._last: _Seen | None = None
             yield
-            del self._filled, self._stand_ins, self._held
+            del self._filled, self._stand_ins, self._held, self._last
 
     def _step(self, timeline: Timeline, x: Tensor, y: Any) -> tuple[int, int]:
         replica, seen = self.replica, dict[Hashable, _Seen]()
@@ -103,9 +106,9 @@ class ComposedRun(DryRun):
             if form in seen:
                 self._skip(timeline, module, values, seen[form])
                 continue
-            known = self._run(timeline, module, values, Batch(x, y, replica.criterion, module.plan.name))
-            if known is not None:
-                seen[form] = known
+            self._last = self._run(timeline, module, values, Batch(x, y, replica.criterion, module.plan.name))
+            if None not in self._last.outputs:
+                seen[form] = self._last
         self._held = None
         # Parameters that no loss reaches have no gradient, and no state.
         parameters = [self._stand_ins[id(p)] for p in trained if id(p) in self._stand_ins]
@@ -133,11 +136,11 @@ class ComposedRun(DryRun):
             module.auxiliary is not None and code_of(module.auxiliary),
             tuple(look(p) for p in self.replica.parameters_of(index)),
             (module.plan.recompute, module.reads),
-            bytes_of(tree_leaves(self._held)),
+            0 if self._last is None else self._last.given,
         )
 
-    def _run(self, timeline: Timeline, module: LocalModule, values: dict[str, Any], batch: Batch) -> _Seen | None:
-        """A module's part of the step; returns what is to be known of it if others can be told by it."""
+    def _run(self, timeline: Timeline, module: LocalModule, values: dict[str, Any], batch: Batch) -> _Seen:
+        """A module's part of the step."""
         replica, index = self.replica, module.plan.index
         self._fill(timeline, module)
         given = [weakref.ref(v.untyped_storage()) for v in values.values() if isinstance(v, Tensor)]
@@ -147,15 +150,20 @@ class ComposedRun(DryRun):
             logits, loss = replica._step(module, values, batch)
         if not loss.requires_grad:
             loss = loss.detach().requires_grad_()
+        self._release(timeline)
         self._held = LocalOutput(batch.name, loss, logits)
         timeline.enter(index, "backward")
         loss.backward()
         old = {storage._cdata for ref in given if (storage := ref()) is not None}
         outputs = [_handed(values.get(name), old) for name in module.outputs]
-        if None in outputs:
-            return None
-        held = bytes_of(tree_leaves(self._held))
-        return _Seen(index, tuple(timeline.events[first:]), start, timeline.live, outputs, held)
+        given_back = bytes_of(tree_leaves(self._held))
+        return _Seen(index, tuple(timeline.events[first:]), start, timeline.live, outputs, given_back)
+
+    def _release(self, timeline: Timeline) -> None:
+        """Lets go of the last module's logits and loss, as a training loop does when it has the next one's."""
+        before, self._held = timeline.live, None
+        if self._last is not None:
+            self._last.held = before - timeline.live
 
     def _fill(self, timeline: Timeline, module: LocalModule) -> None:
         """Puts fakes in place of all that a module runs with; they are counted already."""
@@ -182,6 +190,7 @@ class ComposedRun(DryRun):
             Event(e.live + shift, e.operator, index, e.phase, "" if e.operator else e.place, e.shape)
             for e in seen.events
         ]
+        self._release(timeline)
         with timeline.paused():
             self._held = torch.empty(seen.held, dtype=torch.uint8, device="cpu")
             for name in [name for name in values if replica._last_read[name] <= index]:
@@ -189,7 +198,7 @@ class ComposedRun(DryRun):
             for name, output in zip(module.outputs, seen.outputs, strict=True):
                 if name in replica._last_read:
                     values[name] = output.make()
-        timeline.live = seen.end + shift
+        timeline.live, self._last = seen.end + shift, seen
         pairs = zip(replica.parameters_of(index), replica.parameters_of(seen.index), strict=True)
         self._stand_ins |= {id(own): other for own, other in pairs}
 

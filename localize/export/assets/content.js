@@ -40,7 +40,8 @@ function lossNode(k, role, loss) {
   const name = module.last ? data.outputCriterion : data.criterion;
   const own = loss.weight * (network ? network.weight : 1);
   const terms = network ? network.terms.map((term) => `${weight(loss.weight * term.weight)} \u00b7 ${clean(term.name)}`) : [];
-  const sub = [own === 1 && !terms.length ? clean(name) : `${weight(own)} \u00b7 ${clean(name)}`, ...terms].join(" + ");
+  const groups = network && network.groups.length ? ` of ${network.groups.length} groups` : "";
+  const sub = [`${own === 1 ? "" : `${weight(own)} \u00b7 `}${clean(name)}${groups}`, ...terms].join(" + ");
   const title = role === "cascade" ? "cascaded loss" : module.last ? "output loss" : "local loss";
   return { id: `m${k}.${role}.loss`, kind: "loss", module: k, role, title, sub };
 }

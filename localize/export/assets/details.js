@@ -59,7 +59,8 @@ function memoryFacts(k) {
 function moduleDetails(k) {
   const module = data.modules[k];
   const run = data.runs.find(([first, period, count]) => count > 1 && k >= first && k < first + period * count);
-  const same = run ? `${run[2]} of modules ${run[0]}\u2013${run[0] + run[1] * run[2] - 1} are alike` : "";
+  const last = run ? run[0] + run[1] * run[2] - 1 : 0;
+  const same = run ? `modules ${run[0]}\u2013${last}${run[1] > 1 ? `, every ${run[1]} of them,` : ""} are alike` : "";
   const parts = [rangeOf(module.layers), module.last ? "classifier" : ""].filter(Boolean).join(" + ");
   return [
     h("p", { class: "kind" }, `local module ${k}`),
@@ -75,7 +76,7 @@ function moduleDetails(k) {
       ["activations", `${bytes(module.bytes)} a sample`],
       ...memoryFacts(k),
       ["recomputed", module.recompute.join(", ")],
-      ["alike", same],
+      ["alike ones", same],
     ]),
     networkFacts("Auxiliary network", module.own, k),
     module.cascade ? cascadeFacts(k) : null,

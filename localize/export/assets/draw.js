@@ -95,7 +95,7 @@ function drawCard(card) {
   const group = s("g", { class: "module-card", transform: `translate(0 ${card.y})`, "data-module": k }, near, far, ...drawWall(card));
   if (primary) state.nodes.delete(`m${k}`);
   world.append(group);
-  state.cards.push({ k, element: group, top: card.y, bottom: card.y + card.height + CARD.gap });
+  state.cards.push({ k, position: state.cards.length, element: group, far, top: card.y, bottom: card.y + card.height + CARD.gap });
 }
 
 function drawFar(card, name) {
@@ -109,7 +109,7 @@ function drawFar(card, name) {
     s("rect", { class: "card", x: left, y: 0, width: right - left, height: card.height, rx: 12 }),
     s("rect", { class: "spot spine", x: -LAYER.width / 2, y: 6, width: LAYER.width, height: card.height - 12, rx: 8 }),
     ...spots,
-    text(-LAYER.width / 2 + 8, middle, "far-name", name),
+    text(right, middle, "far-name", `\u00a0\u00a0${name}`),
   );
 }
 
@@ -120,8 +120,10 @@ function drawWall(card) {
   const gap = next ? next.y - card.y - card.height : state.layout.output - state.layout.ends.height / 2 - card.y - card.height;
   const start = card.height;
   const module = data.modules[card.k];
-  const arrow = s("path", { class: "edge spine dims", d: `M0 ${start}V${start + gap}`, "marker-end": "url(#tip-spine)" });
-  if (!module.crossing.length || view.kind === "primary") return [arrow];
+  // Without cards the arrow goes from box to box.
+  const bare = view.kind === "primary" ? CARD.pad : 0;
+  const arrow = s("path", { class: "edge spine dims", d: `M0 ${start - bare}V${start + gap + (next ? bare : 0)}`, "marker-end": "url(#tip-spine)" });
+  if (!module.crossing.length || bare) return [arrow];
   const row = state.layout.rows.find((each) => each.cards.includes(card));
   const y = start + 16 + (row.folded && row.cards[row.cards.length - 1] === card ? FRAME.pad + 4 : 0);
   const bar = (from, to) => s("rect", { class: "bar", x: from, y, width: to - from, height: 8, rx: 2 });
@@ -169,7 +171,7 @@ function drawEnds() {
       text(0, 4, "small", clip(`${word}  ${sizes(shape)}`, "small", ends.width - 20)),
     );
   const first = cards[0];
-  const arrow = s("path", { class: "edge spine dims", d: `M0 ${input + ends.height / 2}V${first.y}`, "marker-end": "url(#tip-spine)" });
+  const arrow = s("path", { class: "edge spine dims", d: `M0 ${input + ends.height / 2}V${first.y + (view.kind === "primary" ? CARD.pad : 0)}`, "marker-end": "url(#tip-spine)" });
   world.append(end(input, before, shapes[0]), arrow, end(output, behind, shapes[1]));
 }
 

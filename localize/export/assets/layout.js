@@ -1,7 +1,7 @@
 // Places, all from dagre: layers of a module one below the other, its auxiliary networks beside them, modules one below
 // the other. Alike modules are laid out once.
 
-const CARD = { pad: 16, head: 36, branch: 44, gap: 64 };
+const CARD = { pad: 16, head: 36, branch: 44, gap: view.kind === "primary" ? 0 : 64 };
 const FRAME = { pad: 14, head: 32 };
 const layouts = new Map();
 
@@ -11,7 +11,8 @@ function dagreLayout(nodes, edges, options) {
   graph.setDefaultEdgeLabel(() => ({}));
   nodes.forEach((node) => graph.setNode(node.id, { width: node.width, height: node.height }));
   edges.forEach(([from, to]) => graph.setEdge(from, to));
-  dagre.layout(graph);
+  // Boxes stay in the order in which they are given: groups count upwards.
+  dagre.layout(graph, { disableOptimalOrderHeuristic: true });
   return {
     at: (id) => graph.node(id),
     edges: graph.edges().map((edge) => ({ from: edge.v, to: edge.w, points: graph.edge(edge).points })),
@@ -96,14 +97,14 @@ function layoutAll() {
     ...rows.map((row, i) => ({ id: `row${i}`, width: LAYER.width, height: row.height + row.below })),
     { id: "output", ...ends },
   ];
-  const laid = dagreLayout(nodes, chainOf(nodes), { rankdir: "TB", ranksep: CARD.gap, nodesep: 20 });
+  const laid = dagreLayout(nodes, chainOf(nodes), { rankdir: "TB", ranksep: Math.max(CARD.gap, 12), nodesep: 20 });
   rows.forEach((row, i) => {
     row.y = laid.at(`row${i}`).y - (row.height + row.below) / 2;
   });
   const left = -(LAYER.width / 2 + CARD.pad);
   const right = Math.max(...rows.flatMap((row) => row.cards.map((card) => card.inside.right)), 150);
   const cards = rows.flatMap((row) => row.cards.map((card) => Object.assign(card, { y: card.y + row.y })));
-  return { rows, cards, left, right, input: laid.at("input").y + 22, output: laid.at("output").y, ends, brackets: bracketsOf(cards) };
+  return { rows, cards, left, right, input: laid.at("input").y + (CARD.gap ? 22 : 0), output: laid.at("output").y, ends, brackets: bracketsOf(cards) };
 }
 
 // Reaches of cascaded losses, each in the first lane where it overlaps none before it.

@@ -4,7 +4,7 @@ function heading() {
   document.querySelector("#heading h1").textContent = clean(data.model);
   const told = (list) => list.map(([key, value]) => `${clean(key)}=${clean(value)}`).join(", ");
   const chosen = told(data.options.filter((option) => option[2]));
-  byId("method").replaceChildren(h("b", {}, clean(data.method)), chosen ? ` (${chosen})` : "", `, input ${sizes(data.input)}`);
+  byId("method").replaceChildren(h("b", {}, clean(data.method)), chosen ? ` (${chosen})` : "");
   byId("method").title = told(data.options);
   const memory = data.memory;
   const peak = memory.why ? null : bytes(memory.own.peak);
@@ -47,7 +47,8 @@ function aboutDetails() {
       "ul",
       { class: "legend" },
       key("layer", "layer of the primary network"),
-      ...(view.kind === "primary" ? [] : [key("block", "auxiliary network: copies of later layers, plain blocks, head"), key("loss", "loss: point at it to see what its gradient reaches"), key("wall", "cut: values pass, gradients do not")]),
+      ...(view.kind === "primary" || view.kind === "local" || !data.auxParams ? [] : [key("block", "auxiliary network: copies of later layers, plain blocks, head")]),
+      ...(view.kind === "primary" ? [] : [key("loss", "loss: point at it to see what its gradient reaches"), key("wall", "cut: values pass, gradients do not")]),
       ...(data.modules.some((module) => module.cascade && module.cascade.reaches.length) ? [key("cascade", "reach of a cascaded loss, with earlier modules")] : []),
       ...(folds ? [key("run", "alike modules drawn once; press to unfold")] : []),
     ),
@@ -162,10 +163,10 @@ function setTheme(theme) {
 function layOutForPrint() {
   const box = bounds();
   const { rows, input, output, ends } = state.layout;
-  const edges = [...rows.flatMap((row) => row.cards.map((card) => [card.y - CARD.gap + 4, card.y + card.height + 4]))];
+  const bottoms = rows.flatMap((row) => row.cards.map((card, i) => (row.folded && i === row.cards.length - 1 ? row.y + row.height + 10 : card.y + card.height + 4)));
   const slices = [];
   let top = input - ends.height / 2 - 4;
-  for (const [, bottom] of edges) {
+  for (const bottom of bottoms) {
     slices.push([top, bottom]);
     top = bottom;
   }

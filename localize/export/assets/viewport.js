@@ -36,8 +36,19 @@ function show() {
       card.seen = seen;
       card.element.classList.toggle("unseen", !seen);
     }
+    if (far) thin(card);
   }
   hideTip();
+}
+
+// Where cards are lower than a line of text, only some are named.
+function thin(card) {
+  const every = Math.ceil(13 / ((card.bottom - card.top) * eye.scale));
+  const named = card.position % every === 0;
+  if (card.named !== named) {
+    card.named = named;
+    card.far.classList.toggle("unnamed", !named);
+  }
 }
 
 function zoomAt(x, y, factor) {
@@ -72,7 +83,7 @@ function fitStart() {
     fitAll();
     return;
   }
-  eye.scale = Math.min(1, Math.max(SCALES.small, (width - 32) / (box.right - box.x)));
+  eye.scale = Math.min(1, Math.max(0.85, (width - 32) / (box.right - box.x)));
   const wide = (box.right - box.x) * eye.scale;
   eye.x = wide > width - 32 ? 16 - box.x * eye.scale : (width - (box.right + box.x) * eye.scale) / 2;
   eye.y = 16 - box.y * eye.scale;

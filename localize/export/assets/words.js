@@ -44,7 +44,7 @@ const grouped = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, "\u202f");
 const sizes = (text) => clean(text).replace(/x/g, "\u2009\u00d7\u2009");
 const weight = (value) => String(Number(value.toPrecision(3)));
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
-const percent = (value) => `${value < 0.1 ? (100 * value).toPrecision(2) : Math.round(100 * value)}\u2009%`;
+const percent = (value) => `${value < 0.1 ? (100 * value).toPrecision(2) : Math.round(100 * value)}\u202f%`;
 
 const LETTERS = { name: "600 13px", small: "400 11px", large: "600 15px" };
 const pen = document.createElement("canvas").getContext("2d");
