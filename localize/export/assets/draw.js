@@ -109,7 +109,7 @@ function drawFar(card, name) {
     s("rect", { class: "card", x: left, y: 0, width: right - left, height: card.height, rx: 12 }),
     s("rect", { class: "spot spine", x: -LAYER.width / 2, y: 6, width: LAYER.width, height: card.height - 12, rx: 8 }),
     ...spots,
-    text(right, middle, "far-name", `\u00a0\u00a0${name}`),
+    text(right, middle, "far-name", `\u00a0\u00a0${clip(name, "name", FAR_NAME)}`),
   );
 }
 

@@ -2,7 +2,8 @@
 
 const canvas = byId("graph");
 const eye = { x: 0, y: 0, scale: 1, pending: false };
-const SCALES = { least: 0.03, most: 3, far: 0.42, small: 0.62 };
+const FAR_NAME = 190;
+const SCALES = { least: 0.008, most: 3, far: 0.42, small: 0.62 };
 
 function stageSize() {
   return { width: canvas.clientWidth || 800, height: canvas.clientHeight || 600 };
@@ -67,9 +68,11 @@ function zoomBy(factor) {
 function fitAll() {
   const { width, height } = stageSize();
   const box = bounds();
-  const scale = Math.min((width - 32) / (box.right - box.x), (height - 32) / (box.bottom - box.y), 1.2);
-  eye.scale = Math.max(SCALES.least, scale);
-  eye.x = (width - (box.right + box.x) * eye.scale) / 2;
+  const scale = (room) => Math.max(SCALES.least, Math.min((room - 32) / (box.right - box.x), (height - 32) / (box.bottom - box.y), 1.2));
+  // From afar names stand to the right of the cards.
+  const names = scale(width) < SCALES.far ? Math.min(FAR_NAME + 30, width / 2) : 0;
+  eye.scale = scale(width - names);
+  eye.x = (width - names - (box.right + box.x) * eye.scale) / 2;
   eye.y = (height - (box.bottom + box.y) * eye.scale) / 2;
   show();
 }
