@@ -9,7 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 END = "</script><script>window.hacked=1</script>"
-LAYERS = ("<img src=x onerror=window&hacked=2>", "\u05e9\u05dc\u05d5\u05dd\u2028\u2029\u202e", "\u5c42 ${1} `x` <!-- <script>")
+LAYERS = (
+    "<img src=x onerror=window&hacked=2>",
+    "\u05e9\u05dc\u05d5\u05dd\u2028\u2029\u202e",
+    "\u5c42 ${1} `x` <!-- <script>",
+)
 CLASS = f"{END}\"'\\\n\u2028\u202e&lt;"
 
 

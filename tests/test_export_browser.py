@@ -51,7 +51,8 @@ OUTSIDE = """
   return [...document.querySelectorAll("#world *")].filter((element) => {
     const box = element.getBoundingClientRect();
     if (!box.width && !box.height) return false;
-    return box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
+    const wide = box.left < frame.left - 1 || box.right > frame.right + 1;
+    return wide || box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
   }).map((element) => element.outerHTML.slice(0, 200));
 })()
 """
@@ -299,7 +300,9 @@ def test_chart_and_graph_point_at_each_other(browser: Chromium, pages: Pages) ->
     browser.open(pages("resnet"))
     browser.pointer(*centre(browser, "m2.l2"))
     assert browser.evaluate("Number(document.querySelector('.band').getAttribute('width'))") > 10
-    box = browser.evaluate("(({ left, top, width }) => [left, top, width])(document.querySelector('.chart').getBoundingClientRect())")
+    box = browser.evaluate(
+        "(({ left, top, width }) => [left, top, width])(document.querySelector('.chart').getBoundingClientRect())"
+    )
     browser.pointer(box[0] + box[2] / 2, box[1] + 50)
     assert "of the step: module" in browser.evaluate("document.querySelector('.read').textContent")
     assert count(browser, ".node.module.source") == 1

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-
 from localize import LocalGraphModule, localize
 from localize.export import View, export, request
 from localize.export.page import embedded, page

@@ -21,7 +21,7 @@ from localize.export.request import Request
 
 SCRIPTS = ("words", "content", "layout", "draw", "viewport", "reach", "walk", "details", "chart", "main")
 """In order; they share one scope."""
-STYLES = ("page", "graph")
+STYLES = ("theme", "page", "graph")
 
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 

@@ -60,7 +60,7 @@ def page_data(request: Request) -> Data:
 
 
 def _options(plan: Plan) -> list[list[Any]]:
-    """Names and values of the method's options, and whether each is another than by default; the depth is always told."""
+    """Names and values of the method's options, and whether the head tells them: the depth, and what is unusual."""
     kind = get_method(plan.method).Options
     usual = {item.name: item.default for item in dataclasses.fields(kind)}
     return [

@@ -178,9 +178,7 @@ class ComposedRun(DryRun):
         counted = timeline.live
         timeline.track(fakes)
         timeline.live = counted
-        self._stand_ins |= {
-            id(old): new for old, new in zip(originals, self.replica.parameters_of(index), strict=True)
-        }
+        self._stand_ins |= {id(old): new for old, new in zip(originals, self.replica.parameters_of(index), strict=True)}
 
     def _skip(self, timeline: Timeline, module: LocalModule, values: dict[str, Any], seen: _Seen) -> None:
         """Does to memory what a module like it has done."""
@@ -243,5 +241,3 @@ def _owners(module: LocalModule, criterion: Any) -> Iterator[nn.Module]:
     for part in (module.auxiliary, criterion):
         if isinstance(part, nn.Module):
             yield from part.modules()
-
-

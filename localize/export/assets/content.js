@@ -1,11 +1,15 @@
 // What a local module is drawn of: boxes on the spine, and the auxiliary networks beside it, as a graph without places.
 
 const view = data.view;
-const LAYER = { width: 172, height: 42 };
 const SMALL = 42;
 
 const layerName = (index) => clean(data.layers[index].name) || `layer ${index}`;
 const rangeOf = (list) => (list.length > 1 ? `layers ${list[0]}\u2013${list[list.length - 1]}` : list.length ? `layer ${list[0]}` : "");
+
+const layerWords = (i) => [clean(data.layers[i].type), sizes(data.layers[i].output)].filter(Boolean).join("  ");
+
+// All boxes on the spine are as wide as the widest needs, within reason.
+const LAYER = { width: Math.round(Math.min(236, Math.max(150, ...data.layers.map((_, i) => 26 + Math.max(widthOf(layerName(i), "name"), widthOf(layerWords(i), "small")))))), height: 42 };
 
 function spineBoxes(k) {
   const module = data.modules[k];
@@ -14,9 +18,7 @@ function spineBoxes(k) {
     return [{ id: `m${k}.box`, kind: "box", module: k, title: clean(module.name), sub: `${parts} \u2192 ${sizes(module.output)}` }];
   }
   const boxes = module.layers.map((i) => {
-    const layer = data.layers[i];
-    const sub = [clean(layer.type), sizes(layer.output)].filter(Boolean).join("  ");
-    return { id: `m${k}.l${i}`, kind: "layer", module: k, layer: i, title: layerName(i), sub };
+    return { id: `m${k}.l${i}`, kind: "layer", module: k, layer: i, title: layerName(i), sub: layerWords(i) };
   });
   if (module.last) boxes.push({ id: `m${k}.c`, kind: "classifier", module: k, title: "classifier", sub: `\u2192 ${sizes(data.output)}` });
   return boxes;
