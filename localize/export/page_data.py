@@ -207,7 +207,7 @@ def _step(memory: StepMemory) -> Data:
         "at": str(found.at),
         "binding": found.binding.index if found.binding else None,
         "own": _course(memory.own),
-        "bp": None if memory.rival is None else _course(memory.rival),
+        "bp": None if memory.rival is None or memory.rival is memory.own else _course(memory.rival),
         "whyNot": memory.why_not,
     }
 

@@ -36,10 +36,9 @@ function defaultWords() {
 }
 
 function legendOf(memory) {
-  const same = memory.bp && data.method === "bp";
-  const ratio = memory.bp && !same ? `, ${percent(memory.own.peak / memory.bp.peak)} of backpropagation` : "";
+  const ratio = memory.bp ? `, ${percent(memory.own.peak / memory.bp.peak)} of backpropagation` : "";
   const own = h("span", { class: "key own" }, `${clean(data.method)}: peak ${bytes(memory.own.peak)}${ratio}`);
-  const bp = memory.bp && !same ? h("span", { class: "key bp" }, `backpropagation: peak ${bytes(memory.bp.peak)}`) : null;
+  const bp = memory.bp ? h("span", { class: "key bp" }, `backpropagation: peak ${bytes(memory.bp.peak)}`) : null;
   const missing = memory.whyNot ? h("span", { class: "key none" }, `backpropagation: not known, ${clean(memory.whyNot)}`) : null;
   const about = h("span", { class: "about" }, `batch ${memory.batch}, ${clean(memory.dtype)}, ${clean(memory.optimizer)}`);
   return h("p", { class: "keys" }, h("strong", {}, "Memory over a training step"), own, bp || "", missing || "", about);
@@ -83,7 +82,7 @@ function borders(plot) {
 
 function peaks(plot) {
   const { own, bp } = data.memory;
-  const both = bp && data.method !== "bp" ? [["bp", bp], ["own", own]] : [["own", own]];
+  const both = bp ? [["bp", bp], ["own", own]] : [["own", own]];
   return both.map(([kind, course]) => s("circle", { class: `peak ${kind}`, cx: plot.x((course.peakAt + 0.5) / course.operations), cy: plot.y(course.peak), r: 3.5 }));
 }
 
@@ -131,7 +130,7 @@ function listenToChart(picture) {
       if (target) target.element.classList.add("source");
     }
     const what = update ? "update of all parameters" : `module ${k}, ${clean(data.modules[k].name)}, ${phase === "f" ? "forward" : phase === "b" ? "backward" : "update"}`;
-    chart.read.textContent = `${percent(share)} of the step: ${what}: ${bytes(valueAt(own, share))}${bp && data.method !== "bp" ? `; backpropagation: ${bytes(valueAt(bp, share))}` : ""}`;
+    chart.read.textContent = `${percent(share)} of the step: ${what}: ${bytes(valueAt(own, share))}${bp ? `; backpropagation: ${bytes(valueAt(bp, share))}` : ""}`;
     chart.cross.setAttribute("x1", chart.plot.x(share));
     chart.cross.setAttribute("x2", chart.plot.x(share));
     chart.cross.setAttribute("visibility", "visible");

@@ -141,7 +141,12 @@ function partDetails(node) {
     ]),
     names("Parameters of the primary it trains", reach),
     node.kind === "loss" ? null : networkFacts("The whole auxiliary network", loss, node.module),
-    h("p", {}, h("button", { type: "button", class: "link", "data-goto": node.module }, `Module ${node.module}, with its code`)),
+    h(
+      "p",
+      { class: "links" },
+      h("button", { type: "button", class: "link", "data-goto": node.module }, `Module ${node.module}, with its code`),
+      source ? h("button", { type: "button", class: "link", "data-goto": moduleOfLayer(node.source), "data-layer": node.source }, `Layer ${node.source}, the original`) : null,
+    ),
   ];
 }
 

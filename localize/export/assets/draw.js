@@ -91,7 +91,8 @@ function drawCard(card) {
   }
   const near = s("g", { class: "near" }, ...(primary ? [] : [shell, head]));
   near.append(...inside.edges.map((edge) => drawEdge(edge, k)), ...inside.nodes.map(drawNode));
-  const far = drawFar(card, name);
+  const row = state.rows.find((each) => each.folded && k >= each.first && k < each.first + each.period);
+  const far = drawFar(card, row ? `${name}  \u00d7${row.count}` : name);
   const group = s("g", { class: "module-card", transform: `translate(0 ${card.y})`, "data-module": k }, near, far, ...drawWall(card));
   if (primary) state.nodes.delete(`m${k}`);
   world.append(group);

@@ -102,9 +102,16 @@ function layoutAll() {
     row.y = laid.at(`row${i}`).y - (row.height + row.below) / 2;
   });
   const left = -(LAYER.width / 2 + CARD.pad);
-  const right = Math.max(...rows.flatMap((row) => row.cards.map((card) => card.inside.right)), 150);
+  const needed = rows.flatMap((row) => row.cards.map((card) => Math.max(card.inside.right, left + headWidth(card.k))));
+  const right = Math.max(...needed, 150);
   const cards = rows.flatMap((row) => row.cards.map((card) => Object.assign(card, { y: card.y + row.y })));
   return { rows, cards, left, right, input: laid.at("input").y + (CARD.gap ? 22 : 0), output: laid.at("output").y, ends, brackets: bracketsOf(cards) };
+}
+
+// A card is as wide as its head needs, within reason.
+function headWidth(k) {
+  if (view.kind === "primary") return 0;
+  return Math.min(480, widthOf(`${k}  ${clean(data.modules[k].name)}`, "name") + widthOf(figures(k), "small") + 2 * CARD.pad + 28);
 }
 
 // Reaches of cascaded losses, each in the first lane where it overlaps none before it.

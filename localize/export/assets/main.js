@@ -8,7 +8,7 @@ function heading() {
   byId("method").title = told(data.options);
   const memory = data.memory;
   const peak = memory.why ? null : bytes(memory.own.peak);
-  const beside = !memory.why && memory.bp && data.method !== "bp" ? `${percent(memory.own.peak / memory.bp.peak)} of BP` : "";
+  const beside = !memory.why && memory.bp ? `${percent(memory.own.peak / memory.bp.peak)} of BP` : "";
   const relative = (part, whole) => (whole && part ? `${weight(part / whole)}\u2009\u00d7 primary` : "");
   const figure = (name, value, note) => h("div", {}, h("dt", {}, name), h("dd", {}, value, note ? h("small", {}, note) : ""));
   byId("figures").replaceChildren(
@@ -23,7 +23,7 @@ function aboutDetails() {
   const memory = data.memory;
   const key = (kind, words) => h("li", {}, h("span", { class: `swatch ${kind}` }), words);
   const folds = data.runs.some((run) => run[2] > 1);
-  const ratio = memory.bp && !memory.why && data.method !== "bp" ? `${bytes(memory.bp.peak)}; local learning takes ${percent(memory.own.peak / memory.bp.peak)} of it` : "";
+  const ratio = memory.bp && !memory.why ? `${bytes(memory.bp.peak)}; local learning takes ${percent(memory.own.peak / memory.bp.peak)} of it` : "";
   return [
     h("p", { class: "kind" }, "the whole network"),
     h("h2", {}, `${clean(data.model)} by ${clean(data.method)}`),
@@ -48,7 +48,8 @@ function aboutDetails() {
       { class: "legend" },
       key("layer", "layer of the primary network"),
       ...(view.kind === "primary" || view.kind === "local" || !data.auxParams ? [] : [key("block", "auxiliary network: copies of later layers, plain blocks, head")]),
-      ...(view.kind === "primary" ? [] : [key("loss", "loss: point at it to see what its gradient reaches"), key("wall", "cut: values pass, gradients do not")]),
+      ...(view.kind === "primary" ? [] : [key("loss", "loss: point at it to see what its gradient reaches")]),
+      ...(view.kind === "primary" || data.modules.length < 2 ? [] : [key("wall", "cut: values pass, gradients do not")]),
       ...(data.modules.some((module) => module.cascade && module.cascade.reaches.length) ? [key("cascade", "reach of a cascaded loss, with earlier modules")] : []),
       ...(folds ? [key("run", "alike modules drawn once; press to unfold")] : []),
     ),
@@ -64,10 +65,12 @@ function aboutDetails() {
 }
 
 function select(id) {
-  const before = state.selected && state.nodes.get(state.selected);
-  if (before) before.element.classList.remove("selected");
+  world.querySelectorAll(".selected").forEach((element) => element.classList.remove("selected"));
   state.selected = id;
-  if (id) state.nodes.get(id).element.classList.add("selected");
+  if (!id) return;
+  const { element, kind } = state.nodes.get(id);
+  element.classList.add("selected");
+  if (kind === "module") element.closest(".module-card").classList.add("selected");
 }
 
 function activate(id, focus) {
@@ -147,7 +150,7 @@ function listenToButtons() {
   panel.addEventListener("click", (event) => {
     if (event.target.closest(".close")) leave();
     const link = event.target.closest("[data-goto]");
-    if (link) goTo({ k: Number(link.dataset.goto), layer: null });
+    if (link) goTo({ k: Number(link.dataset.goto), layer: link.dataset.layer === undefined ? null : Number(link.dataset.layer) });
   });
 }
 
@@ -180,7 +183,7 @@ function layOutForPrint() {
     });
     shell.querySelectorAll("[id]").forEach((element) => element.removeAttribute("id"));
     shell.querySelectorAll("[tabindex]").forEach((element) => element.removeAttribute("tabindex"));
-    shell.querySelectorAll(".unseen").forEach((element) => element.classList.remove("unseen"));
+    shell.querySelectorAll(".unseen, .selected, .source, .lit").forEach((element) => element.classList.remove("unseen", "selected", "source", "lit"));
     picture.append(shell);
     return picture;
   });

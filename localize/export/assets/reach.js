@@ -116,6 +116,9 @@ function listenToHovering() {
         hideTip();
         relight();
       }
+      const head = card && eye.scale < SCALES.far ? state.nodes.get(`m${card.dataset.module}`) : null;
+      if (head) showTip(head, event.clientX, event.clientY);
+      else hideTip();
       markChart(card ? Number(card.dataset.module) : null);
       return;
     }
