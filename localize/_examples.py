@@ -1,0 +1,53 @@
+"""Commands to begin with, at the end of each command's help and in the manual."""
+
+from __future__ import annotations
+
+PROGRAM = "localize-cli"
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "": (
+        "demo",
+        "inspect localize:cifar_resnet20 -d 4",
+        "train --model localize:cifar_resnet20 --data digits --epochs 10",
+    ),
+    "train": (
+        "train --model localize:cifar_resnet20 --data digits -d 4 --epochs 10",
+        "train --model localize:cifar_resnet8 --data digits --method dgl",
+        "train --model timm:resnet18 --data DIR --tau 0.25 --memory-budget 8GB",
+    ),
+    "methods": ("methods", "methods auglocal"),
+    "check": (
+        "check timm:vit_tiny_patch16_224 torchvision:resnet50",
+        "check model.py:make --granularity block --json",
+    ),
+    "inspect": (
+        "inspect timm:resnet18 -d 2 --batch-size 256",
+        "inspect localize:cifar_resnet110 -d 6 --fold",
+        "inspect localize:cifar_resnet20 --module 0",
+    ),
+    "export": (
+        "export localize:cifar_resnet20 -o plan.svg --fold",
+        "export timm:resnet18 -d 2 -o graph.dot --view local",
+        "export timm:resnet18 -o net.onnx --weights runs/x/model.safetensors",
+    ),
+    "memory": (
+        "memory torchvision:resnet50 -d 2 --batch-size 256 --budget 40GB",
+        "memory localize:cifar_resnet32 --step module --amp bfloat16",
+    ),
+    "bench": (
+        "bench localize:cifar_resnet20 --methods auglocal,bp -d 2,4",
+        "bench localize:cifar_resnet8 --batch-size 16 --steps 5 --json",
+    ),
+    "sweep": (
+        "sweep --filter 'convnext*' --out runs/convnext.jsonl",
+        "sweep --source torchvision --jobs 2 --summary coverage.md",
+    ),
+    "demo": ("demo", "demo --epochs 3 --out runs/short"),
+}
+"""Each without the program's name; under the empty name those of the program itself."""
+
+
+def epilog(command: str) -> str:
+    """What stands at the end of a command's help."""
+    lines = [f"{PROGRAM} {example}" for example in EXAMPLES[command]]
+    return "\n\n".join(["Examples:", *lines])  # single line breaks do not survive every version of typer
