@@ -18,23 +18,23 @@ METHODS = {
 """Learning rules, in a few words each."""
 
 FORMATS = {
-    "dot": "the graph, for Graphviz",
+    "dot": "a graph for Graphviz",
     "svg": "a picture",
-    "png": "a picture of pixels; needs Graphviz",
-    "pdf": "a picture to print; needs Graphviz",
-    "html": "one page to look around in; needs no network",
-    "json": "plan and graph, for programs",
-    "graphml": "the graph, for yEd, Gephi and networkx",
-    "onnx": "the network, for other runtimes; holds weights",
-    "pt2": "the network as torch.export has it; holds weights",
-    "py": "Python code of the local modules, to read",
+    "png": "a picture of pixels (needs Graphviz)",
+    "pdf": "a picture to print (needs Graphviz)",
+    "html": "one page to look around in",
+    "json": "plan and graph for programs",
+    "graphml": "a graph for yEd, Gephi and networkx",
+    "onnx": "the network for other runtimes",
+    "pt2": "the network as torch.export has it",
+    "py": "Python code, to read",
 }
 """Forms of export, each its file's suffix, in a few words."""
 
 VIEWS = {
     "primary": "the primary network alone",
-    "local": "local modules, each with its loss",
-    "auxiliary": "auxiliary networks, with local modules as single boxes",
+    "local": "local modules with their losses",
+    "auxiliary": "auxiliary networks (local modules as single boxes)",
     "full": "all of it",
 }
 """What an export shows."""

@@ -9,14 +9,16 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from localize import _names
 from localize._bench import bench
 from localize._complete import one_of, whole_words
-from localize._examples import PROGRAM, epilog
+from localize._export import export
+from localize._help import PROGRAM, command, epilog
+from localize._inspect import inspect
 from localize._options import (
     AmpOption,
     BatchSizeOption,
@@ -57,9 +59,6 @@ from localize._updates import (
     StepOption,
 )
 
-FREE: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""For commands that take the flags of a method's options."""
-
 app = typer.Typer(
     name=PROGRAM,
     help="Train neural networks by supervised local learning: every local module by a loss of its own.",
@@ -69,7 +68,7 @@ app = typer.Typer(
 )
 
 
-@app.command(epilog=epilog("train"), context_settings=FREE)
+@command(app, free=True)
 def train(
     context: typer.Context,
     model: ModelOption,
@@ -144,7 +143,7 @@ def train(
         run(local, images, recipe, folder, seed, place, resume=resume)
 
 
-@app.command(epilog=epilog("methods"))
+@command(app)
 def methods(
     name: Annotated[
         str | None,
@@ -162,7 +161,7 @@ def methods(
             typer.echo(textwrap.fill(meaning, width=80, initial_indent="    ", subsequent_indent="    "))
 
 
-@app.command(epilog=epilog("check"))
+@command(app)
 def check(
     models: ModelsArgument,
     method: MethodOption = "auglocal",
@@ -188,7 +187,11 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(epilog=epilog("memory"), context_settings=FREE)
+command(app, free=True)(inspect)
+command(app, free=True)(export)
+
+
+@command(app, free=True)
 def memory(
     context: typer.Context,
     model: ModelArgument,
@@ -225,7 +228,7 @@ def memory(
         run_memory(Asked(model, keywords, classes, image_size), batch_size, settings, budget, as_json=json)
 
 
-@app.command(epilog=epilog("sweep"))
+@command(app)
 def sweep(
     source: Annotated[
         str, typer.Option(help="timm, torchvision or all.", autocompletion=one_of(_names.SOURCES))
@@ -259,7 +262,7 @@ def sweep(
         run_sweep(settings, source, patterns or [], jobs, timeout, out, summary, retry=retry, force=force)
 
 
-@app.command(epilog=epilog("demo"))
+@command(app)
 def demo(
     epochs: Annotated[int, typer.Option(help="Passes over the training set, for each method.")] = 10,
     out: Annotated[
@@ -273,7 +276,7 @@ def demo(
         run_demo(epochs, out)
 
 
-app.command(epilog=epilog("bench"))(bench)
+command(app)(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,18 @@ from localize.sizes import format_bytes
 from passes.errors import PlanError
 from passes.ir import Layer, TensorSpec
 
-__all__ = ["Auxiliary", "AuxiliaryBlock", "Cascade", "LocalModulePlan", "LossTerm", "Original", "Plan", "describe"]
+__all__ = [
+    "Auxiliary",
+    "AuxiliaryBlock",
+    "Cascade",
+    "LocalModulePlan",
+    "LossTerm",
+    "Original",
+    "Plan",
+    "cells",
+    "describe",
+    "short",
+]
 
 FORMAT = 1
 """Version of the JSON form."""
@@ -181,11 +192,11 @@ def _table(plan: Plan) -> str:
     title = f"{plan.model}: {plan.method}({options}), input {plan.input}{_losses(plan)}"
     totals = (
         f"L={len(plan.layers)} local layers in K={len(plan.modules)} local modules; "
-        f"primary {_si(plan.params)} parameters, {_si(plan.macs)} MACs{_before(plan)}; "
-        f"auxiliary networks {_si(plan.auxiliary_params)} parameters, {_si(plan.auxiliary_macs)} MACs"
+        f"primary {short(plan.params)} parameters, {short(plan.macs)} MACs{_before(plan)}; "
+        f"auxiliary networks {short(plan.auxiliary_params)} parameters, {short(plan.auxiliary_macs)} MACs"
     )
     if plan.repeated_macs:
-        totals += f"; cascades run {_si(plan.repeated_macs)} MACs of the primary once more"
+        totals += f"; cascades run {short(plan.repeated_macs)} MACs of the primary once more"
     header = (
         "module",
         "layers",
@@ -197,7 +208,7 @@ def _table(plan: Plan) -> str:
         "aux. params",
         "aux. MACs",
     )
-    rows = [header, *(_row(plan, module) for module in plan.modules)]
+    rows = [header, *(cells(plan, module) for module in plan.modules)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     left = (0, 1, 2, 6)
     lines = [
@@ -222,7 +233,8 @@ def _kept_to(budget: Budgeted | None) -> list[str]:
     return [f"memory: {now} at batch {budget.batch_size}, within {size}{changed}", *(f"  {c}" for c in budget.choices)]
 
 
-def _row(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
+def cells(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
+    """A local module's row of the table: module, layers, output, their costs, auxiliary networks, their costs."""
     layers = [plan.layers[i] for i in module.layers]
     last = module.index == len(plan.modules) - 1
     params = sum(layer.params for layer in layers) + last * plan.classifier_params
@@ -232,12 +244,12 @@ def _row(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
         f"{module.index} {module.name}",
         " + ".join(filter(None, ["-".join(ends), "classifier" if last else ""])),
         str(plan.output) if last else _crossing(layers[-1]),
-        _si(params),
-        _si(macs),
-        _si(sum(layer.activation_bytes for layer in layers)),
+        short(params),
+        short(macs),
+        short(sum(layer.activation_bytes for layer in layers)),
         _networks(module),
-        _si(sum(network.params for network in module.networks)) if module.networks else "",
-        _si(sum(network.macs for network in module.networks)) if module.networks else "",
+        short(sum(network.params for network in module.networks)) if module.networks else "",
+        short(sum(network.macs for network in module.networks)) if module.networks else "",
     )
 
 
@@ -251,7 +263,7 @@ def _before(plan: Plan) -> str:
     """What the user's model costs, where the primary network is another."""
     if plan.original is None:
         return ""
-    return f" (made of {_si(plan.original.params)} parameters, {_si(plan.original.macs)} MACs)"
+    return f" (made of {short(plan.original.params)} parameters, {short(plan.original.macs)} MACs)"
 
 
 def _crossing(layer: Layer) -> str:
@@ -295,7 +307,8 @@ def _block(block: AuxiliaryBlock) -> str:
     return f"{name}{halving}{'+adapter' if block.adapter else ''}"
 
 
-def _si(value: float) -> str:
+def short(value: float) -> str:
+    """A number in three digits: ``11.2M``."""
     for unit in ("", "k", "M", "G", "T"):
         if abs(value) < 1000 or unit == "T":
             return f"{value:.0f}" if not unit else f"{value:.3g}{unit}" if value < 1000 else f"{value:.0f}{unit}"

@@ -1,6 +1,14 @@
-"""Commands to begin with, at the end of each command's help and in the manual."""
+"""Help as it is shown: docstrings without their line breaks, and commands to begin with at the end."""
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import typer
+
+Function = TypeVar("Function", bound=Callable[..., None])
 
 PROGRAM = "localize-cli"
 
@@ -28,7 +36,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": (
         "export localize:cifar_resnet20 -o plan.svg --fold",
         "export timm:resnet18 -d 2 -o graph.dot --view local",
-        "export timm:resnet18 -o net.onnx --weights runs/x/model.safetensors",
+        "export model.py:make -o net.onnx --weights model.safetensors",
     ),
     "memory": (
         "memory torchvision:resnet50 -d 2 --batch-size 256 --budget 40GB",
@@ -47,7 +55,29 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 """Each without the program's name; under the empty name those of the program itself."""
 
 
+def command(app: typer.Typer, *, free: bool = False) -> Callable[[Function], Function]:
+    """Makes a function a command of a program, with its docstring and examples as help.
+
+    Args:
+        app: The program.
+        free: Whether the command takes the flags of a method's options, which it finds in the context.
+    """
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True} if free else {}
+
+    def register(function: Function) -> Function:
+        texts = {"help": described(function), "epilog": epilog(function.__name__)}
+        return app.command(**texts, context_settings=settings)(function)
+
+    return register
+
+
 def epilog(command: str) -> str:
     """What stands at the end of a command's help."""
     lines = [f"{PROGRAM} {example}" for example in EXAMPLES[command]]
     return "\n\n".join(["Examples:", *lines])  # single line breaks do not survive every version of typer
+
+
+def described(command: Callable[..., Any]) -> str:
+    """A command's docstring, a line a paragraph: help and manual are wrapped where they are shown."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
