@@ -65,8 +65,8 @@ def command(app: typer.Typer, *, free: bool = False) -> Callable[[Function], Fun
     settings = {"allow_extra_args": True, "ignore_unknown_options": True} if free else {}
 
     def register(function: Function) -> Function:
-        texts = {"help": described(function), "epilog": epilog(function.__name__)}
-        return app.command(**texts, context_settings=settings)(function)
+        add = app.command(help=described(function), epilog=epilog(function.__name__), context_settings=settings)
+        return add(function)
 
     return register
 

@@ -42,7 +42,7 @@ def print_module(page: Page, local: LocalGraphModule, index: int) -> None:
     page.text(cells(plan, own)[6])
     for name, network in _networks(own):
         page.title(name)
-        _print_network(page, plan, network)
+        print_network(page, plan, network)
     if own.cascade is not None:
         _print_cascade(page, plan, own)
     if own.note:
@@ -74,7 +74,8 @@ def _print_layers(page: Page, plan: Plan, module: LocalModulePlan) -> None:
     page.table(("", "layer", "input", "output", "params", "MACs", "act. bytes"), rows, (1, 2, 3))
 
 
-def _print_network(page: Page, plan: Plan, network: Auxiliary) -> None:
+def print_network(page: Page, plan: Plan, network: Auxiliary) -> None:
+    """Prints an auxiliary network: what it reads, its hidden layers, its head, further terms, groups."""
     each = " each" if network.groups else ""
     page.text(
         f"depth {network.depth}{each}, {short(network.params)} parameters, {short(network.macs)} MACs"

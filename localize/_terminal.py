@@ -13,7 +13,7 @@ from rich.console import Console
 
 PIPE_WIDTH = 80
 """Columns where there is no terminal, and COLUMNS does not say."""
-LEAST_WIDTH, LEAST_COLUMN = 40, 8
+LEAST_WIDTH, LEAST_COLUMN = 40, 10
 GAP = 2
 """Blanks between two columns."""
 
