@@ -102,10 +102,12 @@ def whole_words() -> Iterator[None]:
     if os.environ.get("_LOCALIZE_CLI_COMPLETE") != "complete_bash" or not place.isdecimal():
         yield
         return
-    words = joined((text.split("\n") if "\n" in text else text.split())[: int(place) + 1])
+    given = (text.split("\n") if "\n" in text else text.split())[: int(place) + 1]
+    words = joined(given)
     os.environ |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
     value = words[-1].partition("=")[2] if words[-1].startswith("-") else words[-1]
-    kept = value.rfind(":") + 1  # bash replaces what stands behind the last colon
+    # Bash replaces what stands behind the last colon, unless COMP_WORDBREAKS has none and it left the word whole.
+    kept = 0 if ":" in given[-1].strip(":=") else value.rfind(":") + 1
     answer = io.StringIO()
     try:
         with contextlib.redirect_stdout(answer):

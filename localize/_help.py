@@ -19,9 +19,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "train --model localize:cifar_resnet20 --data digits --epochs 10",
     ),
     "train": (
-        "train --model localize:cifar_resnet20 --data digits -d 4 --epochs 10",
+        "train --model localize:cifar_resnet20 --data digits -d 2",
         "train --model localize:cifar_resnet8 --data digits --method dgl",
-        "train --model timm:resnet18 --data DIR --tau 0.25 --memory-budget 8GB",
+        "train --model timm:resnet18 --data DIR --tau 0 --memory-budget 8GB",
     ),
     "methods": ("methods", "methods auglocal"),
     "check": (
