@@ -21,7 +21,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "train": (
         "train --model localize:cifar_resnet20 --data digits -d 2",
         "train --model localize:cifar_resnet8 --data digits --method dgl",
-        "train --model timm:resnet18 --data DIR --tau 0 --memory-budget 8GB",
+        "train --model timm:resnet18 --data DIR --memory-budget 8GB",
     ),
     "methods": ("methods", "methods auglocal"),
     "check": (

@@ -15,6 +15,7 @@ import timm
 import torchvision
 import typer.main
 
+from docs import write_cli
 from localize import _names
 from localize._complete import joined, models, one_of, several_of
 from localize._flags import options_of
@@ -119,6 +120,21 @@ def test_help_of_export_names_formats_and_views(capsys: pytest.CaptureFixture[st
 def test_help_names_every_option(command: str, options: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = helped(command, capsys)
     assert [option for option in options.split() if f"--{option} " not in out] == []
+
+
+def test_the_manual_is_what_its_script_writes() -> None:
+    assert write_cli.PAGE.read_text(encoding="utf-8") == write_cli.page(), "run: python docs/write_cli.py"
+
+
+def test_the_manual_has_every_command_option_and_method() -> None:
+    text = write_cli.page()
+    for name, command in COMMANDS.items():
+        part = text.partition(f"### {PROGRAM} {name}\n")[2].partition("\n#")[0]
+        assert part
+        forms = [form for parameter in command.params for form in parameter.opts if form.startswith("-")]
+        assert [form for form in forms if form != "--help" and not re.search(rf"{form}[ ,`]", part)] == []
+    assert [name for name in METHODS if f"\n### --method {name}\n" not in text] == []
+    assert max(map(len, text.splitlines())) <= write_cli.WIDTH
 
 
 # Names that help and completion know
