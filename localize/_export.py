@@ -93,8 +93,8 @@ def export(
 
 if export.__doc__:  # there is none if Python was told to strip such
     export.__doc__ = export.__doc__.format(
-        formats="; ".join(f"{name}, {what}" for name, what in _names.FORMATS.items()),
-        views="; ".join(f"{name}, {what}" for name, what in _names.VIEWS.items()),
+        formats="; ".join(f"{name}: {what}" for name, what in _names.FORMATS.items()),
+        views="; ".join(f"{name}: {what}" for name, what in _names.VIEWS.items()),
     )
 
 

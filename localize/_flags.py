@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from localize.fields import meanings
 from localize.methods import METHODS, get_method, read_options, with_depth
 from passes.errors import LocalizeError, MethodError
 
@@ -60,8 +61,8 @@ def flags(method: str) -> list[tuple[str, str, str]]:
         MethodError: The method is unknown.
     """
     kind = get_method(method).Options
-    meanings = _meanings(kind)
-    return [(_flag(field.name), str(field.default), meanings.get(field.name, "")) for field in dataclasses.fields(kind)]
+    words = meanings(kind)
+    return [(_flag(field.name), str(field.default), words.get(field.name, "")) for field in dataclasses.fields(kind)]
 
 
 def summary(method: str) -> str:
@@ -91,20 +92,3 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
-
-
-def _meanings(kind: type[Any]) -> dict[str, str]:
-    """The docstrings of a dataclass's fields, base classes' and joined ones' included."""
-    found: dict[str, str] = {}
-    for joined in getattr(kind, "kinds", ()):
-        found = _meanings(joined) | found
-    for base in reversed(() if found else kind.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(base))).body
-        assert isinstance(tree, ast.ClassDef)
-        for field, text in zip(tree.body, tree.body[1:], strict=False):
-            match field, text:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(meaning))):
-                    found[name] = " ".join(meaning.split())
-    return found

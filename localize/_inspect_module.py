@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from localize import LocalGraphModule
-from localize._terminal import Page, one_line
-from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan, cells, short
+from localize._terminal import Page
+from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan, cells
+from localize.sizes import format_count
+from localize.tables import shown
 from passes.errors import LocalizeError
 
 
@@ -36,7 +38,7 @@ def module_record(local: LocalGraphModule, index: int) -> dict[str, Any]:
 def print_module(page: Page, local: LocalGraphModule, index: int) -> None:
     """Prints all that there is to know of one local module."""
     plan, own = local.plan, local.plan.modules[index]
-    page.title(f"module {index} of {len(plan.modules)}: {one_line(own.name)}")
+    page.title(f"module {index} of {len(plan.modules)}: {shown(own.name)}")
     _print_layers(page, plan, own)
     page.title("local loss")
     page.text(cells(plan, own)[6])
@@ -65,11 +67,11 @@ def _print_layers(page: Page, plan: Plan, module: LocalModulePlan) -> None:
     rows = []
     for layer in (plan.layers[i] for i in module.layers):
         output = f"{layer.output} (+{layer.width - 1})" if layer.width > 1 else str(layer.output)
-        costs = (short(layer.params), short(layer.macs), short(layer.activation_bytes))
-        rows.append((str(layer.index), one_line(layer.name), str(layer.input), output, *costs))
+        costs = (format_count(layer.params), format_count(layer.macs), format_count(layer.activation_bytes))
+        rows.append((str(layer.index), shown(layer.name), str(layer.input), output, *costs))
     if module.index == len(plan.modules) - 1:
         given = str(plan.layers[-1].output)
-        costs = (short(plan.classifier_params), short(plan.classifier_macs), "")
+        costs = (format_count(plan.classifier_params), format_count(plan.classifier_macs), "")
         rows.append(("", "classifier", given, str(plan.output), *costs))
     page.table(("", "layer", "input", "output", "params", "MACs", "act. bytes"), rows, (1, 2, 3))
 
@@ -78,7 +80,7 @@ def print_network(page: Page, plan: Plan, network: Auxiliary) -> None:
     """Prints an auxiliary network: what it reads, its hidden layers, its head, further terms, groups."""
     each = " each" if network.groups else ""
     page.text(
-        f"depth {network.depth}{each}, {short(network.params)} parameters, {short(network.macs)} MACs"
+        f"depth {network.depth}{each}, {format_count(network.params)} parameters, {format_count(network.macs)} MACs"
         + (f", weight {network.weight:.3g} in the loss" if network.weight != 1 else "")
     )
     for i, text in enumerate(network.merged):
@@ -88,7 +90,7 @@ def print_network(page: Page, plan: Plan, network: Auxiliary) -> None:
         page.table(header, (_block(plan, i, block) for i, block in enumerate(network.blocks)), (1, 5))
     page.text(f"head: {network.head}", hang=6)
     for term in network.terms:
-        cost = f"{short(term.params)} parameters, {short(term.macs)} MACs"
+        cost = f"{format_count(term.params)} parameters, {format_count(term.macs)} MACs"
         page.text(f"term: {term.weight:.3g} * {term.name}, {cost}: {term.network}", hang=6)
     for i, ranges in enumerate(network.groups):
         page.text(f"group {i}: channels {', '.join(f'{first}-{end - 1}' for first, end in ranges)}", hang=9)
@@ -106,7 +108,7 @@ def _block(plan: Plan, index: int, block: AuxiliaryBlock) -> tuple[str, ...]:
     what = block.kind
     if block.source is not None:
         layer = plan.layers[block.source]
-        what = f"{_KINDS.get(block.kind, block.kind)} {layer.index}, {one_line(layer.name)}"
+        what = f"{_KINDS.get(block.kind, block.kind)} {layer.index}, {shown(layer.name)}"
     channels = f"{block.in_channels}->{block.out_channels}"
     return (str(index), what, channels, str(block.stride), "yes" if block.projection else "no", block.adapter or "-")
 
@@ -115,7 +117,7 @@ def _print_cascade(page: Page, plan: Plan, module: LocalModulePlan) -> None:
     cascade = module.cascade
     assert cascade is not None
     page.title("cascade")
-    reached = ", ".join(f"{j} {one_line(plan.modules[j].name)}" for j in cascade.reaches)
+    reached = ", ".join(f"{j} {shown(plan.modules[j].name)}" for j in cascade.reaches)
     page.text(
         f"{cascade.independent:g} * the loss that reaches this module alone, {cascade.cascaded:g} * one that "
         + (f"also reaches modules {reached}" if reached else "is computed from the same run")
@@ -130,4 +132,4 @@ def _print_parameters(page: Page, owner: str, names: Iterable[str]) -> None:
     names = list(names)
     page.text(f"{len(names)} parameters of {'its part of the ' if owner == 'primary network' else ''}{owner}")
     for name in names:
-        page.text(one_line(name), indent=2, hang=4)
+        page.text(shown(name), indent=2, hang=4)

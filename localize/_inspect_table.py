@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localize._terminal import Page, one_line
+from localize._terminal import Page
 from localize.export.fold import Run, runs
 from localize.forecast import MemoryForecast
-from localize.plan import LocalModulePlan, Plan, cells, short
-from localize.sizes import format_bytes
+from localize.plan import LocalModulePlan, Plan, cells
+from localize.sizes import format_bytes, format_count
+from localize.tables import shown
 
 AUXILIARY = ("auxiliary network", "aux. params", "aux. MACs")
 HEADER = ("", "module", "layers", "output", "params", "MACs", "act. bytes", *AUXILIARY)
@@ -64,12 +65,12 @@ def print_totals(page: Page, plan: Plan, forecast: MemoryForecast | None) -> Non
     rows = [
         (
             "parameters",
-            short(sum(found.params[:2])),
-            short(found.params[2]),
+            format_count(sum(found.params[:2])),
+            format_count(found.params[2]),
             _times(sum(found.params[:2]), found.params[2]),
         ),
-        ("MACs of a forward pass", short(macs), short(found.macs[3]), _times(macs, found.macs[3])),
-        ("activation bytes at a time", short(held), short(whole), _times(held, whole)),
+        ("MACs of a forward pass", format_count(macs), format_count(found.macs[3]), _times(macs, found.macs[3])),
+        ("activation bytes at a time", format_count(held), format_count(whole), _times(held, whole)),
     ]
     if forecast is not None:
         rivals = {rival.method: rival.peak for rival in forecast.rivals}
@@ -82,8 +83,8 @@ def print_totals(page: Page, plan: Plan, forecast: MemoryForecast | None) -> Non
 
 def print_modules(page: Page, plan: Plan, *, fold: bool) -> None:
     """Prints a row for each local module, or once for those that are alike."""
-    shown = [(run, index) for run in runs(plan, fold=fold) for index in run.shown]
-    rows = [_row(plan, plan.modules[index], run) for run, index in shown]
+    listed = [(run, index) for run in runs(plan, fold=fold) for index in run.shown]
+    rows = [_row(plan, plan.modules[index], run) for run, index in listed]
     if page.fits(HEADER, rows):
         page.table(HEADER, rows, NAMES)
         return
@@ -93,7 +94,7 @@ def print_modules(page: Page, plan: Plan, *, fold: bool) -> None:
 
 def _row(plan: Plan, module: LocalModulePlan, run: Run) -> tuple[str, ...]:
     alike = f"\n{_alike(run.like(module.index))}" if run.count > 1 else ""
-    return (str(module.index), one_line(module.name) + alike, *cells(plan, module)[1:])
+    return (str(module.index), shown(module.name) + alike, *cells(plan, module)[1:])
 
 
 def _alike(indices: Sequence[int]) -> str:

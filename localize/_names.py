@@ -18,23 +18,23 @@ METHODS = {
 """Learning rules, in a few words each."""
 
 FORMATS = {
-    "dot": "a graph for Graphviz",
-    "svg": "a picture",
-    "png": "a picture of pixels (needs Graphviz)",
-    "pdf": "a picture to print (needs Graphviz)",
-    "html": "one page to look around in",
-    "json": "plan and graph for programs",
-    "graphml": "a graph for yEd, Gephi and networkx",
-    "onnx": "the network for other runtimes",
-    "pt2": "the network as torch.export has it",
-    "py": "Python code, to read",
+    "dot": "a graph in Graphviz's language",
+    "svg": "a picture, by Graphviz",
+    "png": "a picture of pixels, by Graphviz",
+    "pdf": "a picture for print, by Graphviz",
+    "html": "a page for browsers, in one file",
+    "json": "the plan, every decision of it",
+    "graphml": "a graph for networkx, Gephi or yEd",
+    "onnx": "the network for other runtimes and viewers",
+    "pt2": "a program of torch.export",
+    "py": "Python source that imports torch alone",
 }
-"""Forms of export, each its file's suffix, in a few words."""
+"""Forms of export, each its file's suffix, in the words of :data:`localize.export.FORMATS`."""
 
 VIEWS = {
     "primary": "the primary network alone",
-    "local": "local modules with their losses",
-    "auxiliary": "auxiliary networks (local modules as single boxes)",
+    "local": "local modules, each with its loss",
+    "auxiliary": "auxiliary networks, with local modules as single boxes",
     "full": "all of it",
 }
 """What an export shows."""

@@ -11,6 +11,8 @@ from itertools import zip_longest
 from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Console
 
+from localize.tables import shown
+
 PIPE_WIDTH = 80
 """Columns where there is no terminal, and COLUMNS does not say."""
 LEAST_WIDTH, LEAST_COLUMN = 40, 10
@@ -99,9 +101,8 @@ class Page:
 
     def clean(self, text: str) -> str:
         """Text as it may be shown: control characters written out, and what the output's encoding has not."""
-        encoding = self._console.encoding
-        shown = "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
-        return shown.encode(encoding, "backslashreplace").decode(encoding)
+        lines = "\n".join(map(shown, text.split("\n")))
+        return lines.encode(self._console.encoding, "backslashreplace").decode(self._console.encoding)
 
     def _line(self, text: str, style: str | None = None) -> None:
         self._console.print(text.rstrip(), style=style, markup=False, emoji=False, soft_wrap=True)
@@ -122,15 +123,6 @@ def broken(text: str, width: int) -> list[str]:
                     lines.append("")
                 lines[-1:] = chop_cells(lines[-1] + part, width)
     return lines
-
-
-def one_line(name: str) -> str:
-    """A name whose line breaks are written out."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in name)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
 
 
 def _width(cell: str) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from localize import export as exports
 from localize import methods
 from localize.budget import MemoryBudget, read_budget
 from localize.emit import Criteria, emit
-from localize.export import export
 from localize.grouping import Balance, check_balance, groups_of
 from localize.local_graph import LocalGraphModule
 from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
@@ -169,7 +169,7 @@ def localize(
     local = emit(plan, found.context, found.options, criteria, draw)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     local.runtime = how
-    local.export_by(export)
+    local.export_by(exports)
     return local
 
 

@@ -13,7 +13,8 @@ import torch
 from localize.forecast import Forecasting
 from localize.prediction import Prediction
 from localize.records import Auxiliary, AuxiliaryBlock, Budgeted, Cascade, LocalModulePlan, LossTerm, Original
-from localize.sizes import format_bytes
+from localize.sizes import format_bytes, format_count
+from localize.tables import aligned, as_html
 from passes.errors import PlanError
 from passes.ir import Layer, TensorSpec
 
@@ -27,7 +28,6 @@ __all__ = [
     "Plan",
     "cells",
     "describe",
-    "short",
 ]
 
 FORMAT = 1
@@ -124,7 +124,14 @@ class Plan(Forecasting):
             ) from error
 
     def __str__(self) -> str:
-        return _table(self)
+        rows = [_HEADER, *(cells(self, module) for module in self.modules)]
+        return "\n".join([*_summary(self), *aligned(rows, _LEFT), *_notes(self)])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return as_html(
+            _summary(self), [_HEADER, *(cells(self, module) for module in self.modules)], _LEFT, _notes(self)
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -187,41 +194,40 @@ def _auxiliary(data: Mapping[str, Any] | None) -> Auxiliary | None:
     )
 
 
-def _table(plan: Plan) -> str:
+_HEADER = (
+    "module",
+    "layers",
+    "output",
+    "params",
+    "MACs",
+    "act. bytes",
+    "auxiliary network",
+    "aux. params",
+    "aux. MACs",
+)
+_LEFT = (0, 1, 2, 6)
+"""Columns of words."""
+
+
+def _summary(plan: Plan) -> list[str]:
+    """What stands before the table of local modules."""
     options = ", ".join(f"{key}={value}" for key, value in plan.options.items() if value is not None)
     title = f"{plan.model}: {plan.method}({options}), input {plan.input}{_losses(plan)}"
     totals = (
         f"L={len(plan.layers)} local layers in K={len(plan.modules)} local modules; "
-        f"primary {short(plan.params)} parameters, {short(plan.macs)} MACs{_before(plan)}; "
-        f"auxiliary networks {short(plan.auxiliary_params)} parameters, {short(plan.auxiliary_macs)} MACs"
+        f"primary {format_count(plan.params)} parameters, {format_count(plan.macs)} MACs{_before(plan)}; "
+        f"auxiliary networks {format_count(plan.auxiliary_params)} parameters, {format_count(plan.auxiliary_macs)} MACs"
     )
     if plan.repeated_macs:
-        totals += f"; cascades run {short(plan.repeated_macs)} MACs of the primary once more"
-    header = (
-        "module",
-        "layers",
-        "output",
-        "params",
-        "MACs",
-        "act. bytes",
-        "auxiliary network",
-        "aux. params",
-        "aux. MACs",
-    )
-    rows = [header, *(cells(plan, module) for module in plan.modules)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    left = (0, 1, 2, 6)
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+        totals += f"; cascades run {format_count(plan.repeated_macs)} MACs of the primary once more"
+    return [title, totals]
+
+
+def _notes(plan: Plan) -> list[str]:
+    """What stands behind it."""
     notes = [f"kept whole, could not be traced: {', '.join(plan.opaque)}"] if plan.opaque else []
     notes += [f"module {module.index}: {module.note}" for module in plan.modules if module.note]
-    return "\n".join([title, totals, *lines, *notes, *_kept_to(plan.budget)])
+    return [*notes, *_kept_to(plan.budget)]
 
 
 def _kept_to(budget: Budgeted | None) -> list[str]:
@@ -234,7 +240,7 @@ def _kept_to(budget: Budgeted | None) -> list[str]:
 
 
 def cells(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
-    """A local module's row of the table: module, layers, output, their costs, auxiliary networks, their costs."""
+    """A local module's row of the table: name, layers, output, their costs; auxiliary networks, their costs."""
     layers = [plan.layers[i] for i in module.layers]
     last = module.index == len(plan.modules) - 1
     params = sum(layer.params for layer in layers) + last * plan.classifier_params
@@ -244,12 +250,12 @@ def cells(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
         f"{module.index} {module.name}",
         " + ".join(filter(None, ["-".join(ends), "classifier" if last else ""])),
         str(plan.output) if last else _crossing(layers[-1]),
-        short(params),
-        short(macs),
-        short(sum(layer.activation_bytes for layer in layers)),
+        format_count(params),
+        format_count(macs),
+        format_count(sum(layer.activation_bytes for layer in layers)),
         _networks(module),
-        short(sum(network.params for network in module.networks)) if module.networks else "",
-        short(sum(network.macs for network in module.networks)) if module.networks else "",
+        format_count(sum(network.params for network in module.networks)) if module.networks else "",
+        format_count(sum(network.macs for network in module.networks)) if module.networks else "",
     )
 
 
@@ -263,7 +269,7 @@ def _before(plan: Plan) -> str:
     """What the user's model costs, where the primary network is another."""
     if plan.original is None:
         return ""
-    return f" (made of {short(plan.original.params)} parameters, {short(plan.original.macs)} MACs)"
+    return f" (made of {format_count(plan.original.params)} parameters, {format_count(plan.original.macs)} MACs)"
 
 
 def _crossing(layer: Layer) -> str:
@@ -305,12 +311,3 @@ def _block(block: AuxiliaryBlock) -> str:
     names = {"leap": f"~{source}", "twin": f"{source}+~{source}"}
     name = f"{block.kind}({block.out_channels})" if source is None else names.get(block.kind, f"{source}")
     return f"{name}{halving}{'+adapter' if block.adapter else ''}"
-
-
-def short(value: float) -> str:
-    """A number in three digits: ``11.2M``."""
-    for unit in ("", "k", "M", "G", "T"):
-        if abs(value) < 1000 or unit == "T":
-            return f"{value:.0f}" if not unit else f"{value:.3g}{unit}" if value < 1000 else f"{value:.0f}{unit}"
-        value /= 1000
-    raise AssertionError("unreachable")

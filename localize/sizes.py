@@ -46,3 +46,12 @@ def format_bytes(size: int) -> str:
     # 9.996 rounds to one digit more before the point.
     digits -= digits > 0 and round(value, digits) >= 10 ** (3 - digits)
     return f"{value:.{digits}f} {_PREFIXES[power]}B"
+
+
+def format_count(value: float) -> str:
+    """A number in three digits and a unit: ``464``, ``74k``, ``1.81G``."""
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(value) < 1000 or unit == "T":
+            return f"{value:.0f}" if not unit else f"{value:.3g}{unit}" if value < 1000 else f"{value:.0f}{unit}"
+        value /= 1000
+    raise AssertionError("unreachable")

@@ -47,7 +47,7 @@ def generate(
     root: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            path = str(node.target).removeprefix(f"{PRIMARY}.")
+            path = writer.aliases.get(str(node.target), str(node.target).removeprefix(f"{PRIMARY}."))
             root[str(node.target)] = captured.attribute(path)
     module = fx.GraphModule(root, graph, name)
     setattr(module, PRIMARY, captured.model)
@@ -75,6 +75,8 @@ class _Writer:
         self.graph = fx.Graph()
         self.values: dict[str, fx.Node] = {}
         self.shared = shared
+        self.aliases: dict[str, str] = {}
+        """Names that stand for paths which no line of code can hold."""
         kept = {name for name in shared if self._belongs_here(name)}
         self.wanted = members | kept | captured.feeding(members | kept, shared)
         self.visited = sorted(captured.positions[name] for name in self.wanted)
@@ -139,20 +141,32 @@ class _Writer:
         args, kwargs = fx.map_arg((call.args, call.kwargs), self._value)
         result = call.result.name
         self.values[result] = self.graph.create_node(
-            "call_module", f"{PRIMARY}.{call.path}", args, kwargs, call.path.replace(".", "_")
+            "call_module", self._target(call.path), args, kwargs, call.path.replace(".", "_")
         )
+
+    def _target(self, path: str) -> str:
+        """What a module or tensor of the user's model is called in the code.
+
+        fx writes names into string literals as they are: those that would end or change one get another name.
+        """
+        if path.isprintable() and not {'"', "\\"} & {*path}:
+            return f"{PRIMARY}.{path}"
+        known = {own: alias for alias, own in self.aliases.items()}
+        alias = known.get(path, f"{PRIMARY}_{len(known)}")
+        self.aliases[alias] = path
+        return alias
 
     def _write_node(self, node: fx.Node) -> None:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
         if spares_its_gradient(self.captured, node):
-            module = self.graph.get_attr(f"{PRIMARY}.{node.target}")
+            module = self.graph.get_attr(self._target(str(node.target)))
             self.values[node.name] = self.graph.create_node(
                 "call_function", frugal_relu, (module, *args), {}, node.name
             )
             return
         target: Any = node.target
         if node.op == "call_module" or (node.op == "get_attr" and node.target not in self.captured.constants):
-            target = f"{PRIMARY}.{node.target}"
+            target = self._target(str(node.target))
         self.values[node.name] = self.graph.create_node(node.op, target, args, kwargs, node.name)
 
     def _value(self, node: fx.Node) -> fx.Node:

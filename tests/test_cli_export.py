@@ -16,6 +16,7 @@ from localize._weights import WeightsError, load_weights, read_weights
 from localize.cli import main
 from localize.export import FORMATS, Format, Request, formats
 from localize.exporting import VIEWS
+from localize.sizes import format_bytes
 from tests.test_cli_models import MODEL_FILE
 
 CHAIN = ["export", "m.py:chain", "-d", "2", "--image-size", "8"]
@@ -43,11 +44,11 @@ def _full(request: Request) -> bytes:
 
 
 FAKE: Mapping[str, Format] = {
-    "told": Format(what="what was asked", write=_told, parts=True),
+    "told": Format(what="what was asked", write=_told, views=VIEWS, parts=True),
     "few": Format(what="one view", write=_told, views=("local",)),
-    "net": Format(what="weights", write=_weights, values=True),
-    "stop": Format(what="a Ctrl-C", write=_stopped),
-    "full": Format(what="a full disk", write=_full),
+    "net": Format(what="weights", write=_weights, views=VIEWS, values=True),
+    "stop": Format(what="a Ctrl-C", write=_stopped, views=VIEWS),
+    "full": Format(what="a full disk", write=_full, views=VIEWS),
 }
 
 
@@ -70,7 +71,8 @@ def files() -> list[str]:
 
 
 def test_names_for_help_are_those_of_the_formats() -> None:
-    assert set(FORMATS) <= set(_names.FORMATS)
+    assert {name: kind.what for name, kind in FORMATS.items()}.items() <= _names.FORMATS.items()
+    assert [name for name in ("onnx", "pt2") if name in FORMATS and not FORMATS[name].values] == []
     assert tuple(_names.VIEWS) == VIEWS
 
 
@@ -173,6 +175,14 @@ def test_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixtur
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert files() == []
+
+
+@pytest.mark.parametrize("name", ["dot", "json"])
+def test_formats_that_there_are(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "FORMATS", FORMATS)
+    assert run(*CHAIN, "-o", f"x.{name}") == 0
+    size = format_bytes(Path(f"x.{name}").stat().st_size)
+    assert capsys.readouterr().out == f"wrote x.{name} ({name}: {_names.FORMATS[name]}, {size})\n"
 
 
 def test_interrupted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,7 +103,7 @@ def test_help_says_that_models_may_be_code(command: str, capsys: pytest.CaptureF
 def test_help_of_export_names_formats_and_views(capsys: pytest.CaptureFixture[str]) -> None:
     out = " ".join(helped("export", capsys).split())
     for name, what in {**_names.FORMATS, **_names.VIEWS}.items():
-        assert f"{name}, {what}" in out
+        assert f"{name}: {what}" in out
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_bash(line: str, expected: list[str]) -> None:
 
 def test_zsh_and_fish_show_meanings() -> None:
     (zsh,) = completed("zsh", "localize-cli export --view loc")
-    assert zsh == """_arguments '*: :(("local":"local modules with their losses"))'"""
+    assert zsh == """_arguments '*: :(("local":"local modules, each with its loss"))'"""
     fish = completed("fish", "localize-cli inspect --method pred")
     assert fish == ["predsim\ta linear classifier, and similarity matching"]
     assert completed("fish", "localize-cli inspect timm:vit_tiny_r_s16_p8_2") == ["timm:vit_tiny_r_s16_p8_224"]

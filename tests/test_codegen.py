@@ -187,3 +187,27 @@ def test_arguments_that_a_block_does_not_use(masked: bool) -> None:
         out.loss.backward()
         reached = {name for name, p in local.primary.named_parameters() if p.grad is not None}
         assert reached == {*module.parameters}
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "line\nbreak", "\ud800", "日本 <b>", "it's", '"); raise SystemExit("'])
+def test_names_that_no_line_of_code_can_hold(name: str) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_parameter(name, nn.Parameter(torch.tensor(0.5)))
+            self.add_module(f"{name} convolution", nn.Conv2d(3, 3, 3, padding=1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.get_submodule(f"{name} convolution")(x) * getattr(self, name)
+            return result
+
+    model = nn.Sequential()
+    for i in range(3):
+        model.add_module(f"{name}{i}", Scaled())
+    model.add_module("head", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)))
+    local = localize(model, d=2, modules=2, example_inputs=torch.empty(2, 3, 8, 8), seed=0)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(local.train()(x), model(x))
+    local.loss(x, torch.tensor([0, 1])).backward()
+    assert [n for n, p in local.named_parameters() if p.grad is None] == []
+    assert all(module.code.isascii() or name.isprintable() for module in local.local_modules)

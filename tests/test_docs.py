@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torchvision.models.segmentation import fcn_resnet50
 
 from localize import localize
 from localize.cli import main
+from localize.export import plan_schema
 from localize.models import cifar_resnet
 from localize.runtime.memory import peak_step_bytes
 
@@ -78,3 +80,8 @@ def test_architecture_has_no_room_that_is_gone() -> None:
     known = {p.relative_to(ROOT / top).as_posix() for top in ("passes", "localize") for p in (ROOT / top).rglob("*.py")}
     assert named
     assert named - known == set()
+
+
+def test_the_published_schema_is_the_codes() -> None:
+    found = json.loads((ROOT / "docs" / "plan.schema.json").read_text(encoding="utf-8"))
+    assert found == plan_schema(), "run python docs/write_schema.py"

@@ -25,6 +25,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "localize.exporting",
         "localize.records",
         "localize.sizes",
+        "localize.tables",
+        "localize.fields",
         "localize.forecast",
         "localize.budget",
         "localize.merge",

@@ -1,4 +1,4 @@
-"""Folding: consecutive local modules that are alike, as runs. Arithmetic on a plan; knows no picture."""
+"""Folding: consecutive local modules, or layers, that are alike, as runs. Arithmetic on a plan; knows no picture."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localize.plan import Auxiliary, LocalModulePlan, Plan
+from passes.ir import Layer
 
 LONGEST_PERIOD = 12
 """Most modules in what is repeated: the local layers of a block that is cut inside."""
@@ -14,25 +15,25 @@ LONGEST_PERIOD = 12
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive local modules: ``period`` of them, ``count`` times over."""
+    """Consecutive items, local modules or layers: ``period`` of them, ``count`` times over."""
 
     first: int
-    """Index of the first module."""
+    """Index of the first one."""
     period: int = 1
     count: int = 1
 
     @property
     def shown(self) -> range:
-        """The modules that stand for all."""
+        """The items that stand for all."""
         return range(self.first, self.first + self.period)
 
     @property
     def last(self) -> int:
-        """Index of the last module."""
+        """Index of the last one."""
         return self.first + self.period * self.count - 1
 
     def like(self, index: int) -> list[int]:
-        """The modules that a shown one stands for, itself the first."""
+        """The items that a shown one stands for, itself the first."""
         return [index + self.period * i for i in range(self.count)]
 
 
@@ -43,7 +44,16 @@ def runs(plan: Plan, *, fold: bool = True) -> tuple[Run, ...]:
     networks copy: shapes, costs and kinds of blocks are the same. The last module, which holds the classifier, is like
     no other.
     """
-    forms = [form(plan, module) for module in plan.modules]
+    return repeats([form(plan, module) for module in plan.modules], fold=fold)
+
+
+def layer_runs(layers: Sequence[Layer], *, fold: bool = True) -> tuple[Run, ...]:
+    """The layers of one local module as runs, by their position in it."""
+    return repeats([_layer_form(layer) for layer in layers], fold=fold)
+
+
+def repeats(forms: Sequence[Any], *, fold: bool = True) -> tuple[Run, ...]:
+    """Consecutive equal items, and sequences of them that come several times over, as runs."""
     found: list[Run] = []
     start = 0
     while start < len(forms):
@@ -54,14 +64,14 @@ def runs(plan: Plan, *, fold: bool = True) -> tuple[Run, ...]:
 
 
 def _longest(forms: Sequence[Any], start: int) -> Run:
-    """The run from a module on that leaves the fewest modules to be drawn."""
+    """The run from an item on that leaves the fewest to be drawn."""
     best = Run(start)
     for period in range(1, LONGEST_PERIOD + 1):
         pattern, count = forms[start : start + period], 1
-        while forms[start + count * period : start + (count + 1) * period] == pattern and len(pattern) == period:
+        while len(pattern) == period and forms[start + count * period : start + (count + 1) * period] == pattern:
             count += 1
         run = Run(start, period, count)
-        if count > 1 and _spared(run) > _spared(best):
+        if _spared(run) > _spared(best):
             best = run
     return best
 
@@ -72,14 +82,15 @@ def _spared(run: Run) -> int:
 
 def form(plan: Plan, module: LocalModulePlan) -> tuple[Any, ...]:
     """What two local modules must have in common to be drawn as one."""
-    layers = tuple(
-        (layer.params, layer.macs, layer.activation_bytes, layer.input, layer.output, layer.width)
-        for layer in (plan.layers[i] for i in module.layers)
-    )
+    layers = tuple(_layer_form(plan.layers[i]) for i in module.layers)
     cascade = module.cascade
     beyond = cascade and (tuple(module.index - j for j in cascade.reaches), _form(cascade.auxiliary))
     last = module.index == len(plan.modules) - 1
     return (layers, _form(module.auxiliary), beyond, module.recompute, last)
+
+
+def _layer_form(layer: Layer) -> tuple[Any, ...]:
+    return (layer.params, layer.macs, layer.activation_bytes, layer.input, layer.output, layer.width)
 
 
 def _form(auxiliary: Auxiliary | None) -> tuple[Any, ...] | None:

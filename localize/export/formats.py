@@ -9,12 +9,19 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
+
+from localize.export.dot import dot
+from localize.export.graphs import graph_of, graphml
+from localize.export.graphviz import pdf, png, svg
+from localize.export.plan_json import plan_json
 from localize.export.request import Request, View
+from localize.export.tensorboard import write_graph
 from localize.exporting import VIEWS, ExportError, ViewKind
 from localize.local_graph import LocalGraphModule
 from localize.runtime.checkpoint import atomic_write
 
-__all__ = ["FORMATS", "Format", "Request", "View", "export"]
+_DRAWN: tuple[ViewKind, ...] = ("full", "primary", "local", "auxiliary")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +32,7 @@ class Format:
     """In a few words, for help."""
     write: Callable[[Request], bytes]
     """The file's content."""
-    views: tuple[ViewKind, ...] = VIEWS
+    views: tuple[ViewKind, ...]
     """Those that it has; the first is the default."""
     parts: bool = False
     """Whether a single module can be asked for, and alike ones folded."""
@@ -33,7 +40,27 @@ class Format:
     """Whether it needs a model with weights, not one of shapes alone."""
 
 
-FORMATS: Mapping[str, Format] = {}
+FORMATS: Mapping[str, Format] = {
+    "dot": Format(what="a graph in Graphviz's language", write=dot, views=_DRAWN, parts=True),
+    "svg": Format(what="a picture, by Graphviz", write=svg, views=_DRAWN, parts=True),
+    "png": Format(what="a picture of pixels, by Graphviz", write=png, views=_DRAWN, parts=True),
+    "pdf": Format(what="a picture for print, by Graphviz", write=pdf, views=_DRAWN, parts=True),
+    "graphml": Format(what="a graph for networkx, Gephi or yEd", write=graphml, views=_DRAWN, parts=True),
+    "json": Format(what="the plan, every decision of it", write=plan_json, views=("full",)),
+}
+"""By name, which is the file's suffix too."""
+
+
+def to_networkx(
+    local: LocalGraphModule, *, view: ViewKind | None = None, module: int | None = None, fold: bool = False
+) -> nx.MultiDiGraph[str]:
+    """The graph of a localized model; see :meth:`localize.LocalGraphModule.to_networkx`."""
+    return graph_of(Request(local, checked_view(local, "graphml", FORMATS["graphml"], view, module, fold)))
+
+
+def add_graph(local: LocalGraphModule, writer: Any, *, view: ViewKind | None = None, fold: bool = False) -> None:
+    """Writes a localized model to TensorBoard; see :meth:`localize.LocalGraphModule.add_graph`."""
+    write_graph(Request(local, checked_view(local, "graphml", FORMATS["graphml"], view, None, fold)), writer)
 
 
 def export(

@@ -1,0 +1,45 @@
+"""Names and figures as text that every format can hold: nothing in a name ends a line, a string or a tag."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from localize.tables import shown
+
+__all__ = ["short", "shown", "span", "steps", "wrapped"]
+
+SHORT = 26
+"""Most characters of a name in a box."""
+LINE = 30
+"""Most characters of any line in a box."""
+
+
+def short(name: str, width: int = SHORT) -> str:
+    """A shown name in at most ``width`` characters: of its end, which says more, two thirds are kept."""
+    text = shown(name)
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 3
+    return f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[head + 1 - width :]}"
+
+
+def wrapped(text: str, width: int = LINE) -> list[str]:
+    """Words in lines; a word that is longer than a line is shortened."""
+    lines = textwrap.wrap(shown(text), width, break_long_words=False, break_on_hyphens=False)
+    return [short(line, width) for line in lines]
+
+
+def steps(text: str) -> list[str]:
+    """Layers in words, such as ``pool > linear(64, 10)``, one a line."""
+    return [line for part in text.split(" > ") for line in wrapped(part)]
+
+
+def span(indices: Sequence[int]) -> str:
+    """Indices as a few words: ``3``, ``3-7`` or ``3, 5, 7``."""
+    values = list(indices)
+    if len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
+        return f"{values[0]}-{values[-1]}"
+    if len(values) > 4:
+        return f"{values[0]}, {values[1]}, \N{HORIZONTAL ELLIPSIS}, {values[-1]}"
+    return ", ".join(map(str, values))
