@@ -25,7 +25,7 @@ from tests.test_cli_models import MODEL_FILE
 
 ODD_NAMES = """
 def odd():
-    names = ["[bold]" + "a" * 120, "two words", "ünïcode層" * 12, "esc\\x1b[31m", "tab\\tß"]
+    names = ["[bold]" + "a" * 120, "two\\nlines", "ünïcode層" * 12, "esc\\x1b[31m", "tab\\tß"]
     model = nn.Sequential()
     for name, (i, o) in zip(names, ((3, 4), (4, 4), (4, 4), (4, 8), (8, 8))):
         model.add_module(name, nn.Conv2d(i, o, 3, padding=1))
@@ -141,6 +141,7 @@ def test_odd_names_break_nothing(capsys: pytest.CaptureFixture[str], monkeypatch
     assert "\t" not in out
     assert r"esc\x1b[31m..tab\tß" in out
     assert "[bold]aaaa" in out
+    assert r"two\nlines" in out
     assert "層" in out
     assert max(map(len, out.splitlines())) <= 80
     assert run("inspect", "m.py:odd", "-d", "2", "--image-size", "8", "--module", "3") == 0
