@@ -19,7 +19,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "train --model localize:cifar_resnet20 --data digits --epochs 10",
     ),
     "train": (
-        "train --model localize:cifar_resnet8 --data digits -d 2 --epochs 5",
+        "train --model localize:cifar_resnet8 --data digits --epochs 5",
         "train --model timm:resnet18 --data DIR --method dgl --hidden 1",
         "train --model timm:resnet18 --data DIR --memory-budget 8GB",
     ),
