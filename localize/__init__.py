@@ -1,7 +1,13 @@
-"""localize: a compiler for supervised local learning. Any vision model in, gradient-isolated local modules out."""
+"""localize: a compiler for supervised local learning. Any vision model in, gradient-isolated local modules out.
 
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as _version
+Names are found on first use, so that the command line answers for help and completion without loading torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 import passes as _passes
 
@@ -11,34 +17,32 @@ if getattr(_passes, "OWNER", None) != "localize":
         "shadows it. Rename or remove that one, or run Python from another folder."
     )
 
-from localize.api import localize
-from localize.budget import BudgetError, MemoryBudget
-from localize.forecast import MemoryForecast
-from localize.local_graph import LocalGraphModule
-from localize.local_module import LocalModule, LocalOutput
-from localize.methods import METHODS
-from localize.obstacles import Obstacle, check
-from localize.plan import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm, Plan
-from localize.prediction import Prediction
-from localize.runtime.options import Runtime
-from passes.errors import (
-    AdaptError,
-    CaptureError,
-    InputError,
-    LocalizeError,
-    MethodError,
-    OutOfMemoryError,
-    PartitionError,
-    PlanError,
-    SplitError,
-)
-from passes.ir import Layer, TensorSpec
-from passes.leaves import LeafPolicy
+if TYPE_CHECKING:
+    from localize.api import localize
+    from localize.budget import BudgetError, MemoryBudget
+    from localize.forecast import MemoryForecast
+    from localize.local_graph import LocalGraphModule
+    from localize.local_module import LocalModule, LocalOutput
+    from localize.methods import METHODS
+    from localize.obstacles import Obstacle, check
+    from localize.plan import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm, Plan
+    from localize.prediction import Prediction
+    from localize.runtime.options import Runtime
+    from passes.errors import (
+        AdaptError,
+        CaptureError,
+        InputError,
+        LocalizeError,
+        MethodError,
+        OutOfMemoryError,
+        PartitionError,
+        PlanError,
+        SplitError,
+    )
+    from passes.ir import Layer, TensorSpec
+    from passes.leaves import LeafPolicy
 
-try:
-    __version__ = _version("localize")
-except PackageNotFoundError:  # a source tree on the path, not installed
-    __version__ = "0+unknown"
+__version__: str
 
 __all__ = [
     "METHODS",
@@ -72,3 +76,80 @@ __all__ = [
     "check",
     "localize",
 ]
+
+_HOMES = {
+    "localize.api": ("localize",),
+    "localize.budget": (
+        "BudgetError",
+        "MemoryBudget",
+    ),
+    "localize.forecast": ("MemoryForecast",),
+    "localize.local_graph": ("LocalGraphModule",),
+    "localize.local_module": (
+        "LocalModule",
+        "LocalOutput",
+    ),
+    "localize.methods": ("METHODS",),
+    "localize.obstacles": (
+        "Obstacle",
+        "check",
+    ),
+    "localize.plan": (
+        "Auxiliary",
+        "AuxiliaryBlock",
+        "Cascade",
+        "LocalModulePlan",
+        "LossTerm",
+        "Plan",
+    ),
+    "localize.prediction": ("Prediction",),
+    "localize.runtime.options": ("Runtime",),
+    "passes.errors": (
+        "AdaptError",
+        "CaptureError",
+        "InputError",
+        "LocalizeError",
+        "MethodError",
+        "OutOfMemoryError",
+        "PartitionError",
+        "PlanError",
+        "SplitError",
+    ),
+    "passes.ir": (
+        "Layer",
+        "TensorSpec",
+    ),
+    "passes.leaves": ("LeafPolicy",),
+}
+"""Where each public name is defined."""
+
+
+def _find(name: str) -> Any:
+    """A name on its first use (PEP 562): a public one, the version, or a room of this package."""
+    if name == "__version__":
+        value: Any = _version()
+    elif home := next((home for home, names in _HOMES.items() if name in names), None):
+        value = getattr(importlib.import_module(home), name)
+    elif name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+    else:
+        return importlib.import_module(f"{__name__}.{name}")  # which sets the attribute by itself
+    globals()[name] = value
+    return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("localize")
+    except PackageNotFoundError:  # a source tree on the path, not installed
+        return "0+unknown"
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+if not TYPE_CHECKING:  # a checker that saw it would take any name for one of the package's
+    __getattr__ = _find

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from passes.errors import LocalizeError
+from localize import _names
+from localize._complete import models, several_of
 
 if TYPE_CHECKING:
     from localize.bench.report import Report
@@ -23,9 +24,13 @@ NAME = "bench"
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="As train --model takes it.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="As train --model takes it.", metavar="MODEL", autocompletion=models)],
     methods: Annotated[
-        str, typer.Option(help="Methods, separated by commas; bp and checkpoint are what others are compared with.")
+        str,
+        typer.Option(
+            help="Methods, separated by commas; bp and checkpoint are what others are compared with.",
+            autocompletion=several_of(_names.METHODS),
+        ),
     ] = "auglocal,dgl,bp,checkpoint",
     depth: Annotated[
         str, typer.Option("-d", "--depth", help="Depth of the auxiliary networks, or several: 2,4,6.", metavar="D,...")
@@ -83,6 +88,7 @@ def run_bench(model: str, setup: Setup, out: Path | None, *, as_json: bool) -> N
     from localize.bench.measure import measure
     from localize.bench.table import terminal
     from localize.runtime.models import find_model
+    from passes.errors import LocalizeError
 
     factory = find_model(model)
     folder = out or Path("runs/bench") / re.sub(r"[^A-Za-z0-9_.-]+", "-", factory.name)
@@ -112,6 +118,8 @@ def _tell(text: str) -> None:
 
 
 def _depths(text: str) -> tuple[int, ...]:
+    from passes.errors import LocalizeError
+
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words):
         raise LocalizeError(f"--depth takes whole numbers, such as 4 or 2,4,6, not {text!r}")

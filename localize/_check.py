@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import typer
 from torch import nn
 
+from localize._built import tried
 from localize.obstacles import Obstacle
-from localize.obstacles import check as obstacles_of
-from localize.runtime.examine import Settings, compile_model, example_of, figures, reason_of
+from localize.runtime.examine import Settings, example_of, figures
 from localize.runtime.models import ModelFactory, find_model
-from passes.errors import LocalizeError
 
 CLASSES = 1000
 """Outputs of the models that are checked, where they can be chosen."""
@@ -80,22 +77,7 @@ def _verdict(factory: ModelFactory, settings: Settings, image_size: int | None) 
 
 
 def _verdict_on(name: str, model: nn.Module, settings: Settings, image_size: int | None) -> Verdict:
-    start = perf_counter()
-    try:
-        local = compile_model(model, settings, example_of(model, image_size))
-    except LocalizeError as error:
-        reached = Obstacle(error.where or type(model).__name__, error.source, reason_of(error), error.remedy or "")
-        found = _obstacles(model, settings, image_size)
-        known = any((item.path, item.what) == (reached.path, reached.what) for item in found)
-        return Verdict(name, False, {}, tuple(found if known else [*found, reached]), perf_counter() - start)
-    seconds = perf_counter() - start
-    facts = figures(local)
-    whole = _obstacles(model, settings, image_size) if facts["opaque"] else []
-    return Verdict(name, True, facts, tuple(whole), seconds)
-
-
-def _obstacles(model: nn.Module, settings: Settings, image_size: int | None) -> list[Obstacle]:
-    keywords = {key: value for key, value in settings.keywords().items() if key != "d"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return obstacles_of(model, example_inputs=example_of(model, image_size), **keywords)
+    keywords = {"method": settings.method, **settings.keywords()}
+    found = tried(model, keywords, example_of(model, image_size))
+    facts = {} if found.local is None else figures(found.local)
+    return Verdict(name, found.local is not None, facts, found.obstacles, found.seconds)

@@ -1,4 +1,4 @@
-"""The command line: ``localize-cli train``, ``methods``, ``check``, ``memory``, ``sweep``, ``bench``, ``demo``.
+"""The command line, ``localize-cli``: its commands. What each does stands in a file of its own.
 
 Heavy imports stay inside the commands, so that help comes at once.
 """
@@ -7,14 +7,49 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from localize import _names
 from localize._bench import bench
+from localize._complete import one_of, whole_words
+from localize._export import export
+from localize._help import PROGRAM, command, epilog
+from localize._inspect import inspect
+from localize._options import (
+    AmpOption,
+    BatchSizeOption,
+    ChannelsLastOption,
+    ClassesOption,
+    DataOption,
+    DepthOption,
+    DeviceOption,
+    EpochsOption,
+    ForceOption,
+    GranularityOption,
+    ImageSizeOption,
+    LimitOption,
+    LrOption,
+    MaxCutOption,
+    MethodOption,
+    ModelArgument,
+    ModelOption,
+    ModelsArgument,
+    ModulesOption,
+    OptimizerOption,
+    OutOption,
+    OutputOption,
+    ResumeOption,
+    RuntimeOption,
+    SeedOption,
+    TestLimitOption,
+    WeightDecayOption,
+    cutting,
+)
+from localize._running import EXIT_INTERRUPTED, code_of, interruptible
 from localize._updates import (
     AccumulateOption,
     ClipByOption,
@@ -23,77 +58,17 @@ from localize._updates import (
     MemoryBudgetOption,
     StepOption,
 )
-from passes.errors import LocalizeError
-
-if TYPE_CHECKING:
-    from localize.runtime.examine import Settings
-
-MODEL_HELP = (
-    "timm:NAME, torchvision:NAME, localize:cifar_resnetDEPTH (such as localize:cifar_resnet20), or path.py:callable, "
-    "which runs that file as your own code and calls the function, with num_classes=... if it takes it."
-)
-DATA_HELP = (
-    "digits (scikit-learn's, embedded), fashion-mnist:DIR (the four idx files), or a folder with train/CLASS/*.jpg and "
-    "test/CLASS/*.jpg (or val)."
-)
-
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 app = typer.Typer(
-    name="localize-cli",
+    name=PROGRAM,
     help="Train neural networks by supervised local learning: every local module by a loss of its own.",
+    epilog=epilog(""),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
-DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
-MethodOption = Annotated[str, typer.Option("--method", help="Learning rule; bp is plain backpropagation.")]
-DepthOption = Annotated[int, typer.Option("-d", "--depth", help="Depth of the auxiliary networks, the head included.")]
-ModulesOption = Annotated[int | None, typer.Option(help="Local modules K; by default the method decides.")]
-EpochsOption = Annotated[int, typer.Option(help="Passes over the training set.")]
-BatchSizeOption = Annotated[int, typer.Option(help="Images per step.")]
-LrOption = Annotated[
-    float | None, typer.Option(help="Peak learning rate; by default 0.8 * batch size / 1024 (adam, adamw: 0.001).")
-]
-OptimizerOption = Annotated[str, typer.Option(help="sgd (Nesterov momentum 0.9), adam or adamw.")]
-WeightDecayOption = Annotated[float, typer.Option(help="Weight decay.")]
-AmpOption = Annotated[
-    str | None, typer.Option(help="bfloat16: forward passes under autocast; weights stay float32.", metavar="DTYPE")
-]
-ChannelsLastOption = Annotated[bool, typer.Option("--channels-last", help="Images and weights with channels last.")]
-RuntimeOption = Annotated[
-    str, typer.Option(help="How steps run: plain; compile, alike blocks compiled once; auto, by device.")
-]
-SeedOption = Annotated[
-    int, typer.Option(min=0, max=2**63 - 1, help="Of the weights, the order of images and their augmentation.")
-]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
-LimitOption = Annotated[
-    int | None, typer.Option(help="Train on N images, as many of each class, and test on N // 5.", metavar="N")
-]
-TestLimitOption = Annotated[int | None, typer.Option(help="Test on N images, as many of each class.", metavar="N")]
-ImageSizeOption = Annotated[
-    int | None, typer.Option(min=1, help="Pixels a side; by default what images and model agree on.")
-]
-MaxCutOption = Annotated[
-    int | None, typer.Option(min=1, help="Most tensors that cross from one local module to the next.")
-]
-GranularityOption = Annotated[
-    str | None, typer.Option(help="What a layer is: minimal, block, or modules after which to cut: NAME,NAME,...")
-]
-OutputOption = Annotated[
-    str | None, typer.Option(help="Which value to train, where a model returns several: a key, or an index.")
-]
-OutOption = Annotated[
-    Path | None, typer.Option(help="Folder for the files of the run.", show_default="runs/MODEL-METHOD-dD")
-]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite the run in the folder.")]
 
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@command(app, free=True)
 def train(
     context: typer.Context,
     model: ModelOption,
@@ -162,15 +137,18 @@ def train(
         at_once = -(-batch_size // accumulate)
         schedule: Schedule = "module" if step == "module" else "batch"
         options["memory_budget"] = MemoryBudget(memory_budget, at_once, optimizer=optimizer, amp=amp, step=schedule)
-    with _interruptible():
+    with interruptible():
         local, images = prepare(model, data, method, depth, options, modules, seed, image_size, limits)
         local.runtime = how
         run(local, images, recipe, folder, seed, place, resume=resume)
 
 
-@app.command()
+@command(app)
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method; by default all.", metavar="METHOD")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A method; by default all.", metavar="METHOD", autocompletion=one_of(_names.METHODS)),
+    ] = None,
 ) -> None:
     """List the methods, or the options of one, which are flags of train."""
     from localize._flags import flags, summary
@@ -183,9 +161,9 @@ def methods(
             typer.echo(textwrap.fill(meaning, width=80, initial_indent="    ", subsequent_indent="    "))
 
 
-@app.command()
+@command(app)
 def check(
-    models: Annotated[list[str], typer.Argument(help=MODEL_HELP, metavar="MODEL...")],
+    models: ModelsArgument,
     method: MethodOption = "auglocal",
     depth: DepthOption = 4,
     max_cut: MaxCutOption = None,
@@ -200,18 +178,23 @@ def check(
     are built without memory for their parameters, so large ones cost no more than small ones.
     """
     from localize._check import run_check
+    from localize.runtime.examine import Settings
 
-    settings = _settings(method, depth, max_cut, granularity, output)
-    with _interruptible():
+    settings = Settings(method=method, d=depth, **cutting(max_cut, granularity, output))
+    with interruptible():
         passed = run_check(models, settings, image_size, as_json=json)
     if not passed:
         raise typer.Exit(1)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+command(app, free=True)(inspect)
+command(app, free=True)(export)
+
+
+@command(app, free=True)
 def memory(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")],
+    model: ModelArgument,
     method: MethodOption = "auglocal",
     depth: DepthOption = 4,
     modules: ModulesOption = None,
@@ -219,11 +202,15 @@ def memory(
     budget: Annotated[str | None, typer.Option(help="Find the largest batch that fits: 8GB, 8GiB, 512MB.")] = None,
     optimizer: OptimizerOption = "sgd",
     step: Annotated[
-        str, typer.Option(help="Updates: batch, at the end; or module, each behind its backward.")
+        str,
+        typer.Option(
+            help="Updates: batch, at the end; or module, each behind its backward.",
+            autocompletion=one_of(_names.STEPS),
+        ),
     ] = "batch",
     amp: AmpOption = None,
     dtype: Annotated[str | None, typer.Option(help="Of weights and images, such as bfloat16.")] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Outputs of the model; by default its own choice.")] = None,
+    classes: ClassesOption = None,
     image_size: ImageSizeOption = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -231,18 +218,21 @@ def memory(
 
     Nothing is computed and no weights are made. The method's own options are flags, as of train.
     """
+    from localize._built import Asked
     from localize._flags import options_of
     from localize._memory import run_memory
 
     keywords = {"method": method, "d": depth, "modules": modules, **options_of(method, depth, context.args, "memory")}
     settings = {"optimizer": optimizer, "step": step, "amp": amp, "dtype": dtype}
-    with _interruptible():
-        run_memory(model, keywords, classes, image_size, batch_size, settings, budget, as_json=json)
+    with interruptible():
+        run_memory(Asked(model, keywords, classes, image_size), batch_size, settings, budget, as_json=json)
 
 
-@app.command()
+@command(app)
 def sweep(
-    source: Annotated[str, typer.Option(help="timm, torchvision or all.")] = "all",
+    source: Annotated[
+        str, typer.Option(help="timm, torchvision or all.", autocompletion=one_of(_names.SOURCES))
+    ] = "all",
     patterns: Annotated[
         list[str] | None, typer.Option("--filter", help="Models whose name matches, such as 'vit_*'; repeatable.")
     ] = None,
@@ -265,13 +255,14 @@ def sweep(
     Ctrl-C leaves a file that the same command goes on with.
     """
     from localize._sweep import run_sweep
+    from localize.runtime.examine import Settings
 
-    settings = _settings(method, depth, max_cut, granularity, None)
-    with _interruptible():
+    settings = Settings(method=method, d=depth, **cutting(max_cut, granularity, None))
+    with interruptible():
         run_sweep(settings, source, patterns or [], jobs, timeout, out, summary, retry=retry, force=force)
 
 
-@app.command()
+@command(app)
 def demo(
     epochs: Annotated[int, typer.Option(help="Passes over the training set, for each method.")] = 10,
     out: Annotated[
@@ -281,53 +272,24 @@ def demo(
     """Train a small CIFAR-style ResNet on handwritten digits, by AugLocal and by backpropagation, and compare."""
     from localize._demo import run_demo
 
-    with _interruptible():
+    with interruptible():
         run_demo(epochs, out)
 
 
-app.command()(bench)
+command(app)(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``localize-cli``: runs a command and exits; every user's error is one line and exit code 2."""
+    given = None if arguments is None else list(arguments)
     try:
-        code = app(args=None if arguments is None else list(arguments), prog_name="localize-cli", standalone_mode=False)
-    except LocalizeError as error:
-        code = _complain(str(error))
-    except OSError as error:  # no space, no permission, ...
-        code = _complain(str(error))
+        with whole_words():
+            code = app(args=given, prog_name=PROGRAM, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except Exception as error:
-        if not hasattr(error, "format_message"):  # how typer's usage errors are told from bugs, in every version of it
-            raise
-        if not error.format_message().strip():  # help was shown instead
-            sys.exit(0)
-        code = _complain(f"{error.format_message()} (see localize-cli --help)")
+        code = code_of(error)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turns Ctrl-C into one line and an exit code; says where the run is saved, if it had begun."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        typer.echo(str(stop) or "interrupted", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def _complain(message: str) -> int:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
-    return EXIT_ERROR
-
-
-def _settings(method: str, depth: int, max_cut: int | None, granularity: str | None, output: str | None) -> Settings:
-    from localize.runtime.examine import Settings
-
-    units = granularity if granularity in (None, "minimal", "block") else tuple(granularity.split(","))
-    chosen = int(output) if output is not None and output.lstrip("-").isdecimal() else output
-    return Settings(method=method, d=depth, max_cut=max_cut, granularity=units, output=chosen)
 
 
 if __name__ == "__main__":

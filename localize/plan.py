@@ -18,7 +18,17 @@ from localize.tables import aligned, as_html
 from passes.errors import PlanError
 from passes.ir import Layer, TensorSpec
 
-__all__ = ["Auxiliary", "AuxiliaryBlock", "Cascade", "LocalModulePlan", "LossTerm", "Original", "Plan", "describe"]
+__all__ = [
+    "Auxiliary",
+    "AuxiliaryBlock",
+    "Cascade",
+    "LocalModulePlan",
+    "LossTerm",
+    "Original",
+    "Plan",
+    "cells",
+    "describe",
+]
 
 FORMAT = 1
 """Version of the JSON form."""
@@ -114,12 +124,14 @@ class Plan(Forecasting):
             ) from error
 
     def __str__(self) -> str:
-        rows = [_HEADER, *(_row(self, module) for module in self.modules)]
+        rows = [_HEADER, *(cells(self, module) for module in self.modules)]
         return "\n".join([*_summary(self), *aligned(rows, _LEFT), *_notes(self)])
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return as_html(_summary(self), [_HEADER, *(_row(self, module) for module in self.modules)], _LEFT, _notes(self))
+        return as_html(
+            _summary(self), [_HEADER, *(cells(self, module) for module in self.modules)], _LEFT, _notes(self)
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -227,7 +239,8 @@ def _kept_to(budget: Budgeted | None) -> list[str]:
     return [f"memory: {now} at batch {budget.batch_size}, within {size}{changed}", *(f"  {c}" for c in budget.choices)]
 
 
-def _row(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
+def cells(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
+    """A local module's row of the table: name, layers, output, their costs; auxiliary networks, their costs."""
     layers = [plan.layers[i] for i in module.layers]
     last = module.index == len(plan.modules) - 1
     params = sum(layer.params for layer in layers) + last * plan.classifier_params

@@ -54,6 +54,29 @@ def test_all_is_exactly_this() -> None:
     assert [name for name in localize.__all__ if not hasattr(localize, name)] == []
 
 
+LAZY = """
+import pickle, sys
+import localize
+assert "torch" not in sys.modules
+assert {"localize", "Plan", "__version__"} <= set(dir(localize))
+assert not hasattr(localize, "nothing") and not hasattr(localize, "_nothing")
+assert localize.methods.__name__ == "localize.methods"  # a room, as if it had been imported
+from localize import METHODS, Plan, localize as function
+assert localize.localize is function and localize.METHODS is METHODS and callable(function)
+import localize.cli, localize.export, localize.obstacles
+assert localize.localize is function and localize.check is localize.obstacles.check
+for value in (function, Plan, localize.LocalizeError):
+    assert pickle.loads(pickle.dumps(value)) is value
+space = {}
+exec("from localize import *", space)
+assert set(localize.__all__) <= set(space)
+"""
+
+
+def test_names_are_found_on_first_use() -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", LAZY], check=True, timeout=120)
+
+
 def _parameters(function: Any) -> list[tuple[str, str, Any]]:
     kinds: dict[Any, str] = {
         inspect.Parameter.POSITIONAL_OR_KEYWORD: "",
@@ -265,6 +288,7 @@ random = torch.get_rng_state()
 threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
 import localize
 import localize.models
+named = [getattr(localize, name) for name in localize.__all__]
 after = (list(warnings.filters), logging.getLogger().level, len(logging.getLogger().handlers))
 print(json.dumps({
     "modules": sorted({name.partition(".")[0] for name in sys.modules}),

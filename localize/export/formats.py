@@ -37,6 +37,8 @@ class Format:
     """Those that it has; the first is the default."""
     parts: bool = False
     """Whether a single module can be asked for, and alike ones folded."""
+    values: bool = False
+    """Whether it needs a model with weights, not one of shapes alone."""
 
 
 FORMATS: Mapping[str, Format] = {
