@@ -21,8 +21,8 @@ INTRODUCTION = """# Gallery
 What `localize-cli export` makes of a few networks. The same is had in code by `local.export("file.svg")`; formats are
 `dot`, `svg`, `png`, `pdf`, `html`, `graphml`, `json`, `onnx`, `pt2` and `py`, chosen by the file's suffix.
 
-In blue, from top to bottom, the primary network; in green the auxiliary networks, each from what its local module gives
-to the local loss, in red. A dashed arrow is a cut: the value passes, the gradient does not.
+In blue, from top to bottom, the primary network; in yellow the auxiliary networks, each from what its local module
+gives to the local loss, in red. A dashed arrow is a cut: the value passes, the gradient does not.
 """
 
 

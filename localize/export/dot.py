@@ -12,32 +12,37 @@ from localize.export.words import shown
 from localize.sizes import format_count
 
 FONT = "Helvetica,Arial,sans-serif"
+INK, MUTED, CARD_LINE = "#20262e", "#616973", "#c9c6bd"
+SPINE_FILL, SPINE_LINE = "#e8eff6", "#6d8cab"
+AUXILIARY_FILL, AUXILIARY_LINE = "#faf3e3", "#c4a25e"
+LOSS_FILL, LOSS_LINE = "#fbe8e2", "#bf5539"
+"""Colours, those of the page (``assets/theme.css``)."""
 FILLS = {
-    "input": ("#ffffff", "#5b6470"),
-    "output": ("#ffffff", "#5b6470"),
-    "layer": ("#dbe7f6", "#3f6ea8"),
-    "module": ("#dbe7f6", "#3f6ea8"),
-    "operation": ("#eef3fa", "#8aa5c6"),
-    "classifier": ("#cfdcf0", "#3f6ea8"),
-    "block": ("#e3f0e4", "#4f8a55"),
-    "head": ("#d3e6d5", "#4f8a55"),
-    "term": ("#f4ecd8", "#a8843f"),
-    "loss": ("#fbe3dd", "#b9543b"),
+    "input": ("#ffffff", MUTED),
+    "output": ("#ffffff", MUTED),
+    "layer": (SPINE_FILL, SPINE_LINE),
+    "module": (SPINE_FILL, SPINE_LINE),
+    "operation": (SPINE_FILL, SPINE_LINE),
+    "classifier": (SPINE_FILL, SPINE_LINE),
+    "block": (AUXILIARY_FILL, AUXILIARY_LINE),
+    "head": (AUXILIARY_FILL, AUXILIARY_LINE),
+    "term": (AUXILIARY_FILL, AUXILIARY_LINE),
+    "loss": (LOSS_FILL, LOSS_LINE),
 }
 """Of each kind of node: fill and border."""
 SPINE = ("input", "layer", "module", "classifier", "output")
 """Kinds of nodes that stand one below the other."""
 EDGES: Mapping[str, Mapping[str, str]] = {
-    "flow": {"color": "#3f6ea8", "weight": "20"},
+    "flow": {"color": SPINE_LINE, "weight": "20"},
     "cut": {
-        "color": "#b9543b",
-        "fontcolor": "#b9543b",
+        "color": LOSS_LINE,
+        "fontcolor": LOSS_LINE,
         "style": "dashed",
         "penwidth": "1.6",
         "arrowhead": "normalodot",
     },
-    "auxiliary": {"color": "#4f8a55"},
-    "loss": {"color": "#b9543b", "fontcolor": "#b9543b"},
+    "auxiliary": {"color": AUXILIARY_LINE},
+    "loss": {"color": LOSS_LINE, "fontcolor": LOSS_LINE},
 }
 
 
@@ -54,9 +59,10 @@ def source(drawing: Drawing) -> str:
     title = "\\l".join(_escaped(line) for line in drawing.title) + "\\l"
     lines = [
         "digraph localized {",
-        f'  graph [label="{title}", labelloc=t, labeljust=l, fontname="{FONT}", fontsize=13, bgcolor=white,',
-        "         rankdir=TB, newrank=true, compound=true, nodesep=0.28, ranksep=0.34, pad=0.25];",
-        f'  node [shape=box, style="filled,rounded", fontname="{FONT}", fontsize=11, margin="0.14,0.07"];',
+        f'  graph [label="{title}", labelloc=t, labeljust=l, fontname="{FONT}", fontsize=13, fontcolor="{INK}",',
+        "         bgcolor=white, rankdir=TB, newrank=true, compound=true, nodesep=0.28, ranksep=0.34, pad=0.25];",
+        f'  node [shape=box, style="filled,rounded", margin="0.14,0.07",',
+        f'        fontname="{FONT}", fontsize=11, fontcolor="{INK}"];',
         f'  edge [fontname="{FONT}", fontsize=10, arrowsize=0.7];',
     ]
     for member in drawing.members:
@@ -71,13 +77,13 @@ def _member(member: str | Group, nodes: Mapping[str, Node], indent: str) -> Iter
         yield f"{indent}{_node(nodes[member])}"
         return
     looks = {
-        "module": 'style="rounded,filled", fillcolor="#f7f8fa", color="#9aa4b1", penwidth=1.4',
-        "layer": 'style="rounded", color="#8aa5c6"',
-        "repeat": 'style="rounded,dashed", color="#5b6470", penwidth=1.4',
+        "module": f'style="rounded,filled", fillcolor="#fbfaf7", color="{CARD_LINE}", penwidth=1.2',
+        "layer": f'style="rounded", color="{SPINE_LINE}"',
+        "repeat": f'style="rounded,dashed", color="{MUTED}", penwidth=1.2',
     }[member.kind]
     yield f"{indent}subgraph cluster_{member.name} {{"
     yield (
-        f'{indent}  graph [label="{_escaped(member.title)}", labeljust=l, fontsize=11, fontcolor="#3a424d", {looks}];'
+        f'{indent}  graph [label="{_escaped(member.title)}", labeljust=l, fontsize=11, fontcolor="{MUTED}", {looks}];'
     )
     for inner in member.members:
         yield from _member(inner, nodes, f"{indent}  ")
