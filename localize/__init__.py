@@ -20,6 +20,7 @@ if getattr(_passes, "OWNER", None) != "localize":
 if TYPE_CHECKING:
     from localize.api import localize
     from localize.budget import BudgetError, MemoryBudget
+    from localize.exporting import ExportError
     from localize.forecast import MemoryForecast
     from localize.local_graph import LocalGraphModule
     from localize.local_module import LocalModule, LocalOutput
@@ -52,6 +53,7 @@ __all__ = [
     "BudgetError",
     "CaptureError",
     "Cascade",
+    "ExportError",
     "InputError",
     "Layer",
     "LeafPolicy",
@@ -83,6 +85,7 @@ _HOMES = {
         "BudgetError",
         "MemoryBudget",
     ),
+    "localize.exporting": ("ExportError",),
     "localize.forecast": ("MemoryForecast",),
     "localize.local_graph": ("LocalGraphModule",),
     "localize.local_module": (

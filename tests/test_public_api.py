@@ -23,6 +23,7 @@ NAMES = [
     "BudgetError",
     "CaptureError",
     "Cascade",
+    "ExportError",
     "InputError",
     "Layer",
     "LeafPolicy",
@@ -138,6 +139,25 @@ def test_signature_of_check() -> None:
 def test_signatures_of_the_local_graph_module(method: str, expected: list[str]) -> None:
     found = _parameters(getattr(localize.LocalGraphModule, method))
     assert found == [(name, "", REQUIRED) for name in expected]
+
+
+def test_signatures_of_exports() -> None:
+    shown = [("view", "keyword", "full"), ("module", "keyword", None), ("fold", "keyword", False)]
+    assert _parameters(localize.LocalGraphModule.export) == [
+        ("self", "", REQUIRED),
+        ("path", "", REQUIRED),
+        ("format", "keyword", None),
+        ("view", "keyword", None),
+        *shown[1:],
+        ("force", "keyword", False),
+    ]
+    assert _parameters(localize.LocalGraphModule.to_networkx) == [("self", "", REQUIRED), *shown]
+    assert _parameters(localize.LocalGraphModule.add_graph) == [
+        ("self", "", REQUIRED),
+        ("writer", "", REQUIRED),
+        shown[0],
+        shown[2],
+    ]
 
 
 RECORDS = {

@@ -61,7 +61,7 @@ def source(drawing: Drawing) -> str:
         "digraph localized {",
         f'  graph [label="{title}", labelloc=t, labeljust=l, fontname="{FONT}", fontsize=13, fontcolor="{INK}",',
         "         bgcolor=white, rankdir=TB, newrank=true, compound=true, nodesep=0.28, ranksep=0.34, pad=0.25];",
-        f'  node [shape=box, style="filled,rounded", margin="0.14,0.07",',
+        '  node [shape=box, style="filled,rounded", margin="0.14,0.07",',
         f'        fontname="{FONT}", fontsize=11, fontcolor="{INK}"];',
         f'  edge [fontname="{FONT}", fontsize=10, arrowsize=0.7];',
     ]
