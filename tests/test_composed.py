@@ -123,6 +123,14 @@ def test_frozen_layers_and_a_loss_with_buffers() -> None:
     assert dry_run_of(local, Settings()).record(8).peak() == exact(local).record(8).peak()
 
 
+def test_hooks_that_compute_weights_run() -> None:
+    model = cifar_resnet(8)
+    torch.nn.utils.spectral_norm(model.conv1)
+    local = localize(model, d=2, example_inputs=EXAMPLE, max_cut=1, seed=0)
+    run = dry_run_of(local, Settings())
+    assert not isinstance(run, ComposedRun)
+
+
 def test_course_keeps_the_peak() -> None:
     local = resnet(14, "auglocal", d=2)
     memory = step_memory(local, 16)

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -48,7 +50,10 @@ def dry_run_of(local: LocalGraphModule, settings: Settings) -> DryRun:
 def is_composable(local: LocalGraphModule, settings: Settings) -> bool:
     """Whether modules are isolated, and the step can be run without a copy of the model."""
     cascades = any(module.cascade for module in local.plan.modules)
-    return not cascades and local.output_criterion is None and settings.step == "batch" and settings.dtype is None
+    usual = local.output_criterion is None and settings.step == "batch" and settings.dtype is None
+    # Hooks are silent while the model itself runs; these compute weights.
+    hooks = (hook for module in local.modules() for hook in module._forward_pre_hooks.values())
+    return usual and not cascades and not any(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks)
 
 
 @dataclass(slots=True)
