@@ -14,6 +14,7 @@ import networkx as nx
 from localize.export.dot import dot
 from localize.export.graphs import graph_of, graphml
 from localize.export.graphviz import pdf, png, svg
+from localize.export.page import page
 from localize.export.plan_json import plan_json
 from localize.export.request import Request, View
 from localize.export.tensorboard import write_graph
@@ -45,6 +46,7 @@ FORMATS: Mapping[str, Format] = {
     "svg": Format(what="a picture, by Graphviz", write=svg, views=_DRAWN, parts=True),
     "png": Format(what="a picture of pixels, by Graphviz", write=png, views=_DRAWN, parts=True),
     "pdf": Format(what="a picture for print, by Graphviz", write=pdf, views=_DRAWN, parts=True),
+    "html": Format(what="a page for browsers, in one file", write=page, views=_DRAWN, parts=True),
     "graphml": Format(what="a graph for networkx, Gephi or yEd", write=graphml, views=_DRAWN, parts=True),
     "json": Format(what="the plan, every decision of it", write=plan_json, views=("full",)),
 }

@@ -62,12 +62,15 @@ class DryRun:
     """
 
     def __init__(self, replica: LocalGraphModule, settings: Settings, device: torch.device) -> None:
-        self.replica = replica.train()
+        self.replica = replica
         self.settings = settings
         self.foreach = device.type in _get_foreach_kernels_supported_devices()
         with fake_mode() as self.mode:
-            fill_with_fakes(replica, settings.dtype)  # type: ignore[arg-type]
+            self._prepare()
         self._recordings: dict[int, Recording] = {}
+
+    def _prepare(self) -> None:
+        fill_with_fakes(self.replica.train(), self.settings.dtype)  # type: ignore[arg-type]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,8 +123,7 @@ class DryRun:
         except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
             raise self._refused(batch, error) from error
         finally:
-            for parameter in replica.parameters():
-                parameter.grad = None
+            self._forget()
         return Recording(
             batch=batch,
             events=timeline.events,
@@ -132,6 +134,10 @@ class DryRun:
             inputs=bytes_of(tree_leaves((x, y))),
             gradients=gradients,
         )
+
+    def _forget(self) -> None:
+        for parameter in self.replica.parameters():
+            parameter.grad = None
 
     def _step(self, timeline: Timeline, x: Tensor, y: Any) -> tuple[int, int]:
         """One step, as a loop over ``local.steps`` runs it.

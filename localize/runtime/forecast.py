@@ -87,12 +87,12 @@ class Forecaster:
         chosen = Settings(**settings)
         key = (batch_size, rivals, chosen, self._form())
         if key not in self._known:
-            runs = [self._dry_run(name, plan, chosen) for name in ("", *(RIVALS if rivals else ()))]
+            runs = [self.dry_run(name, plan, chosen) for name in ("", *(RIVALS if rivals else ()))]
             own, *beside = (partial(forecast, run, batch_size) for run in runs)
             self._known[key] = own(tuple(rival() for rival in beside))
         return self._known[key]
 
-    def _dry_run(self, rival: str, plan: Plan, settings: Settings) -> DryRun:
+    def dry_run(self, rival: str, plan: Plan, settings: Settings) -> DryRun:
         """That of a rival, or without its name the plan's own; the same for every batch size."""
         key = (rival, settings, self._form())
         if key not in self._runs:

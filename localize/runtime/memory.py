@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -181,8 +181,13 @@ def fill_with_fakes(module: nn.Module, dtype: torch.dtype | None = None) -> None
         module: Changed in place.
         dtype: Of what is of floating point; by default as it is.
     """
+    fill(module.modules(), dtype)
+
+
+def fill(owners: Iterable[nn.Module], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The same for what some modules have of their own, without their submodules; returns the fakes."""
     fakes: dict[int, Any] = {}
-    for owner in module.modules():
+    for owner in owners:
         for name, parameter in owner._parameters.items():
             if parameter is not None:
                 fakes.setdefault(id(parameter), nn.Parameter(_fake(parameter, dtype), parameter.requires_grad))
@@ -190,6 +195,7 @@ def fill_with_fakes(module: nn.Module, dtype: torch.dtype | None = None) -> None
         for name, buffer in owner._buffers.items():
             if buffer is not None:
                 owner._buffers[name] = fakes.setdefault(id(buffer), _fake(buffer, dtype))
+    return list(fakes.values())
 
 
 def _fake(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
