@@ -73,10 +73,7 @@ def bench(
         channels_last=channels_last,
         threads=threads,
     )
-    try:
-        run_bench(model, setup, out, as_json=as_json)
-    except KeyboardInterrupt:
-        raise typer.Abort from None
+    run_bench(model, setup, out, as_json=as_json)
 
 
 def run_bench(model: str, setup: Setup, out: Path | None, *, as_json: bool) -> None:

@@ -25,7 +25,6 @@ from localize._options import (
     OutputOption,
     cutting,
 )
-from localize._running import interruptible
 
 if TYPE_CHECKING:
     from localize import LocalGraphModule
@@ -87,8 +86,7 @@ def export(
     cuts = cutting(max_cut, granularity, output)
     keywords = {"method": method, "d": depth, "modules": modules, **cuts, **options}
     asked = Asked(model, keywords, classes, image_size, seed)
-    with interruptible():
-        run_export(asked, out, form, view, module, weights, fold=fold, force=force)
+    run_export(asked, out, form, view, module, weights, fold=fold, force=force)
 
 
 if export.__doc__:  # there is none if Python was told to strip such

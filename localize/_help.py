@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import typer
 
+from localize._running import interruptible
+
 Function = TypeVar("Function", bound=Callable[..., None])
 
 PROGRAM = "localize-cli"
@@ -56,7 +58,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 
 def command(app: typer.Typer, *, free: bool = False) -> Callable[[Function], Function]:
-    """Makes a function a command of a program, with its docstring and examples as help.
+    """Makes a function a command of a program, with its docstring and examples as help; Ctrl-C ends it in one line.
 
     Args:
         app: The program.
@@ -66,7 +68,7 @@ def command(app: typer.Typer, *, free: bool = False) -> Callable[[Function], Fun
 
     def register(function: Function) -> Function:
         add = app.command(help=described(function), epilog=epilog(function.__name__), context_settings=settings)
-        return add(function)
+        return add(interruptible()(function))
 
     return register
 

@@ -24,7 +24,6 @@ from localize._options import (
     OutputOption,
     cutting,
 )
-from localize._running import interruptible
 
 if TYPE_CHECKING:
     from localize import LocalGraphModule, MemoryForecast, Plan
@@ -58,6 +57,9 @@ def inspect(
     network: depth, layers copied (3/2 is a copy of layer 3 that halves resolution), and cost. Submodules that cannot be
     traced are named. A model that does not localize has all that is in the way listed, with exit code 1.
 
+    Activation bytes are of what layers give, for one image. What auxiliary networks and everything else take on top, a
+    forecast says: --batch-size, or localize-cli memory.
+
     Nothing is computed and no weights are made. The method's own options are flags, as of train.
     """
     from localize._built import Asked
@@ -66,10 +68,7 @@ def inspect(
     options = options_of(method, depth, context.args, "inspect")
     cuts = cutting(max_cut, granularity, output)
     keywords = {"method": method, "d": depth, "modules": modules, **cuts, **options}
-    with interruptible():
-        localizes = run_inspect(
-            Asked(model, keywords, classes, image_size), batch_size, module, fold=fold, as_json=as_json
-        )
+    localizes = run_inspect(Asked(model, keywords, classes, image_size), batch_size, module, fold=fold, as_json=as_json)
     if not localizes:
         raise typer.Exit(1)
 

@@ -49,7 +49,7 @@ from localize._options import (
     WeightDecayOption,
     cutting,
 )
-from localize._running import EXIT_INTERRUPTED, code_of, interruptible
+from localize._running import EXIT_INTERRUPTED, code_of
 from localize._updates import (
     AccumulateOption,
     ClipByOption,
@@ -137,10 +137,9 @@ def train(
         at_once = -(-batch_size // accumulate)
         schedule: Schedule = "module" if step == "module" else "batch"
         options["memory_budget"] = MemoryBudget(memory_budget, at_once, optimizer=optimizer, amp=amp, step=schedule)
-    with interruptible():
-        local, images = prepare(model, data, method, depth, options, modules, seed, image_size, limits)
-        local.runtime = how
-        run(local, images, recipe, folder, seed, place, resume=resume)
+    local, images = prepare(model, data, method, depth, options, modules, seed, image_size, limits)
+    local.runtime = how
+    run(local, images, recipe, folder, seed, place, resume=resume)
 
 
 @command(app)
@@ -181,8 +180,7 @@ def check(
     from localize.runtime.examine import Settings
 
     settings = Settings(method=method, d=depth, **cutting(max_cut, granularity, output))
-    with interruptible():
-        passed = run_check(models, settings, image_size, as_json=json)
+    passed = run_check(models, settings, image_size, as_json=json)
     if not passed:
         raise typer.Exit(1)
 
@@ -224,8 +222,7 @@ def memory(
 
     keywords = {"method": method, "d": depth, "modules": modules, **options_of(method, depth, context.args, "memory")}
     settings = {"optimizer": optimizer, "step": step, "amp": amp, "dtype": dtype}
-    with interruptible():
-        run_memory(Asked(model, keywords, classes, image_size), batch_size, settings, budget, as_json=json)
+    run_memory(Asked(model, keywords, classes, image_size), batch_size, settings, budget, as_json=json)
 
 
 @command(app)
@@ -258,8 +255,7 @@ def sweep(
     from localize.runtime.examine import Settings
 
     settings = Settings(method=method, d=depth, **cutting(max_cut, granularity, None))
-    with interruptible():
-        run_sweep(settings, source, patterns or [], jobs, timeout, out, summary, retry=retry, force=force)
+    run_sweep(settings, source, patterns or [], jobs, timeout, out, summary, retry=retry, force=force)
 
 
 @command(app)
@@ -272,8 +268,7 @@ def demo(
     """Train a small CIFAR-style ResNet on handwritten digits, by AugLocal and by backpropagation, and compare."""
     from localize._demo import run_demo
 
-    with interruptible():
-        run_demo(epochs, out)
+    run_demo(epochs, out)
 
 
 command(app)(bench)

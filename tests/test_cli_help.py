@@ -277,3 +277,14 @@ def test_installing_completion(tmp_path: Path) -> None:
         assert "completion installed in" in done.stdout
     installed = [path for path in tmp_path.rglob("*") if path.is_file() and PROGRAM in path.read_text()]
     assert len(installed) >= 3
+
+
+def test_ctrl_c_before_a_command_has_begun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("localize._flags.options_of", stopped)  # outside of what says how to go on
+    with pytest.raises(SystemExit) as caught:
+        main(["inspect", "localize:cifar_resnet8"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.split() == ["interrupted"]
