@@ -252,6 +252,19 @@ def test_pictures_are_what_they_say(suffix: str, begins: bytes, tmp_path: Path) 
     assert path.read_bytes().startswith(begins)
 
 
+@needs_dot
+def test_text_in_a_picture_has_the_width_it_was_laid_out_with() -> None:
+    request = Request(made("cifar20", "infopro+mlaan"), View(fold=True))
+    texts = list(ET.fromstring(FORMATS["svg"].write(request)).iter("{http://www.w3.org/2000/svg}text"))
+    assert len(texts) > 100
+    lines = lines_of(laid_out(FORMATS["dot"].write(request)))
+    laid = Counter((line.text, round(line.box[2] - line.box[0], 1)) for line in lines)
+    found = Counter(
+        ((text.text or "").replace("\N{NO-BREAK SPACE}", " "), float(text.get("textLength", 0))) for text in texts
+    )
+    assert found == laid
+
+
 def test_without_graphviz_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ExportError, match="apt install graphviz"):

@@ -11,7 +11,7 @@ from localize.export.routes import Routes, rows_of
 from localize.export.words import shown
 from localize.sizes import format_count
 
-FONT = "Helvetica,Arial,sans-serif"
+FONT = "Helvetica,Arial,DejaVu Sans,sans-serif"
 INK, MUTED, CARD_LINE = "#20262e", "#616973", "#c9c6bd"
 SPINE_FILL, SPINE_LINE = "#e8eff6", "#6d8cab"
 AUXILIARY_FILL, AUXILIARY_LINE = "#faf3e3", "#c4a25e"

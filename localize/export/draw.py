@@ -109,7 +109,9 @@ class _Artist:
             self.nodes += nodes
             self.edges += edges
             members = (*members, *(node.name for node in nodes))
-        title = f"local module {span(like)}" + (f"  {SEVERAL}{len(like)}" if len(like) > 1 else "")
+        title = f"local module{'s' if len(like) > 1 else ''} {span(like)}" + (
+            f"  {SEVERAL}{len(like)}" if len(like) > 1 else ""
+        )
         if not whole:
             title += f"  {short(module.name)}"
         return Group(f"module_{k}", "module", title, members, rows), leaves
