@@ -9,6 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from localize.export.exported_program import exported_program
+from localize.export.onnx_model import onnx_model
 from localize.export.request import Request, View
 from localize.exporting import VIEWS, ExportError, ViewKind
 from localize.local_graph import LocalGraphModule
@@ -31,7 +33,10 @@ class Format:
     """Whether a single module can be asked for, and alike ones folded."""
 
 
-FORMATS: Mapping[str, Format] = {}
+FORMATS: Mapping[str, Format] = {
+    "onnx": Format(what="the network for other runtimes and viewers", write=onnx_model, views=("primary", "local")),
+    "pt2": Format(what="a program of torch.export", write=exported_program, views=("primary", "local")),
+}
 
 
 def export(
