@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path, tree_leaves
 
-from localize.inference import as_in_inference, in_eval_mode
+from localize.inference import in_eval_mode
 from localize.local_graph import LocalGraphModule
 from localize.local_module import LocalModule
 from passes.codegen import PRIMARY, returned
+from passes.inference import as_in_inference
 
 AUXILIARY = "auxiliary"
 """Name of a module's auxiliary networks, as in :class:`LocalModule`."""

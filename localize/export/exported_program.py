@@ -7,8 +7,9 @@ import io
 import torch
 
 from localize.export.membership import members
-from localize.export.programs import failed, program, silent
+from localize.export.programs import Program, failed, program, silent
 from localize.export.request import Request
+from localize.local_graph import LocalGraphModule
 
 PLAN_FILE = "localize.plan.json"
 """The plan among the program's extra files."""
@@ -25,8 +26,15 @@ def exported_program(request: Request) -> bytes:
         ExportError: The weights have no values, or torch cannot export the model.
         LocalizeError: It has no predictions; see :meth:`localize.LocalGraphModule.predictions`.
     """
-    local = request.local
-    made = program(local, request.view.kind)
+    return saved(program(request.local, request.view.kind), request.local)
+
+
+def saved(made: Program, local: LocalGraphModule) -> bytes:
+    """The file of a program.
+
+    Raises:
+        ExportError: Torch cannot save it.
+    """
     for node, member in members(made, local.plan).found.items():
         node.meta["custom"] = {**node.meta.get("custom", {}), **member.properties(local.plan)}
     target = io.BytesIO()

@@ -129,8 +129,8 @@ def _plain(value: Any, places: Mapping[fx.Node, Any]) -> Any:
 def _aligned(nodes: Sequence[fx.Node], beside: Sequence[fx.Node], told: Sequence[Member]) -> list[Member | None]:
     """Of two programs that are not the same, the operations that both have, in order and by name."""
     found: list[Member | None] = [None] * len(nodes)
-    texts = [[f"{_operator(node)} {_path(node)}" for node in each] for each in (beside, nodes)]
-    for block in difflib.SequenceMatcher(None, *texts, autojunk=False).get_matching_blocks():
+    first, second = ([f"{_operator(node)} {_path(node)}" for node in each] for each in (beside, nodes))
+    for block in difflib.SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
         found[block.b : block.b + block.size] = told[block.a : block.a + block.size]
     return found
 

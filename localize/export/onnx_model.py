@@ -43,13 +43,21 @@ def onnx_model(request: Request) -> bytes:
     local = request.local
     require_values(local)
     require_size(local, auxiliary=request.view.kind == "local")
-    made = program(local, request.view.kind)
-    found = members(made, local.plan)
+    return converted(program(local, request.view.kind), request)
+
+
+def converted(made: Program, request: Request) -> bytes:
+    """The ONNX file of a program.
+
+    Raises:
+        ExportError: Torch cannot convert it.
+    """
+    found = members(made, request.local.plan)
     try:
         with silent(), torch.random.fork_rng(devices=[]):
             return _written(made, found, request)
     except Exception as error:
-        raise failed(local, "torch.onnx", error) from error
+        raise failed(request.local, "torch.onnx", error) from error
 
 
 def require_packages() -> None:
@@ -91,8 +99,8 @@ def _written(made: Program, found: Members, request: Request) -> bytes:
 
     for node, member in found.found.items():
         mark(node, member)
-    converted: Any = torch.onnx.export(made.exported, dynamo=True, optimize=False, verbose=False)
-    model = converted.model
+    result: Any = torch.onnx.export(made.exported, dynamo=True, optimize=False, verbose=False)
+    model = result.model
     tidy(model)
     merge_tied(model)
     name_values(model, INPUT, made.outputs)

@@ -1,4 +1,4 @@
-"""A localized model as a program of ``torch.export``: the primary network as it is deployed, or with all predictions."""
+"""A localized model as a program of ``torch.export``: the primary network alone, or with all predictions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from localize.emit import over
-from localize.export.chained import chain_of, giving_plainly, module_key, tensor_names
+from localize.export.chained import chain_of, giving_plainly, module_key, tensor_names, tensors
 from localize.exporting import ExportError, ViewKind
 from localize.inference import in_eval_mode
 from localize.local_graph import LocalGraphModule
 from passes.errors import first_line
 from passes.faked import has_values
 
+OTHER_BATCH = 5
+"""Size of the batch that shows whether a program takes any."""
 _LOUD = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 """Loggers of what exports are made by: what failed, our errors say."""
 
@@ -79,7 +81,8 @@ def _chained(local: LocalGraphModule, x: Tensor, *, dynamic: bool) -> ExportedPr
     """The primary network run module by module. It only serves to say which operation is in which local module."""
     try:
         chain = chain_of(local, x, auxiliary=False)
-        return chain and _export(chain, x if dynamic else example(local, _batch(local)), dynamic=dynamic)
+        x = x if dynamic else example(local, _batch(local))
+        return None if chain is None else _export(chain, x, dynamic=dynamic)
     except Exception:
         # Where local modules do not run in eval mode as the model does, operations are told apart by their order.
         return None
@@ -106,13 +109,23 @@ def _exported(local: LocalGraphModule, module: nn.Module, x: Tensor) -> tuple[Ex
         ExportError: Torch cannot export it.
     """
     try:
-        return _export(module, x, dynamic=True), None
+        whole = _export(module, x, dynamic=True)
+        if _gives_the_same(whole, module, example(local, OTHER_BATCH)):
+            return whole, None
+        why = f"with {OTHER_BATCH} images the program gives other values than the model"
     except Exception as error:
         why = _said(error)
     try:
         return _export(module, example(local, _batch(local)), dynamic=False), why
     except Exception as error:
         raise failed(local, "torch.export", error) from error
+
+
+def _gives_the_same(whole: ExportedProgram, module: nn.Module, x: Tensor) -> bool:
+    """Whether a program does for a batch of another size what the module does."""
+    with in_eval_mode(module):
+        pairs = zip(tensors(whole.module()(x)), tensors(module(x)), strict=True)
+        return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs)
 
 
 def _export(module: nn.Module, x: Tensor, *, dynamic: bool) -> ExportedProgram:
@@ -123,7 +136,7 @@ def _export(module: nn.Module, x: Tensor, *, dynamic: bool) -> ExportedProgram:
 def _any_batch(module: nn.Module) -> Any:
     """The batch size of a module's first argument as one that varies."""
     first: Any = {0: Dim("batch")}
-    taken, *others = inspect.signature(module.forward).parameters.values()
+    taken, *_ = inspect.signature(module.forward).parameters.values()
     # What `*args` takes is one argument, and a tuple. Those that have defaults are not given, and not spoken of.
     return ((first,),) if taken.kind is inspect.Parameter.VAR_POSITIONAL else (first,)
 
@@ -191,9 +204,11 @@ def failed(local: LocalGraphModule, tool: str, error: BaseException) -> ExportEr
 
 
 def _said(error: BaseException) -> str:
-    """The first line of an error that says something; those of ONNX's exporter begin with advice."""
+    """What an error says in one line: the first, or where that says little, the first of the list below it."""
     cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {first_line(cause)}"
+    lines = [line.strip() for line in str(cause).splitlines()]
+    listed = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    return listed[0] if listed else f"{type(cause).__name__}: {first_line(cause)}"
 
 
 @contextmanager
