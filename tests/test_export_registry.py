@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
@@ -15,12 +12,8 @@ import torchvision
 from torch import nn
 
 from localize import LocalGraphModule, LocalizeError, localize
-from localize.export import Request, View
-from localize.export.chained import tensors
-from localize.export.exported_program import saved
-from localize.export.onnx_model import converted
-from localize.export.programs import program
 from localize.models import cifar_resnet
+from tests.exports import require_right, with_statistics
 
 CLASSES = 10
 
@@ -78,77 +71,11 @@ def localized(name: str, method: str) -> LocalGraphModule:
     make, size = MODELS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        model = make()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
+        model = with_statistics(make())
     output: Any = {"fcn_resnet50": "out"}.get(name)
     options = {} if output is None else {"output": output}
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3))
-    return localize(model, method, modules=4, example_inputs=x, seed=0, **options)
-
-
-def require_alike(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], *, exact: bool = False) -> None:
-    """The same tensors, to 1e-4 of their scale."""
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert a.shape == b.shape
-        assert torch.isfinite(b).all()
-        if exact:
-            assert torch.equal(a, b)
-        else:
-            assert torch.allclose(a, b, rtol=1e-4, atol=1e-4 * max(1.0, float(b.abs().max())))
-
-
-def require_right(local: LocalGraphModule, view: Any, batches: Sequence[int] = (1, 2, 5)) -> onnx.ModelProto:
-    """Writes a program of ``torch.export`` and an ONNX file, and holds what they give against the model."""
-    request = Request(local, View(kind=view))
-    made = program(local, view)  # both are made from it: most of the time goes in here
-    loaded = torch.export.load(io.BytesIO(saved(made, local))).module()
-    content = converted(made, request)
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    for batch in batches:
-        x = torch.randn(batch, *local.plan.input.shape[1:], generator=torch.Generator().manual_seed(batch))
-        wanted = expected(local, view, x)
-        with torch.no_grad():
-            require_alike(tensors(loaded(x)), wanted, exact=True)
-        require_alike([torch.from_numpy(value) for value in session.run(None, {"input": x.numpy()})], wanted)
-    proto = onnx.load_from_string(content)
-    require_members(local, view, proto)
-    return proto
-
-
-def require_members(local: LocalGraphModule, view: Any, proto: onnx.ModelProto) -> None:
-    """Every node says where it belongs; a parameter is read by nodes of the module that the plan has it in."""
-    owners = {name: module.index for module in local.plan.modules for name in module.parameters}
-    for node in proto.graph.node:
-        said = {prop.key: prop.value for prop in node.metadata_props}
-        index = int(said["localize.module"].split()[0])
-        assert said["localize.module"] == f"{index} {local.plan.modules[index].name}"
-        assert said["localize.network"] in ("primary", "auxiliary" if view == "local" else "primary")
-        for name in node.input:
-            auxiliary = name.startswith("module_")
-            own = name.removeprefix("primary.") if view == "local" else name
-            if auxiliary and view == "local":
-                assert (name.split(".")[0], said["localize.network"]) == (f"module_{index}", "auxiliary")
-            elif own in owners:
-                assert owners[own] == index, f"{own} of module {owners[own]} is read in module {index}"
-    (how,) = (prop.value for prop in proto.metadata_props if prop.key == "localize.nodes")
-    assert how == "exact"
-
-
-def expected(local: LocalGraphModule, view: Any, x: torch.Tensor) -> list[torch.Tensor]:
-    """What the model gives in eval mode."""
-    if view == "local":
-        return tensors(local.predictions(x))
-    training = local.primary.training
-    with torch.no_grad():
-        found = tensors(local.primary.eval()(x))
-    local.primary.train(training)
-    return found
+    return localize(model, method, d=2, modules=4, example_inputs=x, seed=0, **options)
 
 
 @pytest.mark.registry

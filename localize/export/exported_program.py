@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 
 import torch
+from torch import fx
 
 from localize.export.membership import members
 from localize.export.programs import Program, failed, program, silent
@@ -37,6 +39,8 @@ def saved(made: Program, local: LocalGraphModule) -> bytes:
     """
     for node, member in members(made, local.plan).found.items():
         node.meta["custom"] = {**node.meta.get("custom", {}), **member.properties(local.plan)}
+    for node in made.exported.graph.nodes:
+        _make_writable(node)
     target = io.BytesIO()
     try:
         with silent():
@@ -44,3 +48,15 @@ def saved(made: Program, local: LocalGraphModule) -> bytes:
     except Exception as error:
         raise failed(local, "torch.export.save", error) from error
     return target.getvalue()
+
+
+def _make_writable(node: fx.Node) -> None:
+    """Takes from an operation what cannot be read again, and what tells where the user's files are.
+
+    The modules that it stands in are written between commas and semicolons, which names may hold too.
+    """
+    node.meta.pop("stack_trace", None)
+    stack = node.meta.get("nn_module_stack")
+    if stack:
+        words = {key: [re.sub(r"[,;]", "_", word) for word in (key, path)] for key, (path, _) in stack.items()}
+        node.meta["nn_module_stack"] = {words[key][0]: (words[key][1], kind) for key, (_, kind) in stack.items()}

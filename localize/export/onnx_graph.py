@@ -110,6 +110,21 @@ def name_values(model: Any, given: str, outputs: Sequence[str]) -> None:
         value.name = name
 
 
+def name_batch(model: Any, name: str) -> None:
+    """Names the batch size in the shapes of all values, where it may vary."""
+    import onnx_ir
+
+    (given, *_) = model.graph.inputs
+    symbol = given.shape[0]
+    if isinstance(symbol, int):
+        return
+    whole = re.compile(rf"\b{re.escape(str(symbol.value))}\b")
+    for value in _values(model.graph):
+        if value.shape is not None:
+            dims = [dim if isinstance(dim, int) else whole.sub(name, str(dim.value)) for dim in value.shape]
+            value.shape = onnx_ir.Shape(dims)
+
+
 def describe_nodes(model: Any, plan: Plan) -> None:
     """Says of each node in which local module it is, and names it by that, as a path."""
     nodes = list(_nodes(model.graph))

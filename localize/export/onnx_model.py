@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from localize.export.membership import Members, members
-from localize.export.onnx_graph import describe_nodes, mark, merge_tied, name_values, tidy
+from localize.export.onnx_graph import describe_nodes, mark, merge_tied, name_batch, name_values, tidy
 from localize.export.programs import Program, failed, program, require_values, silent
 from localize.export.request import Request
 from localize.exporting import ExportError
@@ -104,6 +104,7 @@ def _written(made: Program, found: Members, request: Request) -> bytes:
     tidy(model)
     merge_tied(model)
     name_values(model, INPUT, made.outputs)
+    name_batch(model, "batch")
     describe_nodes(model, request.local.plan)
     _describe(model, request, exact=found.exact)
     proto = onnx_ir.to_proto(model)
