@@ -174,12 +174,17 @@ def require_values(local: LocalGraphModule) -> None:
 
 def on_cpu(local: LocalGraphModule) -> LocalGraphModule:
     """The localized model itself if it is on the CPU, else a copy there, compiled anew from the same plan."""
-    held = (*local.primary.parameters(), *local.primary.buffers())
-    if all(tensor.device.type == "cpu" for tensor in (*held, *local.parameters(), *local.buffers())):
+    if all(tensor.device.type == "cpu" for tensor in (*local.parameters(), *local.buffers())):
         return local
+    return copy_on_cpu(local)
+
+
+def copy_on_cpu(local: LocalGraphModule) -> LocalGraphModule:
+    """A copy of a localized model on the CPU: constants that its graph holds included."""
+    held = (*local.primary.parameters(), *local.primary.buffers())
     memo: dict[int, Any] = {}
     for tensor in held:
-        moved = tensor.detach().cpu()
+        moved = tensor.detach().cpu().clone()
         memo[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
     made = local.made
     network = made.context.network
