@@ -110,3 +110,30 @@ def test_what_it_decides_by_values() -> None:
     local = localize(model, "bp", example_inputs=EXAMPLE, verify=False)
     with pytest.raises(ExportError, match=r"torch.export cannot take the model \(in Peeking\)"):
         written(local, "primary")
+
+
+class Counting(nn.Sequential):
+    """Counts its runs, keeps what it saw last, and asks a hook."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.runs: torch.Tensor
+        self.register_buffer("runs", torch.zeros(()))
+        self.seen: torch.Tensor | None = None
+        self[3].register_forward_hook(lambda module, args, result: result * 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, (N, 4)."""
+        self.runs.add_(1)
+        self.seen = x
+        result: torch.Tensor = super().forward(x)
+        return result
+
+
+def test_state_and_hooks_of_the_users_own() -> None:
+    local = small(Counting(), "bp", verify=False)
+    primary: Any = local.primary
+    before = (state_of(primary), primary.seen)
+    content = written(local, "primary")
+    assert (state_of(primary), primary.seen) == before
+    require_program(local, "primary", content)

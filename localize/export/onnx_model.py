@@ -15,6 +15,7 @@ from localize.export.programs import Program, failed, program, require_values, s
 from localize.export.request import Request
 from localize.exporting import ExportError
 from localize.local_graph import LocalGraphModule
+from passes.untouched import same_randomness
 
 INPUT = "input"
 """Name of what goes in."""
@@ -54,7 +55,7 @@ def converted(made: Program, request: Request) -> bytes:
     """
     found = members(made, request.local.plan)
     try:
-        with silent(), torch.random.fork_rng(devices=[]):
+        with silent(), same_randomness():
             return _written(made, found, request)
     except Exception as error:
         raise failed(request.local, "torch.onnx", error) from error

@@ -22,6 +22,7 @@ from localize.inference import in_eval_mode
 from localize.local_graph import LocalGraphModule
 from passes.errors import first_line
 from passes.faked import has_values
+from passes.untouched import same_randomness, untouched
 
 OTHER_BATCH = 5
 """Size of the batch that shows whether a program takes any."""
@@ -58,9 +59,10 @@ def program(local: LocalGraphModule, view: ViewKind) -> Program:
         LocalizeError: It has no predictions; see :meth:`LocalGraphModule.predictions`.
     """
     require_values(local)
-    with silent(), torch.random.fork_rng(devices=[]):
+    with silent(), same_randomness():
         here = on_cpu(local)
-        made = (_all_predictions if view == "local" else _primary_alone)(here, example(here, 2))
+        with untouched(here, hooks=True):
+            made = (_all_predictions if view == "local" else _primary_alone)(here, example(here, 2))
     if made.why_static is not None:
         warnings.warn(
             f"exported for batches of {_batch(local)} images alone, as the example inputs have: with a batch of any "
