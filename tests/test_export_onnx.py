@@ -43,11 +43,11 @@ class Blocks(nn.Module):
         self.parts["last"].weight = self.parts["module_1"].weight
         self.classifier = nn.Linear(6, 10)
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
         """Logits, and the features under a name that is the input's in the file."""
         for part in self.parts.values():
             x = torch.relu(part(x))
-        return {"logits": self.classifier(x.mean((2, 3))), "input": x}
+        return {"logits": self.classifier(x.mean((2, 3))), "input": x, "images": x.shape[0]}
 
 
 class Modal(nn.Module):
@@ -99,6 +99,10 @@ def small(model: nn.Module, method: str = "auglocal", **options: Any) -> LocalGr
 @cache
 def resnet() -> LocalGraphModule:
     return small(cifar_resnet(8, width=4))
+
+
+def load(local: LocalGraphModule, view: Any) -> onnx.ModelProto:
+    return onnx.load_from_string(onnx_model.onnx_model(Request(local, View(kind=view))))
 
 
 @cache
@@ -173,6 +177,8 @@ def test_the_model_is_left_alone(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_hostile_names_tied_weights_and_a_dict() -> None:
     local = small(Blocks(), output="logits", modules=3)
+    names = [value.name for value in load(local, "primary").graph.output]
+    assert names == ["logits", "input_1"]
     proto = require_right(local, "local")
     assert [value.name for value in proto.graph.output][-2:] == ["logits", "input_1"]
     held = [i.name for i in proto.graph.initializer if i.name.startswith("primary.parts")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,9 +101,9 @@ def _same(one: Any, other: Tensor) -> bool:
 
 
 @contextmanager
-def giving_plainly(model: nn.Module) -> Iterator[None]:
-    """Inside, a model returns tuples, lists and dicts where it returns containers of the user's own."""
-    hook = model.register_forward_hook(lambda module, args, result: plainly(result))
+def giving(model: nn.Module, form: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside, a model returns what ``form`` makes of what it returns."""
+    hook = model.register_forward_hook(lambda module, args, result: form(result))
     try:
         yield
     finally:

@@ -44,7 +44,7 @@ def onnx_model(request: Request) -> bytes:
     local = request.local
     require_values(local)
     require_size(local, auxiliary=request.view.kind == "local")
-    return converted(program(local, request.view.kind), request)
+    return converted(program(local, request.view.kind, tensors_alone=True), request)
 
 
 def converted(made: Program, request: Request) -> bytes:

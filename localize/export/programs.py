@@ -6,7 +6,7 @@ import copy
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from localize.emit import over
-from localize.export.chained import chain_of, giving_plainly, module_key, tensor_names, tensors
+from localize.export.chained import chain_of, giving, module_key, plainly, tensor_names, tensors
 from localize.exporting import ExportError, ViewKind
 from localize.inference import in_eval_mode
 from localize.local_graph import LocalGraphModule
@@ -24,6 +24,8 @@ from passes.errors import first_line
 from passes.faked import has_values
 from passes.untouched import same_randomness, untouched
 
+Form = Callable[[Any], Any]
+"""What is made of what a model returns."""
 OTHER_BATCH = 5
 """Size of the batch that shows whether a program takes any."""
 _LOUD = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
@@ -44,7 +46,7 @@ class Program:
     """Why it takes batches of one size alone; None where it takes any."""
 
 
-def program(local: LocalGraphModule, view: ViewKind) -> Program:
+def program(local: LocalGraphModule, view: ViewKind, *, tensors_alone: bool = False) -> Program:
     """Exports a localized model in eval mode, for any batch size, or with a warning for that of the example.
 
     The model is left as it is: modes, values, hooks and the state of random numbers.
@@ -53,6 +55,7 @@ def program(local: LocalGraphModule, view: ViewKind) -> Program:
         local: The localized model.
         view: ``"primary"``, the primary network's own forward; or ``"local"``, all predictions
             (:meth:`LocalGraphModule.predictions`).
+        tensors_alone: Whether numbers and the like are left out of what it returns, and containers with them.
 
     Raises:
         ExportError: The weights have no values, or torch cannot export the model.
@@ -62,7 +65,8 @@ def program(local: LocalGraphModule, view: ViewKind) -> Program:
     with silent(), same_randomness():
         here = on_cpu(local)
         with untouched(here, hooks=True):
-            made = (_all_predictions if view == "local" else _primary_alone)(here, example(here, 2))
+            x = example(here, 2)
+            made = _all_predictions(here, x) if view == "local" else _primary_alone(here, x, tensors_alone)
     if made.why_static is not None:
         warnings.warn(
             f"exported for batches of {_batch(local)} images alone, as the example inputs have: with a batch of any "
@@ -72,10 +76,10 @@ def program(local: LocalGraphModule, view: ViewKind) -> Program:
     return made
 
 
-def _primary_alone(local: LocalGraphModule, x: Tensor) -> Program:
+def _primary_alone(local: LocalGraphModule, x: Tensor, tensors_alone: bool) -> Program:
     with in_eval_mode(local.primary):
         names = tensor_names(local.primary(x), "output")
-    whole, why = _exported(local, local.primary, x)
+    whole, why = _exported(local, local.primary, x, tensors if tensors_alone else plainly)
     return Program(whole, tuple(names), _chained(local, x, dynamic=why is None), why)
 
 
@@ -104,21 +108,23 @@ def _all_predictions(local: LocalGraphModule, x: Tensor) -> Program:
     return Program(whole, (*names, *tensor_names(output, "output")), whole, why)
 
 
-def _exported(local: LocalGraphModule, module: nn.Module, x: Tensor) -> tuple[ExportedProgram, str | None]:
+def _exported(
+    local: LocalGraphModule, module: nn.Module, x: Tensor, form: Form = plainly
+) -> tuple[ExportedProgram, str | None]:
     """Exports a module for any batch size; or for one, with the reason.
 
     Raises:
         ExportError: Torch cannot export it.
     """
     try:
-        whole = _export(module, x, dynamic=True)
+        whole = _export(module, x, form, dynamic=True)
         if _gives_the_same(whole, module, example(local, OTHER_BATCH)):
             return whole, None
         why = f"with {OTHER_BATCH} images the program gives other values than the model"
     except Exception as error:
         why = _said(error)
     try:
-        return _export(module, example(local, _batch(local)), dynamic=False), why
+        return _export(module, example(local, _batch(local)), form, dynamic=False), why
     except Exception as error:
         raise failed(local, "torch.export", error) from error
 
@@ -130,8 +136,8 @@ def _gives_the_same(whole: ExportedProgram, module: nn.Module, x: Tensor) -> boo
         return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs)
 
 
-def _export(module: nn.Module, x: Tensor, *, dynamic: bool) -> ExportedProgram:
-    with in_eval_mode(module), giving_plainly(module):
+def _export(module: nn.Module, x: Tensor, form: Form = plainly, *, dynamic: bool) -> ExportedProgram:
+    with in_eval_mode(module), giving(module, form):
         return torch.export.export(module, (x,), dynamic_shapes=_any_batch(module) if dynamic else None)
 
 
@@ -211,11 +217,12 @@ def failed(local: LocalGraphModule, tool: str, error: BaseException) -> ExportEr
 
 
 def _said(error: BaseException) -> str:
-    """What an error says in one line: the first, or where that says little, the first of the list below it."""
+    """What an error says in one line: the first, or the first of the reasons that are listed below it."""
     cause = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines()]
     listed = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
-    return listed[0] if listed else f"{type(cause).__name__}: {first_line(cause)}"
+    # What follows there is advice on torch.export's arguments, which are ours.
+    return listed[0].partition(". ")[0] if listed else f"{type(cause).__name__}: {first_line(cause)}"
 
 
 @contextmanager
