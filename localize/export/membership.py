@@ -56,14 +56,21 @@ def members(made: Program, plan: Plan) -> Members:
     is laid beside it: as a rule they are the same, operation by operation.
     """
     nodes = _operations(made.exported)
+    found, exact = _found(made, nodes, plan)
+    known = dict(zip(nodes, found, strict=True))
+    # All that is there, also what changes a tensor in place and what it gives is not read.
+    whole = [node for node in made.exported.graph.nodes if node.op == "call_function"]
+    return Members(dict(zip(whole, _filled(whole, [known.get(node) for node in whole]), strict=True)), exact)
+
+
+def _found(made: Program, nodes: Sequence[fx.Node], plan: Plan) -> tuple[Sequence[Member | None], bool]:
     if made.chain is None:
-        found = _by_name(nodes, plan)
-        return Members(dict(zip(nodes, _filled(nodes, found), strict=True)), exact=False)
+        return _by_name(nodes, plan), False
     beside = _operations(made.chain)
     told = _filled(beside, [_told(node) for node in beside])
     if made.chain is made.exported or _keys(made.exported, nodes) == _keys(made.chain, beside):
-        return Members(dict(zip(nodes, told, strict=True)), exact=True)
-    return Members(dict(zip(nodes, _filled(nodes, _aligned(nodes, beside, told)), strict=True)), exact=False)
+        return told, True
+    return _aligned(nodes, beside, told), False
 
 
 def _operations(program: ExportedProgram) -> list[fx.Node]:

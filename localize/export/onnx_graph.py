@@ -133,8 +133,9 @@ def describe_nodes(model: Any, plan: Plan) -> None:
     for node in nodes:
         member = told[node]
         scopes, classes = (ast.literal_eval(node.metadata_props.get(key, "[]")) for key in (_SCOPES, _CLASSES))
-        if len(scopes) > 2:
-            scopes[1] = member.key
+        if len(scopes) > 1:
+            marked = _marked(node) is not None
+            scopes[1 : 1 + marked], classes[1 : 1 + marked] = [member.key], [_SCOPE]
             name = member.properties(plan)["localize.module"].replace("/", "_")
             shown = [scopes[0], f"{name} {AUXILIARY}" if member.auxiliary else name, *scopes[2:]]
             texts = {_SCOPES: repr(scopes), _CLASSES: repr(classes)}
