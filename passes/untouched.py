@@ -14,10 +14,14 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module, *, hooks: bool = False) -> Iterator[None]:
     """Silences hooks, and on leaving puts back every attribute, buffer, hook and mode flag of every submodule.
 
     Inside, buffers are copies: fake modes run in-place operations on real tensors for real (batch norm's counter).
+
+    Args:
+        model: The model.
+        hooks: Whether hooks run inside, as part of what the model computes.
     """
     registries = ("_parameters", "_buffers", "_modules")
     saved = [
@@ -33,7 +37,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 if buffer is not None:
                     buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
             # The user's hooks belong to real runs, not to ours on proxies and fake tensors.
-            module.__dict__.update({name: OrderedDict() for name in attributes if is_hook_table(name)})
+            if not hooks:
+                module.__dict__.update({name: OrderedDict() for name in attributes if is_hook_table(name)})
         yield
     finally:
         for module, attributes, tables in saved:

@@ -12,8 +12,10 @@ from typing import Any
 import networkx as nx
 
 from localize.export.dot import dot
+from localize.export.exported_program import exported_program
 from localize.export.graphs import graph_of, graphml
 from localize.export.graphviz import pdf, png, svg
+from localize.export.onnx_model import onnx_model
 from localize.export.page import page
 from localize.export.plan_json import plan_json
 from localize.export.request import Request, View
@@ -49,6 +51,10 @@ FORMATS: Mapping[str, Format] = {
     "html": Format(what="a page for browsers, in one file", write=page, views=_DRAWN, parts=True),
     "graphml": Format(what="a graph for networkx, Gephi or yEd", write=graphml, views=_DRAWN, parts=True),
     "json": Format(what="the plan, every decision of it", write=plan_json, views=("full",)),
+    "onnx": Format(
+        what="the network for other runtimes and viewers", write=onnx_model, views=("primary", "local"), values=True
+    ),
+    "pt2": Format(what="a program of torch.export", write=exported_program, views=("primary", "local"), values=True),
 }
 """By name, which is the file's suffix too."""
 
