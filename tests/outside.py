@@ -75,3 +75,26 @@ def inside(inner: Box, outer: Box, slack: float = 0.5) -> bool:
         and inner[2] <= outer[2] + slack
         and inner[3] <= outer[3] + slack
     )
+
+
+def unfit(layout: dict[str, Any]) -> list[Any]:
+    """What is wrong to the eye: text cut off, outside of its box, or upon other text; boxes upon each other."""
+    left, bottom, right, top = map(float, layout["bb"].split(","))
+    lines, places = lines_of(layout), boxes(layout)
+    found: list[Any] = [line for line in lines if not inside(line.box, (left, bottom, right, top))]
+    found += [line for line in lines if line.node and not inside(line.box, places[line.node])]
+    found += _clashes({f"{i} {line.text}": line.box for i, line in enumerate(lines)})
+    loose = {line.text: line.box for line in lines if line.node is None}
+    return found + _clashes({**places, **loose})
+
+
+def _clashes(found: dict[str, Box]) -> list[tuple[str, str]]:
+    named = sorted(found.items(), key=lambda item: item[1][1])
+    clashes = []
+    for i, (a, x) in enumerate(named):
+        for b, y in named[i + 1 :]:
+            if y[1] >= x[3]:  # it begins above this one's top, and so do all after it
+                break
+            if overlap(x, y):
+                clashes.append((a, b))
+    return clashes

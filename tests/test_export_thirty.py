@@ -1,0 +1,56 @@
+"""Pictures, graphs, plans and pages of thirty models by six methods, each read by a program that is not ours."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import networkx as nx
+import pytest
+from tests.thirty import localized, pairs
+
+from localize import LocalizeError, Plan
+from localize.export import FORMATS, Request, View, plan_schema
+from tests.chromium import Chromium, find_chromium
+from tests.outside import laid_out, lines_of, needs_dot, unfit
+from tests.test_export_browser import OVERLAPS
+
+PROGRAM = find_chromium()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    assert PROGRAM is not None
+    found = Chromium(PROGRAM, tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@needs_dot
+@pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
+@pytest.mark.registry
+@pytest.mark.parametrize(("name", "method"), pairs())
+def test_every_drawn_format(name: str, method: str, browser: Chromium, tmp_path: Path) -> None:
+    try:
+        local = localized(name, method, verify=False)
+    except LocalizeError as error:
+        assert (name, method) in REFUSED_OF_THIRTY, error
+        return
+    assert (name, method) not in REFUSED_OF_THIRTY
+    views = [View(kind=kind, fold=fold) for kind in FORMATS["dot"].views for fold in (False, True)]
+    for view in (*views, View(module=1)):
+        layout = laid_out(FORMATS["dot"].write(Request(local, view)))
+        assert unfit(layout) == []
+        assert lines_of(layout)
+    ET.fromstring(FORMATS["svg"].write(Request(local, View())))
+    assert nx.read_graphml(local.export(tmp_path / "g.graphml"), force_multigraph=True).nodes
+    text = local.export(tmp_path / "plan.json").read_text(encoding="utf-8")
+    jsonschema.validate(json.loads(text), plan_schema(), jsonschema.Draft202012Validator)
+    assert Plan.from_json(text) == local.plan
+    browser.open(local.export(tmp_path / "page.html"))
+    assert browser.complaints == []
+    assert browser.requests == [(tmp_path / "page.html").as_uri()]
+    assert browser.evaluate(OVERLAPS) == []
