@@ -15,13 +15,12 @@ from torch import fx
 from localize.export.chained import AUXILIARY
 from localize.export.membership import Member
 from localize.plan import Plan
+from passes.codegen import PRIMARY
 
 _MARK = "localize"
 _SCOPE = "localize.local_module.LocalModule"
 _CHAIN, _WHOLE = "localize.export.chained.Chain", "localize.local_graph.LocalGraphModule"
 _NAMESPACE, _SCOPES, _CLASSES = "namespace", "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
-_KEPT = (_NAMESPACE, _SCOPES, _CLASSES)
-"""What torch's exporter says of nodes and is kept. The rest would tell others where the user's files are."""
 
 
 def mark(node: fx.Node, member: Member) -> None:
@@ -31,22 +30,16 @@ def mark(node: fx.Node, member: Member) -> None:
     """
     (root, (_, kind)), *inner = (node.meta.get("nn_module_stack") or {"": ("", "")}).items()
     place = f"{_MARK}:{member.module}:{AUXILIARY if member.auxiliary else ''}"
-    whole = _WHOLE if kind == _CHAIN else kind
-    stack: dict[str, tuple[str, Any]] = {root: ("", whole), place: (place, _SCOPE)}
-    for key, (path, each) in inner:
-        own = _own_path(path, member)
-        if own:
-            stack[key] = (own, each)
+    if kind == _CHAIN:
+        kind, inner = _WHOLE, [(key, (_own_path(path, member), each)) for key, (path, each) in inner]
+    stack = {root: ("", kind), place: (place, _SCOPE), **{key: (path, each) for key, (path, each) in inner if path}}
     node.meta["nn_module_stack"] = stack
 
 
 def _own_path(path: str, member: Member) -> str:
     """The path of a module within the primary network, or within the auxiliary networks; empty for what is around."""
-    if path.startswith("primary."):
-        return path.removeprefix("primary.")
-    if path == member.key or member.auxiliary:
-        return path.removeprefix(member.key).removeprefix(".") if path.startswith(member.key) else ""
-    return path
+    start = f"{member.key if member.auxiliary else PRIMARY}."
+    return path.removeprefix(start) if path.startswith(start) else ""
 
 
 def tidy(model: Any) -> None:
@@ -142,6 +135,7 @@ def describe_nodes(model: Any, plan: Plan) -> None:
             texts[_NAMESPACE] = "/".join(f"{a}: {b}" for a, b in zip(shown, classes, strict=True))
         else:
             texts = {}
+        # The rest of what torch's exporter says would tell others where the user's files are.
         node.metadata_props.clear()
         node.metadata_props.update({**member.properties(plan), **texts})
         inside = [member.key, *scopes[2:-1][-1:], node.op_type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -138,15 +137,7 @@ def _gives_the_same(whole: ExportedProgram, module: nn.Module, x: Tensor) -> boo
 
 def _export(module: nn.Module, x: Tensor, form: Form = plainly, *, dynamic: bool) -> ExportedProgram:
     with in_eval_mode(module), giving(module, form):
-        return torch.export.export(module, (x,), dynamic_shapes=_any_batch(module) if dynamic else None)
-
-
-def _any_batch(module: nn.Module) -> Any:
-    """The batch size of a module's first argument as one that varies."""
-    first: Any = {0: Dim("batch")}
-    taken, *_ = inspect.signature(module.forward).parameters.values()
-    # What `*args` takes is one argument, and a tuple. Those that have defaults are not given, and not spoken of.
-    return ((first,),) if taken.kind is inspect.Parameter.VAR_POSITIONAL else (first,)
+        return torch.export.export(module, (x,), dynamic_shapes=({0: Dim("batch")},) if dynamic else None)
 
 
 def example(local: LocalGraphModule, batch: int) -> Tensor:
