@@ -28,7 +28,10 @@ function insideOf(k) {
   const own = (id) => id.replace(/^m\d+/, "").replace(/\.l\d+$/, "");
   const key = JSON.stringify([
     spine.map((node) => node.height),
-    branches.map((branch) => [branch.nodes.map((node) => [own(node.id), node.width]), branch.edges.map((edge) => edge.map(own))]),
+    branches.map((branch) => [
+      branch.nodes.map((node) => [own(node.id), node.width]),
+      branch.edges.map((edge) => edge.map(own)),
+    ]),
   ]);
   if (!layouts.has(key)) layouts.set(key, placesOf(spine, branches));
   const places = layouts.get(key);
@@ -48,7 +51,13 @@ function placesOf(spine, branches) {
       { x: column.at(spine[i + 1].id).x - middle, y: centres[i + 1].y - spine[i + 1].height / 2 },
     ],
   }));
-  const place = { centres, edges, right: LAYER.width / 2, bottom: centres[centres.length - 1].y + LAYER.height / 2, top };
+  const place = {
+    centres,
+    edges,
+    right: LAYER.width / 2,
+    bottom: centres[centres.length - 1].y + LAYER.height / 2,
+    top,
+  };
   branches.forEach((branch, i) => placeBranch(place, branch, i, centres[spine.length - 1]));
   return { centres, edges, height: place.bottom + CARD.pad, right: place.right + CARD.pad };
 }
@@ -56,7 +65,12 @@ function placesOf(spine, branches) {
 // A branch starts at the right edge of the last layer; a second one goes below the first.
 function placeBranch(place, branch, index, last) {
   const entry = { id: "in", width: 1, height: 1 };
-  const laid = dagreLayout([entry, ...branch.nodes], branch.edges, { rankdir: "LR", ranksep: 30, nodesep: 14, edgesep: 14 });
+  const laid = dagreLayout([entry, ...branch.nodes], branch.edges, {
+    rankdir: "LR",
+    ranksep: 30,
+    nodesep: 14,
+    edgesep: 14,
+  });
   const ys = branch.nodes.map((node) => laid.at(node.id).y - node.height / 2);
   const highest = Math.min(...ys);
   const lowest = Math.max(...branch.nodes.map((node) => laid.at(node.id).y + node.height / 2));
@@ -105,13 +119,25 @@ function layoutAll() {
   const needed = rows.flatMap((row) => row.cards.map((card) => Math.max(card.inside.right, left + headWidth(card.k))));
   const right = Math.max(...needed, 150);
   const cards = rows.flatMap((row) => row.cards.map((card) => Object.assign(card, { y: card.y + row.y })));
-  return { rows, cards, left, right, input: laid.at("input").y + (CARD.gap ? 22 : 0), output: laid.at("output").y, ends, brackets: bracketsOf(cards) };
+  return {
+    rows,
+    cards,
+    left,
+    right,
+    input: laid.at("input").y + (CARD.gap ? 22 : 0),
+    output: laid.at("output").y,
+    ends,
+    brackets: bracketsOf(cards),
+  };
 }
 
 // A card is as wide as its head needs, within reason.
 function headWidth(k) {
   if (view.kind === "primary") return 0;
-  return Math.min(480, widthOf(`${k}  ${clean(data.modules[k].name)}`, "name") + widthOf(figures(k), "small") + 2 * CARD.pad + 28);
+  return Math.min(
+    480,
+    widthOf(`${k}  ${clean(data.modules[k].name)}`, "name") + widthOf(figures(k), "small") + 2 * CARD.pad + 28,
+  );
 }
 
 // Reaches of cascaded losses, each in the first lane where it overlaps none before it.
