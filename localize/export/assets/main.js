@@ -39,6 +39,7 @@ function activate(id, focus) {
   if (node.kind === "run") {
     unfolded.add(node.module);
     redraw();
+    say(`unfolded: ${node.title}`);
     const next = state.nodes.has(`m${node.module}`) ? `m${node.module}` : state.order[0];
     setCurrent(next, focus);
     return;
@@ -48,6 +49,11 @@ function activate(id, focus) {
   openPanel(id, focus);
   keepInSight(id);
   light(id);
+}
+
+// For those who hear the page.
+function say(words) {
+  byId("hint").textContent = words;
 }
 
 // An opened panel may cover what it is about.
@@ -96,6 +102,7 @@ function listenToButtons() {
     folding = !(folding && !unfolded.size);
     unfolded.clear();
     redraw();
+    say(folding ? "alike modules are folded" : "all modules are drawn");
     fitStart();
   });
   byId("theme").addEventListener("click", () => setTheme(isDark() ? "light" : "dark"));

@@ -26,7 +26,6 @@ function reachOf(node) {
 
 function clearLight() {
   world.classList.remove("reaching");
-  canvas.classList.remove("pointing");
   world.querySelectorAll(".lit, .source").forEach((element) => element.classList.remove("lit", "source"));
   markChart(null);
 }

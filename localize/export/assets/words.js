@@ -48,7 +48,7 @@ const weight = (value) => String(Number(value.toPrecision(3)));
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const percent = (value) => `${value < 0.1 ? (100 * value).toPrecision(2) : Math.round(100 * value)}\u202f%`;
 
-const LETTERS = { name: "600 13px", small: "400 11px", large: "600 15px" };
+const LETTERS = { name: "600 13px", small: "400 11px" };
 const pen = document.createElement("canvas").getContext("2d");
 const widths = new Map();
 
