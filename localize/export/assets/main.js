@@ -58,7 +58,9 @@ function say(words) {
 
 // An opened panel may cover what it is about.
 function keepInSight(id) {
-  requestAnimationFrame(() => bringIntoView(id, false));
+  requestAnimationFrame(() => {
+    if (state.nodes.has(id)) bringIntoView(id, false);
+  });
 }
 
 function leave() {
