@@ -197,18 +197,9 @@ function drawFrame(row) {
   const last = row.first + row.period * row.count - 1;
   const x = left - FRAME.pad;
   const width = right - left + 2 * FRAME.pad;
-  const words = `\u00d7${row.count}   modules ${row.first}\u2013${last} are alike   unfold`;
   const behind = s("rect", { class: "frame behind", x: x + 6, y: row.y + 6, width, height: row.height, rx: 16 });
   const front = s("rect", { class: "frame", x, y: row.y, width, height: row.height, rx: 16 });
-  const tabX = 14;
-  const box = s("rect", {
-    class: "box",
-    x: tabX,
-    y: row.y + 5,
-    width: widthOf(words, "small") + 30,
-    height: 20,
-    rx: 10,
-  });
+  const box = s("rect", { class: "box", x: FRAME.tab, y: row.y + 5, width: tabWidth(row), height: 20, rx: 10 });
   const node = {
     id: `run${row.first}`,
     kind: "run",
@@ -218,7 +209,7 @@ function drawFrame(row) {
   };
   const tab = s(
     "text",
-    { class: "small start", x: tabX + 12, y: row.y + 19 },
+    { class: "small start", x: FRAME.tab + 12, y: row.y + 19 },
     s("tspan", { class: "times" }, `\u00d7${row.count}`),
   );
   tab.append(
@@ -237,31 +228,19 @@ function drawBracket(bracket) {
 
 function drawEnds() {
   const { input, output, ends, cards } = state.layout;
-  const part = view.module !== null;
-  const before = part && view.module > 0 ? `from module ${view.module - 1}` : "input";
-  const behind = part && view.module < data.modules.length - 1 ? `to module ${view.module + 1}` : "output";
-  const shapes = part ? [data.modules[view.module].input, data.modules[view.module].output] : [data.input, data.output];
-  const end = (y, word, shape) =>
+  const [before, behind] = endWords();
+  const box = { x: -ends.width / 2, y: -ends.height / 2, width: ends.width, height: ends.height, rx: ends.height / 2 };
+  const end = (y, words) =>
     s(
       "g",
       { class: "end dims", transform: `translate(0 ${y})` },
-      s("rect", {
-        class: "box",
-        x: -ends.width / 2,
-        y: -ends.height / 2,
-        width: ends.width,
-        height: ends.height,
-        rx: ends.height / 2,
-      }),
-      text(0, 4, "small", clip(`${word}  ${sizes(shape)}`, "small", ends.width - 20)),
+      s("rect", { class: "box", ...box }),
+      text(0, 4, "small", clip(words, "small", ends.width - 20)),
     );
-  const first = cards[0];
-  const arrow = s("path", {
-    class: "edge spine dims",
-    d: `M0 ${input + ends.height / 2}V${first.y + (view.kind === "primary" ? CARD.pad : 0)}`,
-    "marker-end": "url(#tip-spine)",
-  });
-  world.append(end(input, before, shapes[0]), arrow, end(output, behind, shapes[1]));
+  const stop = cards[0].y + (view.kind === "primary" ? CARD.pad : 0);
+  const d = `M0 ${input + ends.height / 2}V${stop}`;
+  const arrow = s("path", { class: "edge spine dims", d, "marker-end": "url(#tip-spine)" });
+  world.append(end(input, before), arrow, end(output, behind));
 }
 
 function bounds() {

@@ -2,7 +2,7 @@
 // the other. Alike modules are laid out once.
 
 const CARD = { pad: 16, head: 36, branch: 44, gap: view.kind === "primary" ? 0 : 64 };
-const FRAME = { pad: 14, head: 32 };
+const FRAME = { pad: 14, head: 32, tab: 14 };
 const layouts = new Map();
 
 function dagreLayout(nodes, edges, options) {
@@ -105,7 +105,8 @@ function rowLayout(row) {
 
 function layoutAll() {
   const rows = rowsOf().map(rowLayout);
-  const ends = { width: 150, height: 34 };
+  const wide = Math.max(...endWords().map((words) => widthOf(words, "small")));
+  const ends = { width: Math.min(240, Math.max(150, wide + 28)), height: 34 };
   const nodes = [
     { id: "input", ...ends },
     ...rows.map((row, i) => ({ id: `row${i}`, width: LAYER.width, height: row.height + row.below })),
@@ -117,7 +118,8 @@ function layoutAll() {
   });
   const left = -(LAYER.width / 2 + CARD.pad);
   const needed = rows.flatMap((row) => row.cards.map((card) => Math.max(card.inside.right, left + headWidth(card.k))));
-  const right = Math.max(...needed, 150);
+  const tabs = rows.filter((row) => row.folded).map((row) => FRAME.tab + tabWidth(row));
+  const right = Math.max(...needed, ...tabs, ends.width / 2);
   const cards = rows.flatMap((row) => row.cards.map((card) => Object.assign(card, { y: card.y + row.y })));
   return {
     rows,
@@ -129,6 +131,21 @@ function layoutAll() {
     ends,
     brackets: bracketsOf(cards),
   };
+}
+
+// What stands before the first module and behind the last one that is drawn.
+function endWords() {
+  const k = view.module;
+  if (k === null) return [`input  ${sizes(data.input)}`, `output  ${sizes(data.output)}`];
+  const { input, output } = data.modules[k];
+  const before = k > 0 ? `from module ${k - 1}` : "input";
+  const behind = k < data.modules.length - 1 ? `to module ${k + 1}` : "output";
+  return [`${before}  ${sizes(input)}`, `${behind}  ${sizes(output)}`];
+}
+
+function tabWidth(row) {
+  const last = row.first + row.period * row.count - 1;
+  return 30 + widthOf(`\u00d7${row.count}   modules ${row.first}\u2013${last} are alike   unfold`, "small");
 }
 
 // A card is as wide as its head needs, within reason.

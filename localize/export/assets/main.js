@@ -186,7 +186,9 @@ function start() {
   listenToSearch();
   // Beside the graph there is an overview, if there is room for both.
   const { x, right } = bounds();
-  if (stageSize().width - 372 > 0.85 * (right - x) + 32) showPanel(aboutDetails(), false);
+  if (stageSize().width - 372 > 0.85 * (right - x) + 32) {
+    showPanel(view.module === null ? aboutDetails() : moduleDetails(view.module), false);
+  }
   drawChart();
   fitStart();
   prefersDark.addEventListener("change", () => setTheme(null));
