@@ -72,10 +72,12 @@ class Chromium:
         os.close(self._out)
         os.close(self._in)
         for number in (signal.SIGTERM, signal.SIGKILL):
-            for _ in range(50):
+            os.killpg(self._process, number)
+            end = time.monotonic() + 5
+            while time.monotonic() < end:
                 if os.waitpid(self._process, os.WNOHANG)[0]:
                     return
-                os.killpg(self._process, number) if _ == 0 else time.sleep(0.05)
+                time.sleep(0.02)
 
     def open(self, page: Path, *, width: int = 1400, height: int = 900, dark: bool = False, ready: str = "1") -> None:
         """Opens a file in a window of this size; nothing of an earlier page is remembered."""

@@ -39,6 +39,27 @@ def densenet() -> LocalGraphModule:
     return localize(model, d=2, example_inputs=torch.zeros(2, 3, 64, 64), max_cut=8, seed=0)
 
 
+class Scaled(nn.Module):
+    """Alike blocks, each with a parameter that the model itself holds, in a list and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(6))
+        self.scales = nn.ParameterList(torch.ones(8, 1, 1) for _ in range(6))
+        self.shift_2, self.shift_4 = (nn.Parameter(torch.zeros(8, 1, 1)) for _ in range(2))
+        self.unused = nn.Parameter(torch.zeros(5))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        for i, (block, scale) in enumerate(zip(self.blocks, self.scales, strict=True)):
+            x = (block(x) * scale).relu()
+            if i in (2, 4):
+                x = x + getattr(self, f"shift_{i}")
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
 CASES: dict[str, Callable[[], LocalGraphModule]] = {
     "auglocal": lambda: resnet(20, "auglocal", d=2),
     "recomputed": lambda: resnet(14, "auglocal", d=2, recompute=True),
@@ -49,6 +70,7 @@ CASES: dict[str, Callable[[], LocalGraphModule]] = {
     "bp": lambda: resnet(14, "bp"),
     "mlaan": lambda: resnet(8, "mlaan", modules=3),
     "vit": vit,
+    "parameters of the root": lambda: localize(Scaled(), d=2, example_inputs=EXAMPLE, seed=0),
     "densenet, wide cuts": densenet,
     "maps": lambda: localize(Segmenter((32, 32)), d=2, example_inputs=torch.zeros(2, 3, 32, 32), seed=0),
 }

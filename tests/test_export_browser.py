@@ -71,11 +71,17 @@ class Pages:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.made: dict[str, Any] = {}
+
+    def local(self, name: str) -> Any:
+        if name not in self.made:
+            self.made[name] = MAKE[name]()
+        return self.made[name]
 
     def __call__(self, name: str, **view: Any) -> Path:
         path = self.folder / f"{name}{'-'.join(f'{k}{v}' for k, v in view.items())}.html"
         if not path.exists():
-            path.write_bytes(page(Request(MAKE[name](), View(**view))))
+            path.write_bytes(page(Request(self.local(name), View(**view))))
         return path
 
 
@@ -175,7 +181,7 @@ def test_a_single_module(browser: Chromium, pages: Pages) -> None:
 
 
 def test_a_click_opens_details(browser: Chromium, pages: Pages) -> None:
-    local = MAKE["resnet"]()
+    local = pages.local("resnet")
     browser.open(pages("resnet"))
     browser.pointer(*centre(browser, "m1"), click=True)
     found = facts(browser)
@@ -245,6 +251,47 @@ def test_folding(browser: Chromium, pages: Pages) -> None:
     browser.evaluate("document.getElementById('fold').click()")
     assert count(browser, ".module-card") == 50
     assert browser.evaluate(OVERLAPS) == []
+    assert browser.complaints == []
+
+
+PRESS_EVERYTHING = """
+(async () => {
+  for (const id of [...document.querySelectorAll("#world .node")].map((node) => node.id)) {
+    const node = document.getElementById(id);
+    if (!node) continue;
+    node.dispatchEvent(new PointerEvent("pointerover", { bubbles: true, clientX: 300, clientY: 300 }));
+    node.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+    const link = document.querySelector("#panel .link:last-child");
+    if (link) link.click();
+  }
+  const chart = document.querySelector(".chart");
+  const { left, top, width } = chart.getBoundingClientRect();
+  for (let x = 0; x < width; x += 40) {
+    chart.dispatchEvent(new PointerEvent("pointermove", { clientX: left + x, clientY: top + 20 }));
+    chart.dispatchEvent(new MouseEvent("click", { clientX: left + x, clientY: top + 20 }));
+  }
+  for (const name of ["fold", "about", "whole", "in", "out", "theme"]) document.getElementById(name).click();
+  for (const key of ["End", "ArrowRight", "ArrowUp", "Home", "ArrowLeft", "Enter", "Escape"]) {
+    const current = document.querySelector("#world [tabindex='0']");
+    current.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  }
+})()
+"""
+
+
+@pytest.mark.parametrize("name", ["deep", "mlaan", "groups"])
+def test_everything_can_be_pressed(browser: Chromium, pages: Pages, name: str) -> None:
+    browser.open(pages(name))
+    browser.evaluate(PRESS_EVERYTHING)
+    browser.settle()
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize("kind", ["primary", "local", "auxiliary", "full"])
+def test_everything_of_one_module_can_be_pressed(browser: Chromium, pages: Pages, kind: str) -> None:
+    browser.open(pages("mlaan", kind=kind, module=2))
+    browser.evaluate(PRESS_EVERYTHING)
+    browser.settle()
     assert browser.complaints == []
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from localize.export.page_data import page_data
 from localize.export.request import Request
 
-SCRIPTS = ("words", "content", "layout", "draw", "viewport", "reach", "walk", "details", "chart", "main")
+SCRIPTS = ("words", "content", "layout", "draw", "viewport", "reach", "walk", "details", "about", "chart", "main")
 """In order; they share one scope."""
 STYLES = ("theme", "page", "graph")
 

@@ -49,11 +49,16 @@ def dry_run_of(local: LocalGraphModule, settings: Settings) -> DryRun:
 
 def is_composable(local: LocalGraphModule, settings: Settings) -> bool:
     """Whether modules are isolated, and the step can be run without a copy of the model."""
-    cascades = any(module.cascade for module in local.plan.modules)
-    usual = local.output_criterion is None and settings.step == "batch" and settings.dtype is None
+    if local.output_criterion is not None or settings.step != "batch" or settings.dtype is not None:
+        return False
+    modules = list(local.modules())
     # Hooks are silent while the model itself runs; these compute weights.
-    hooks = (hook for module in local.modules() for hook in module._forward_pre_hooks.values())
-    return usual and not cascades and not any(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks)
+    hooks = [hook for module in modules for hook in module._forward_pre_hooks.values()]
+    return not (
+        any(module.cascade for module in local.plan.modules)
+        or any(isinstance(module, torch.jit.ScriptModule) for module in modules)  # their tensors cannot be exchanged
+        or any(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks)
+    )
 
 
 @dataclass(slots=True)
@@ -115,10 +120,16 @@ class ComposedRun(DryRun):
             if None not in self._last.outputs:
                 seen[form] = self._last
         self._held = None
-        # Parameters that no loss reaches have no gradient, and no state.
-        parameters = [self._stand_ins[id(p)] for p in trained if id(p) in self._stand_ins]
+        # Without what no loss reaches in modules that did not run: it has no gradient, and no state.
+        parameters = [self._stand_in(p) for p in trained if id(p) in self._stand_ins]
         gradients = sum(bytes_of([p.grad]) for p in parameters)
         return gradients, self._update(timeline, len(replica.local_modules), parameters) if parameters else 0
+
+    def _stand_in(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The fake whose gradient is of the form that this one's would be."""
+        while id(parameter) in self._stand_ins:
+            parameter = self._stand_ins[id(parameter)]
+        return parameter
 
     def _form(self, module: LocalModule, values: dict[str, Any], x: Tensor) -> Hashable:
         """All that a module's events follow from."""
@@ -172,18 +183,19 @@ class ComposedRun(DryRun):
 
     def _fill(self, timeline: Timeline, module: LocalModule) -> None:
         """Puts fakes in place of all that a module runs with; they are counted already."""
-        index, owners = module.plan.index, []
-        originals = self.replica.parameters_of(index)
+        owners = []
         for owner in _owners(module, self.replica.criterion):
             if id(owner) not in self._filled:
                 self._filled.add(id(owner))
                 owners.append(owner)
+        originals = [(owner, dict(owner._parameters)) for owner in owners]
         with _disable_current_modes(), self.mode:
             fakes = fill(owners)
         counted = timeline.live
         timeline.track(fakes)
         timeline.live = counted
-        self._stand_ins |= {id(old): new for old, new in zip(originals, self.replica.parameters_of(index), strict=True)}
+        for owner, before in originals:
+            self._stand_ins |= {id(p): owner._parameters[name] for name, p in before.items() if p is not None}  # type: ignore[misc]
 
     def _skip(self, timeline: Timeline, module: LocalModule, values: dict[str, Any], seen: _Seen) -> None:
         """Does to memory what a module like it has done."""
@@ -203,7 +215,7 @@ class ComposedRun(DryRun):
                     values[name] = output.make()
         timeline.live, self._last = seen.end + shift, seen
         pairs = zip(replica.parameters_of(index), replica.parameters_of(seen.index), strict=True)
-        self._stand_ins |= {id(own): other for own, other in pairs}
+        self._stand_ins |= {id(own): other for own, other in pairs if own is not other}
 
 
 @dataclass(frozen=True, slots=True)

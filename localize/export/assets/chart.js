@@ -5,7 +5,9 @@ const chart = { box: byId("memory"), band: null, cross: null, read: null, plot: 
 function drawChart() {
   const memory = data.memory;
   if (memory.why) {
-    chart.box.replaceChildren(h("p", { class: "why" }, h("strong", {}, "Memory over a step is not known: "), clean(memory.why)));
+    chart.box.replaceChildren(
+      h("p", { class: "why" }, h("strong", {}, "Memory over a step is not known: "), clean(memory.why)),
+    );
     return;
   }
   const width = Math.max(280, chart.box.clientWidth - 32);
@@ -16,7 +18,14 @@ function drawChart() {
   chart.plot = plot;
   chart.band = s("rect", { class: "band", y: plot.top, height: plot.height - plot.top - plot.bottom, width: 0 });
   chart.cross = s("line", { class: "cross", y1: plot.top, y2: plot.height - plot.bottom, visibility: "hidden" });
-  const picture = s("svg", { class: "chart", width, height: plot.height, viewBox: `0 0 ${width} ${plot.height}`, role: "img", "aria-label": chartWords() });
+  const picture = s("svg", {
+    class: "chart",
+    width,
+    height: plot.height,
+    viewBox: `0 0 ${width} ${plot.height}`,
+    role: "img",
+    "aria-label": chartWords(),
+  });
   picture.append(...axes(plot), chart.band, ...borders(plot), areaOf(memory.own, plot));
   if (memory.bp) picture.append(s("path", { class: "line bp", d: lineOf(memory.bp, plot) }));
   picture.append(s("path", { class: "line own", d: lineOf(memory.own, plot) }), ...peaks(plot), chart.cross);
@@ -39,8 +48,14 @@ function legendOf(memory) {
   const ratio = memory.bp ? `, ${percent(memory.own.peak / memory.bp.peak)} of backpropagation` : "";
   const own = h("span", { class: "key own" }, `${clean(data.method)}: peak ${bytes(memory.own.peak)}${ratio}`);
   const bp = memory.bp ? h("span", { class: "key bp" }, `backpropagation: peak ${bytes(memory.bp.peak)}`) : null;
-  const missing = memory.whyNot ? h("span", { class: "key none" }, `backpropagation: not known, ${clean(memory.whyNot)}`) : null;
-  const about = h("span", { class: "about" }, `batch ${memory.batch}, ${clean(memory.dtype)}, ${clean(memory.optimizer)}`);
+  const missing = memory.whyNot
+    ? h("span", { class: "key none" }, `backpropagation: not known, ${clean(memory.whyNot)}`)
+    : null;
+  const about = h(
+    "span",
+    { class: "about" },
+    `batch ${memory.batch}, ${clean(memory.dtype)}, ${clean(memory.optimizer)}`,
+  );
   return h("p", { class: "keys" }, h("strong", {}, "Memory over a training step"), own, bp || "", missing || "", about);
 }
 
@@ -50,7 +65,13 @@ function axes(plot) {
   for (let value = 0; value < plot.most; value += step) {
     const y = plot.y(value);
     found.push(s("line", { class: "grid", x1: plot.left, x2: plot.width - plot.right, y1: y, y2: y }));
-    found.push(s("text", { class: "tick end", x: plot.left - 8, y: y + 3.5 }, value ? bytes(value).replace(/\.0+(?=\D)|(\.\d*?)0+(?=\D)/, "$1") : "0"));
+    found.push(
+      s(
+        "text",
+        { class: "tick end", x: plot.left - 8, y: y + 3.5 },
+        value ? bytes(value).replace(/\.0+(?=\D)|(\.\d*?)0+(?=\D)/, "$1") : "0",
+      ),
+    );
   }
   for (const share of [0, 0.25, 0.5, 0.75, 1]) {
     const anchor = share === 0 ? "start" : share === 1 ? "end" : "middle";
@@ -66,24 +87,49 @@ function niceStep(rough) {
 
 function lineOf(course, plot) {
   const last = course.live.length;
-  return course.live.map((value, i) => `${i ? "L" : "M"}${plot.x((i + 0.5) / last).toFixed(1)} ${plot.y(value).toFixed(1)}`).join("");
+  return course.live
+    .map((value, i) => `${i ? "L" : "M"}${plot.x((i + 0.5) / last).toFixed(1)} ${plot.y(value).toFixed(1)}`)
+    .join("");
 }
 
 function areaOf(course, plot) {
   const base = plot.y(0);
-  return s("path", { class: "area own", d: `M${plot.x(0)} ${base}${lineOf(course, plot).replace(/^M/, "L")}L${plot.x(1)} ${base}Z` });
+  return s("path", {
+    class: "area own",
+    d: `M${plot.x(0)} ${base}${lineOf(course, plot).replace(/^M/, "L")}L${plot.x(1)} ${base}Z`,
+  });
 }
 
 function borders(plot) {
   const { own } = data.memory;
   const starts = own.spans.filter(([, phase]) => phase === "f").map((span) => span[2]);
-  return starts.map((start) => s("line", { class: "border", x1: plot.x(start / own.operations), x2: plot.x(start / own.operations), y1: plot.height - plot.bottom, y2: plot.height - plot.bottom + 4 }));
+  return starts.map((start) =>
+    s("line", {
+      class: "border",
+      x1: plot.x(start / own.operations),
+      x2: plot.x(start / own.operations),
+      y1: plot.height - plot.bottom,
+      y2: plot.height - plot.bottom + 4,
+    }),
+  );
 }
 
 function peaks(plot) {
   const { own, bp } = data.memory;
-  const both = bp ? [["bp", bp], ["own", own]] : [["own", own]];
-  return both.map(([kind, course]) => s("circle", { class: `peak ${kind}`, cx: plot.x((course.peakAt + 0.5) / course.operations), cy: plot.y(course.peak), r: 3.5 }));
+  const both = bp
+    ? [
+        ["bp", bp],
+        ["own", own],
+      ]
+    : [["own", own]];
+  return both.map(([kind, course]) =>
+    s("circle", {
+      class: `peak ${kind}`,
+      cx: plot.x((course.peakAt + 0.5) / course.operations),
+      cy: plot.y(course.peak),
+      r: 3.5,
+    }),
+  );
 }
 
 // Marks a module's part of the step; of a folded one those of all that it stands for.
@@ -114,9 +160,13 @@ function spanAt(share) {
 function listenToChart(picture) {
   const shareOf = (event) => {
     const { left, right, width } = chart.plot;
-    return Math.min(1, Math.max(0, (event.clientX - picture.getBoundingClientRect().left - left) / (width - left - right)));
+    return Math.min(
+      1,
+      Math.max(0, (event.clientX - picture.getBoundingClientRect().left - left) / (width - left - right)),
+    );
   };
-  const valueAt = (course, share) => course.live[Math.min(course.live.length - 1, Math.floor(share * course.live.length))];
+  const valueAt = (course, share) =>
+    course.live[Math.min(course.live.length - 1, Math.floor(share * course.live.length))];
   picture.addEventListener("pointermove", (event) => {
     const share = shareOf(event);
     const [k, phase] = spanAt(share);
@@ -126,10 +176,13 @@ function listenToChart(picture) {
     if (!update) {
       markChart(k);
       const shown = shownFor(k);
-      const target = state.nodes.get(`m${shown}`) || state.nodes.get(state.order.find((id) => state.nodes.get(id).module === shown));
+      const target =
+        state.nodes.get(`m${shown}`) || state.nodes.get(state.order.find((id) => state.nodes.get(id).module === shown));
       if (target) target.element.classList.add("source");
     }
-    const what = update ? "update of all parameters" : `module ${k}, ${clean(data.modules[k].name)}, ${phase === "f" ? "forward" : phase === "b" ? "backward" : "update"}`;
+    const what = update
+      ? "update of all parameters"
+      : `module ${k}, ${clean(data.modules[k].name)}, ${phase === "f" ? "forward" : phase === "b" ? "backward" : "update"}`;
     chart.read.textContent = `${percent(share)} of the step: ${what}: ${bytes(valueAt(own, share))}${bp ? `; backpropagation: ${bytes(valueAt(bp, share))}` : ""}`;
     chart.cross.setAttribute("x1", chart.plot.x(share));
     chart.cross.setAttribute("x2", chart.plot.x(share));
@@ -142,7 +195,9 @@ function listenToChart(picture) {
   picture.addEventListener("click", (event) => {
     const [k] = spanAt(shareOf(event));
     const shown = k < data.modules.length ? shownFor(k) : null;
-    const id = state.nodes.has(`m${shown}`) ? `m${shown}` : state.order.find((each) => state.nodes.get(each).module === shown);
+    const id = state.nodes.has(`m${shown}`)
+      ? `m${shown}`
+      : state.order.find((each) => state.nodes.get(each).module === shown);
     if (!id) return;
     bringIntoView(id, true);
     activate(id, false);

@@ -4,36 +4,63 @@ const view = data.view;
 const SMALL = 42;
 
 const layerName = (index) => clean(data.layers[index].name) || `layer ${index}`;
-const rangeOf = (list) => (list.length > 1 ? `layers ${list[0]}\u2013${list[list.length - 1]}` : list.length ? `layer ${list[0]}` : "");
+const rangeOf = (list) =>
+  list.length > 1 ? `layers ${list[0]}\u2013${list[list.length - 1]}` : list.length ? `layer ${list[0]}` : "";
 
 const layerWords = (i) => [clean(data.layers[i].type), sizes(data.layers[i].output)].filter(Boolean).join("  ");
 
 // All boxes on the spine are as wide as the widest needs, within reason.
-const LAYER = { width: Math.round(Math.min(236, Math.max(150, ...data.layers.map((_, i) => 26 + Math.max(widthOf(layerName(i), "name"), widthOf(layerWords(i), "small")))))), height: 42 };
+const LAYER = {
+  width: Math.round(
+    Math.min(
+      236,
+      Math.max(
+        150,
+        ...data.layers.map((_, i) => 26 + Math.max(widthOf(layerName(i), "name"), widthOf(layerWords(i), "small"))),
+      ),
+    ),
+  ),
+  height: 42,
+};
 
 function spineBoxes(k) {
   const module = data.modules[k];
   if (view.kind === "local" || view.kind === "auxiliary") {
     const parts = [rangeOf(module.layers), module.last ? "classifier" : ""].filter(Boolean).join(" + ");
-    return [{ id: `m${k}.box`, kind: "box", module: k, title: clean(module.name), sub: `${parts} \u2192 ${sizes(module.output)}` }];
+    return [
+      {
+        id: `m${k}.box`,
+        kind: "box",
+        module: k,
+        title: clean(module.name),
+        sub: `${parts} \u2192 ${sizes(module.output)}`,
+      },
+    ];
   }
   const boxes = module.layers.map((i) => {
     return { id: `m${k}.l${i}`, kind: "layer", module: k, layer: i, title: layerName(i), sub: layerWords(i) };
   });
-  if (module.last) boxes.push({ id: `m${k}.c`, kind: "classifier", module: k, title: "classifier", sub: `\u2192 ${sizes(data.output)}` });
+  if (module.last)
+    boxes.push({
+      id: `m${k}.c`,
+      kind: "classifier",
+      module: k,
+      title: "classifier",
+      sub: `\u2192 ${sizes(data.output)}`,
+    });
   return boxes;
 }
 
 const KINDS = { copy: "copy of", leap: "copy that follows", twin: "copy and twin of", free: "copy of" };
 const SHORT = { copy: "copy", leap: "follows", twin: "twins", free: "copy" };
 
-function blockNode(id, k, role, block) {
+function blockNode(block) {
   const change = block.in === block.out ? `${block.out} ch` : `${block.in}\u2009\u2192\u2009${block.out} ch`;
   const halving = block.stride > 1 ? `, 1/${block.stride}` : "";
   const title = block.source === null ? clean(block.kind) : layerName(block.source);
   const how = block.source === null ? "" : `${SHORT[block.kind] || "copy"}  `;
   const sub = `${block.adapter ? "adapter, " : ""}${how}${change}${halving}`;
-  return { id, kind: "block", module: k, role, block, source: block.source, title, sub };
+  return { kind: "block", block, source: block.source, title, sub };
 }
 
 function lossNode(k, role, loss) {
@@ -41,50 +68,54 @@ function lossNode(k, role, loss) {
   const network = loss.network;
   const name = module.last ? data.outputCriterion : data.criterion;
   const own = loss.weight * (network ? network.weight : 1);
-  const terms = network ? network.terms.map((term) => `${weight(loss.weight * term.weight)} \u00b7 ${clean(term.name)}`) : [];
+  const terms = network
+    ? network.terms.map((term) => `${weight(loss.weight * term.weight)} \u00b7 ${clean(term.name)}`)
+    : [];
   const groups = network && network.groups.length ? ` of ${network.groups.length} groups` : "";
   const sub = [`${own === 1 ? "" : `${weight(own)} \u00b7 `}${clean(name)}${groups}`, ...terms].join(" + ");
   const title = role === "cascade" ? "cascaded loss" : module.last ? "output loss" : "local loss";
   return { id: `m${k}.${role}.loss`, kind: "loss", module: k, role, title, sub };
 }
 
+const arrows = (words) => clean(words).replace(/ > /g, " \u203a ");
+
 // Nodes and edges of one loss with its auxiliary network; "in" is the output of the module's last layer.
 function lossGraph(k, role, loss) {
-  const at = `m${k}.${role}`;
   const network = loss.network;
   const end = lossNode(k, role, loss);
   if (!network || view.kind === "local") return { nodes: [end], edges: [["in", end.id]] };
-  const nodes = [];
-  const edges = [];
-  const add = (node, after) => {
-    nodes.push(node);
-    edges.push([after, node.id]);
-    return node.id;
+  const graph = { nodes: [], edges: [] };
+  const add = (part, node, after) => {
+    const made = { id: `m${k}.${role}.${part}`, module: k, role, ...node };
+    graph.nodes.push(made);
+    graph.edges.push([after, made.id]);
+    return made.id;
   };
   let start = "in";
   if (network.merged.length) {
     const sub = `${plural(network.merged.length, "more tensor")} of the cut`;
-    start = add({ id: `${at}.merge`, kind: "merge", module: k, role, title: "merge", sub }, "in");
+    start = add("merge", { kind: "merge", title: "merge", sub }, "in");
   }
-  const count = Math.max(1, network.groups.length);
-  const ends = [];
-  for (let g = 0; g < count; g += 1) {
-    const group = network.groups.length ? g : null;
-    let last = start;
-    network.blocks.forEach((block, i) => {
-      last = add({ ...blockNode(`${at}.g${g}.b${i}`, k, role, block), group }, last);
-    });
-    const title = group === null ? "head" : `head, group ${g}`;
-    last = add({ id: `${at}.g${g}.head`, kind: "head", module: k, role, group, title, sub: clean(network.head).replace(/ > /g, " \u203a ") }, last);
-    ends.push(last);
-  }
+  const groups = network.groups.length ? network.groups.map((_, g) => g) : [null];
+  const ends = groups.map((group) => addChain(add, network, group, start));
   network.terms.forEach((term, i) => {
     if (!term.network) return;
-    ends.push(add({ id: `${at}.t${i}`, kind: "term", module: k, role, term, title: clean(term.name), sub: clean(term.network).replace(/ > /g, " \u203a ") }, start));
+    ends.push(add(`t${i}`, { kind: "term", term, title: clean(term.name), sub: arrows(term.network) }, start));
   });
-  nodes.push(end);
-  ends.forEach((id) => edges.push([id, end.id]));
-  return { nodes, edges };
+  graph.nodes.push(end);
+  ends.forEach((id) => graph.edges.push([id, end.id]));
+  return graph;
+}
+
+// Hidden blocks and head, of one group of channels if there are groups; returns the head's id.
+function addChain(add, network, group, start) {
+  const at = `g${group === null ? 0 : group}`;
+  let last = start;
+  network.blocks.forEach((block, i) => {
+    last = add(`${at}.b${i}`, { ...blockNode(block), group }, last);
+  });
+  const title = group === null ? "head" : `head, group ${group}`;
+  return add(`${at}.head`, { kind: "head", group, title, sub: arrows(network.head) }, last);
 }
 
 function branchesOf(k) {
@@ -110,7 +141,9 @@ function rowsOf() {
   const rows = [];
   for (const [first, period, count] of data.runs) {
     if (folding && count > 1 && !unfolded.has(first)) rows.push({ first, period, count, folded: true });
-    else for (let k = first; k < first + period * count; k += 1) rows.push({ first: k, period: 1, count: 1, folded: false });
+    else
+      for (let k = first; k < first + period * count; k += 1)
+        rows.push({ first: k, period: 1, count: 1, folded: false });
   }
   return rows;
 }

@@ -4,23 +4,42 @@ const panel = byId("panel");
 
 function table(rows) {
   const list = h("dl", { class: "facts" });
-  rows.filter((row) => row && row[1] !== "" && row[1] !== null && row[1] !== undefined).forEach(([name, value]) => list.append(h("dt", {}, name), h("dd", {}, value)));
+  rows
+    .filter((row) => row && row[1] !== "" && row[1] !== null && row[1] !== undefined)
+    .forEach(([name, value]) => list.append(h("dt", {}, name), h("dd", {}, value)));
   return list;
 }
 
 function names(title, list) {
   if (!list.length) return null;
-  return h("details", {}, h("summary", {}, `${title} (${list.length})`), h("ul", { class: "names" }, ...list.map((name) => h("li", {}, clean(name)))));
+  return h(
+    "details",
+    {},
+    h("summary", {}, `${title} (${list.length})`),
+    h("ul", { class: "names" }, ...list.map((name) => h("li", {}, clean(name)))),
+  );
 }
 
 function code(title, source, open) {
   if (!source) return null;
-  const lines = source.split("\n").map((line) => line.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, "\ufffd"));
-  return h("details", { open: Boolean(open) }, h("summary", {}, title), h("pre", { class: "code", tabindex: "0" }, lines.join("\n")));
+  const lines = source
+    .split("\n")
+    .map((line) =>
+      line.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, "\ufffd"),
+    );
+  return h(
+    "details",
+    { open: Boolean(open) },
+    h("summary", {}, title),
+    h("pre", { class: "code", tabindex: "0" }, lines.join("\n")),
+  );
 }
 
 const blockWords = (block) => {
-  const what = block.source === null ? clean(block.kind) : `${KINDS[block.kind] || "copy of"} layer ${block.source}, ${layerName(block.source)}`;
+  const what =
+    block.source === null
+      ? clean(block.kind)
+      : `${KINDS[block.kind] || "copy of"} layer ${block.source}, ${layerName(block.source)}`;
   const size = block.stride > 1 ? ` at 1/${block.stride} of the size` : "";
   return `${what}: ${block.in} \u2192 ${block.out} channels${size}${block.projection ? ", shortcut with a projection" : ""}${block.adapter ? `, behind an adapter (${clean(block.adapter)})` : ""}`;
 };
@@ -28,8 +47,14 @@ const blockWords = (block) => {
 function networkFacts(title, loss, k) {
   const network = loss.network;
   if (!network) return null;
-  const steps = [...network.merged.map((words) => `merge: ${clean(words)}`), ...network.blocks.map(blockWords), `head: ${clean(network.head).replace(/ > /g, " \u203a ")}`];
-  const terms = network.terms.map((term) => `${weight(term.weight)} \u00b7 ${clean(term.name)}${term.network ? `: ${clean(term.network).replace(/ > /g, " \u203a ")}` : ""}`);
+  const steps = [
+    ...network.merged.map((words) => `merge: ${clean(words)}`),
+    ...network.blocks.map(blockWords),
+    `head: ${arrows(network.head)}`,
+  ];
+  const terms = network.terms.map(
+    (term) => `${weight(term.weight)} \u00b7 ${clean(term.name)}${term.network ? `: ${arrows(term.network)}` : ""}`,
+  );
   return h(
     "section",
     {},
@@ -38,12 +63,24 @@ function networkFacts(title, loss, k) {
       ["depth", `d = ${network.depth}`],
       ["parameters", si(network.params)],
       ["MACs", si(network.macs)],
-      ["share", data.modules[k].params ? `${weight(network.params / data.modules[k].params)} times the module's own parameters` : ""],
-      ["groups", network.groups.length ? `${network.groups.length}, of channels ${network.groups.map((group) => group.join(", ")).join(" | ")}` : ""],
+      [
+        "share",
+        data.modules[k].params
+          ? `${weight(network.params / data.modules[k].params)} times the module's own parameters`
+          : "",
+      ],
+      [
+        "groups",
+        network.groups.length
+          ? `${network.groups.length}, of channels ${network.groups.map((group) => group.join(", ")).join(" | ")}`
+          : "",
+      ],
       ["weight", loss.weight * network.weight === 1 ? "" : weight(loss.weight * network.weight)],
     ]),
     h("ol", { class: "steps" }, ...steps.map((words) => h("li", {}, words))),
-    terms.length ? table([["further terms", h("ul", { class: "plain" }, ...terms.map((words) => h("li", {}, words)))]]) : null,
+    terms.length
+      ? table([["further terms", h("ul", { class: "plain" }, ...terms.map((words) => h("li", {}, words)))]])
+      : null,
   );
 }
 
@@ -70,7 +107,12 @@ function moduleDetails(k) {
       ["consists of", parts],
       ["input", sizes(module.input)],
       ["output", sizes(module.output)],
-      ["cut", module.crossing.length ? `${plural(module.crossing.length, "tensor")}, detached: ${module.crossing.map(sizes).join(", ")}` : "none, the last module"],
+      [
+        "cut",
+        module.crossing.length
+          ? `${plural(module.crossing.length, "tensor")}, detached: ${module.crossing.map(sizes).join(", ")}`
+          : "none, the last module",
+      ],
       ["parameters", si(module.params)],
       ["MACs", si(module.macs)],
       ["activations", `${bytes(module.bytes)} a sample`],
@@ -88,13 +130,27 @@ function moduleDetails(k) {
 
 function cascadeFacts(k) {
   const { cascade } = data.modules[k];
-  const where = cascade.reaches.length ? `modules ${cascade.reaches[0]} to ${k}` : `module ${k} alone: nothing is before it`;
-  return h("div", {}, networkFacts("Auxiliary network of the cascaded loss", cascade, k), table([["cascaded loss", `${weight(cascade.weight)} of it, reaches ${where}`]]), names("Parameters it reaches in earlier modules", cascade.parameters));
+  const where = cascade.reaches.length
+    ? `modules ${cascade.reaches[0]} to ${k}`
+    : `module ${k} alone: nothing is before it`;
+  return h(
+    "div",
+    {},
+    networkFacts("Auxiliary network of the cascaded loss", cascade, k),
+    table([["cascaded loss", `${weight(cascade.weight)} of it, reaches ${where}`]]),
+    names("Parameters it reaches in earlier modules", cascade.parameters),
+  );
 }
 
 function layerDetails(node) {
   const layer = data.layers[node.layer];
-  const copied = data.modules.map((module, k) => ({ module, k })).filter(({ module }) => [module.own.network, module.cascade && module.cascade.network].some((network) => network && network.blocks.some((block) => block.source === node.layer)));
+  const copied = data.modules
+    .map((module, k) => ({ module, k }))
+    .filter(({ module }) =>
+      [module.own.network, module.cascade && module.cascade.network].some(
+        (network) => network && network.blocks.some((block) => block.source === node.layer),
+      ),
+    );
   return [
     h("p", { class: "kind" }, `local layer ${node.layer}, in module ${node.module}`),
     h("h2", {}, layerName(node.layer)),
@@ -105,7 +161,12 @@ function layerDetails(node) {
       ["parameters", si(layer.params)],
       ["MACs", si(layer.macs)],
       ["activations", `${bytes(layer.bytes)} a sample`],
-      ["copied by", copied.length ? `auxiliary networks of ${plural(copied.length, "module")}: ${spans(copied.map(({ k }) => k))}` : ""],
+      [
+        "copied by",
+        copied.length
+          ? `auxiliary networks of ${plural(copied.length, "module")}: ${spans(copied.map(({ k }) => k))}`
+          : "",
+      ],
     ]),
     code(`Generated code of module ${node.module}`, data.modules[node.module].code, true),
   ];
@@ -125,39 +186,69 @@ function spans(list) {
 function partDetails(node) {
   const module = data.modules[node.module];
   const loss = node.role === "cascade" ? module.cascade : module.own;
-  const reach = node.kind === "loss" ? [...(node.role === "cascade" ? module.cascade.parameters : []), ...module.parameters] : [];
-  const source = node.kind === "block" && node.source !== null ? data.layers[node.source] : null;
+  const isLoss = node.kind === "loss";
+  const reach = node.role === "cascade" ? [...module.cascade.parameters, ...module.parameters] : module.parameters;
+  const what = isLoss ? "loss" : "auxiliary network";
   return [
-    h("p", { class: "kind" }, `${node.kind === "loss" ? "loss" : "auxiliary network"} of module ${node.module}, ${clean(module.name)}`),
+    h("p", { class: "kind" }, `${what} of module ${node.module}, ${clean(module.name)}`),
     h("h2", {}, node.title),
-    table([
-      ["what", node.kind === "block" ? blockWords(node.block) : node.kind === "term" ? clean(node.term.network).replace(/ > /g, " \u203a ") : node.sub],
-      ["group", node.group === null || node.group === undefined ? "" : `${node.group}, channels ${loss.network.groups[node.group].join(", ")}`],
-      ["parameters", node.kind === "term" ? si(node.term.params) : ""],
-      ["MACs", node.kind === "term" ? si(node.term.macs) : ""],
-      ["computed from", node.kind === "loss" ? clean(data.prediction) : ""],
-      ["reaches", node.kind === "loss" ? (node.role === "cascade" && module.cascade.reaches.length ? `modules ${module.cascade.reaches[0]}\u2013${node.module}` : `module ${node.module} alone`) : ""],
-      ["original", source ? `${layerName(node.source)} ${clean(source.type)}: ${sizes(source.input)} \u2192 ${sizes(source.output)}, ${si(source.params)} parameters` : ""],
-    ]),
-    names("Parameters of the primary it trains", reach),
-    node.kind === "loss" ? null : networkFacts("The whole auxiliary network", loss, node.module),
+    table(isLoss ? lossFacts(node) : partFacts(node, loss)),
+    isLoss ? names("Parameters of the primary it trains", reach) : null,
+    isLoss ? null : networkFacts("The whole auxiliary network", loss, node.module),
     h(
       "p",
       { class: "links" },
-      h("button", { type: "button", class: "link", "data-goto": node.module }, `Module ${node.module}, with its code`),
-      source ? h("button", { type: "button", class: "link", "data-goto": moduleOfLayer(node.source), "data-layer": node.source }, `Layer ${node.source}, the original`) : null,
+      link(`Module ${node.module}, with its code`, node.module, null),
+      isCopy(node) ? link(`Layer ${node.source}, the original`, moduleOfLayer(node.source), node.source) : null,
     ),
   ];
 }
 
+const isCopy = (node) => node.kind === "block" && node.source !== null;
+const link = (words, k, layer) =>
+  h("button", { type: "button", class: "link", "data-goto": k, "data-layer": layer }, words);
+
+function lossFacts(node) {
+  const { cascade } = data.modules[node.module];
+  const beyond = node.role === "cascade" && cascade.reaches.length;
+  return [
+    ["what", node.sub],
+    ["computed from", clean(data.prediction)],
+    ["reaches", beyond ? `modules ${cascade.reaches[0]}\u2013${node.module}` : `module ${node.module} alone`],
+  ];
+}
+
+function partFacts(node, loss) {
+  const { term, group } = node;
+  const words = { block: () => blockWords(node.block), term: () => arrows(term.network) };
+  const facts = [["what", (words[node.kind] || (() => node.sub))()]];
+  if (group !== null && group !== undefined) {
+    facts.push(["group", `${group}, channels ${loss.network.groups[group].join(", ")}`]);
+  }
+  if (term) facts.push(["parameters", si(term.params)], ["MACs", si(term.macs)]);
+  if (isCopy(node)) {
+    const source = data.layers[node.source];
+    facts.push(["original", `${layerName(node.source)}, ${clean(source.type)}, ${si(source.params)} parameters`]);
+    facts.push(["there", `${sizes(source.input)} \u2192 ${sizes(source.output)}`]);
+  }
+  return facts;
+}
+
+function detailsOf(node) {
+  if (node.kind === "layer") return layerDetails(node);
+  return node.role ? partDetails(node) : moduleDetails(node.module);
+}
+
 function openPanel(id, focus) {
-  const node = state.nodes.get(id);
-  const content = node.kind === "module" || node.kind === "box" || node.kind === "run" ? moduleDetails(node.module) : node.kind === "layer" ? layerDetails(node) : node.kind === "classifier" ? moduleDetails(node.module) : partDetails(node);
-  showPanel(content, focus);
+  showPanel(detailsOf(state.nodes.get(id)), focus);
 }
 
 function showPanel(content, focus) {
-  const close = h("button", { type: "button", class: "close", "aria-label": "Close details (Escape)", title: "Close ( Esc )" }, "\u00d7");
+  const close = h(
+    "button",
+    { type: "button", class: "close", "aria-label": "Close details (Escape)", title: "Close ( Esc )" },
+    "\u00d7",
+  );
   panel.replaceChildren(close, ...content.filter(Boolean));
   panel.scrollTop = 0;
   document.body.classList.add("has-panel");

@@ -1,4 +1,4 @@
-// The graph as SVG. Every card has a near form, with all its boxes, and a far form for when boxes are too small to read.
+// The graph as SVG. Every card has a near form, with all its boxes, and a far one for when these are too small to read.
 
 const state = { rows: [], layout: null, nodes: new Map(), cards: [], selected: null, current: null };
 const world = byId("world");
@@ -23,7 +23,13 @@ function draw() {
 }
 
 function label(node) {
-  const words = { layer: "layer", block: "auxiliary block", head: "auxiliary head", term: "loss term network", loss: "loss" };
+  const words = {
+    layer: "layer",
+    block: "auxiliary block",
+    head: "auxiliary head",
+    term: "loss term network",
+    loss: "loss",
+  };
   return `${words[node.kind] ? `${words[node.kind]}: ` : ""}${node.title}${node.sub ? `, ${node.sub}` : ""}, module ${node.module}`;
 }
 
@@ -44,7 +50,13 @@ function drawNode(node) {
   const box = s("rect", { class: "box", x: -width / 2, y: -height / 2, width, height, rx: rounded });
   const title = text(0, node.sub ? -3 : 4, "name", clip(node.title, "name", room));
   const sub = node.sub ? text(0, 13, "small", clip(node.sub, "small", room)) : null;
-  const element = s("g", { class: `node ${node.kind} dims`, transform: `translate(${node.x} ${node.y})` }, box, title, sub);
+  const element = s(
+    "g",
+    { class: `node ${node.kind} dims`, transform: `translate(${node.x} ${node.y})` },
+    box,
+    title,
+    sub,
+  );
   return register(node, element);
 }
 
@@ -52,7 +64,10 @@ function path(points) {
   if (points.length < 3) return `M${points.map((point) => `${point.x} ${point.y}`).join("L")}`;
   let found = `M${points[0].x} ${points[0].y}`;
   for (let i = 1; i < points.length - 1; i += 1) {
-    const end = i === points.length - 2 ? points[i + 1] : { x: (points[i].x + points[i + 1].x) / 2, y: (points[i].y + points[i + 1].y) / 2 };
+    const end =
+      i === points.length - 2
+        ? points[i + 1]
+        : { x: (points[i].x + points[i + 1].x) / 2, y: (points[i].y + points[i + 1].y) / 2 };
     found += `Q${points[i].x} ${points[i].y} ${end.x} ${end.y}`;
   }
   return found;
@@ -61,13 +76,20 @@ function path(points) {
 function drawEdge(edge, k) {
   const role = edge.kind === "aux" ? (edge.role ? "cascade" : "own") : "spine";
   const marker = edge.kind === "aux" ? "url(#tip-aux)" : "url(#tip-spine)";
-  return s("path", { class: `edge ${edge.kind} dims`, "data-part": `m${k}.${role}`, d: path(edge.points), "marker-end": marker });
+  return s("path", {
+    class: `edge ${edge.kind} dims`,
+    "data-part": `m${k}.${role}`,
+    d: path(edge.points),
+    "marker-end": marker,
+  });
 }
 
 function figures(k) {
   const module = data.modules[k];
   const own = `${si(module.params)} params  ${si(module.macs)} MACs`;
-  return module.auxParams && view.kind !== "primary" ? `${own}    auxiliary ${si(module.auxParams)}  ${si(module.auxMacs)}` : own;
+  return module.auxParams && view.kind !== "primary"
+    ? `${own}    auxiliary ${si(module.auxParams)}  ${si(module.auxMacs)}`
+    : own;
 }
 
 function drawCard(card) {
@@ -93,17 +115,41 @@ function drawCard(card) {
   near.append(...inside.edges.map((edge) => drawEdge(edge, k)), ...inside.nodes.map(drawNode));
   const row = state.rows.find((each) => each.folded && k >= each.first && k < each.first + each.period);
   const far = drawFar(card, row ? `${name}  \u00d7${row.count}` : name);
-  const group = s("g", { class: "module-card", transform: `translate(0 ${card.y})`, "data-module": k }, near, far, ...drawWall(card));
+  const group = s(
+    "g",
+    { class: "module-card", transform: `translate(0 ${card.y})`, "data-module": k },
+    near,
+    far,
+    ...drawWall(card),
+  );
   if (primary) state.nodes.delete(`m${k}`);
   world.append(group);
-  state.cards.push({ k, position: state.cards.length, element: group, far, top: card.y, bottom: card.y + card.height + CARD.gap });
+  state.cards.push({
+    k,
+    position: state.cards.length,
+    element: group,
+    far,
+    top: card.y,
+    bottom: card.y + card.height + CARD.gap,
+  });
 }
 
 function drawFar(card, name) {
   const { left, right } = state.layout;
   const middle = card.height / 2;
-  const boxes = card.inside.nodes.filter((node) => node.kind !== "layer" && node.kind !== "classifier" && node.kind !== "box");
-  const spots = boxes.map((node) => s("rect", { class: `spot ${node.kind}`, x: node.x - node.width / 2, y: node.y - 14, width: node.width, height: 28, rx: 6 }));
+  const boxes = card.inside.nodes.filter(
+    (node) => node.kind !== "layer" && node.kind !== "classifier" && node.kind !== "box",
+  );
+  const spots = boxes.map((node) =>
+    s("rect", {
+      class: `spot ${node.kind}`,
+      x: node.x - node.width / 2,
+      y: node.y - 14,
+      width: node.width,
+      height: 28,
+      rx: 6,
+    }),
+  );
   return s(
     "g",
     { class: "far" },
@@ -118,19 +164,30 @@ function drawFar(card, name) {
 function drawWall(card) {
   const { cards, left, right } = state.layout;
   const next = cards[cards.indexOf(card) + 1];
-  const gap = next ? next.y - card.y - card.height : state.layout.output - state.layout.ends.height / 2 - card.y - card.height;
+  const gap = next
+    ? next.y - card.y - card.height
+    : state.layout.output - state.layout.ends.height / 2 - card.y - card.height;
   const start = card.height;
   const module = data.modules[card.k];
   // Without cards the arrow goes from box to box.
   const bare = view.kind === "primary" ? CARD.pad : 0;
-  const arrow = s("path", { class: "edge spine dims", d: `M0 ${start - bare}V${start + gap + (next ? bare : 0)}`, "marker-end": "url(#tip-spine)" });
+  const arrow = s("path", {
+    class: "edge spine dims",
+    d: `M0 ${start - bare}V${start + gap + (next ? bare : 0)}`,
+    "marker-end": "url(#tip-spine)",
+  });
   if (!module.crossing.length || bare) return [arrow];
   const row = state.layout.rows.find((each) => each.cards.includes(card));
   const y = start + 16 + (row.folded && row.cards[row.cards.length - 1] === card ? FRAME.pad + 4 : 0);
   const bar = (from, to) => s("rect", { class: "bar", x: from, y, width: to - from, height: 8, rx: 2 });
   const more = module.crossing.length - 1;
   const words = `${sizes(module.crossing[0])}${more ? `  + ${plural(more, "more tensor")}` : ""}`;
-  const labelled = s("text", { class: "small start crossing", x: 16, y: y + 26 }, words, s("tspan", { class: "detached", dx: 8 }, "detached"));
+  const labelled = s(
+    "text",
+    { class: "small start crossing", x: 16, y: y + 26 },
+    words,
+    s("tspan", { class: "detached", dx: 8 }, "detached"),
+  );
   const wall = s("g", { class: "wall dims", "data-wall": card.k }, bar(left, -13), bar(13, right), labelled);
   return [arrow, wall];
 }
@@ -140,14 +197,25 @@ function drawFrame(row) {
   const last = row.first + row.period * row.count - 1;
   const x = left - FRAME.pad;
   const width = right - left + 2 * FRAME.pad;
-  const words = `\u00d7${row.count}   modules ${row.first}\u2013${last} are alike   unfold`;
   const behind = s("rect", { class: "frame behind", x: x + 6, y: row.y + 6, width, height: row.height, rx: 16 });
   const front = s("rect", { class: "frame", x, y: row.y, width, height: row.height, rx: 16 });
-  const tabX = 14;
-  const box = s("rect", { class: "box", x: tabX, y: row.y + 5, width: widthOf(words, "small") + 30, height: 20, rx: 10 });
-  const node = { id: `run${row.first}`, kind: "run", module: row.first, title: `${row.count} times`, sub: `modules ${row.first} to ${last} are alike; press to unfold` };
-  const tab = s("text", { class: "small start", x: tabX + 12, y: row.y + 19 }, s("tspan", { class: "times" }, `\u00d7${row.count}`));
-  tab.append(s("tspan", { dx: 10 }, `modules ${row.first}\u2013${last} are alike`), s("tspan", { dx: 10, class: "unfold" }, "unfold"));
+  const box = s("rect", { class: "box", x: FRAME.tab, y: row.y + 5, width: tabWidth(row), height: 20, rx: 10 });
+  const node = {
+    id: `run${row.first}`,
+    kind: "run",
+    module: row.first,
+    title: `${row.count} times`,
+    sub: `modules ${row.first} to ${last} are alike; press to unfold`,
+  };
+  const tab = s(
+    "text",
+    { class: "small start", x: FRAME.tab + 12, y: row.y + 19 },
+    s("tspan", { class: "times" }, `\u00d7${row.count}`),
+  );
+  tab.append(
+    s("tspan", { dx: 10 }, `modules ${row.first}\u2013${last} are alike`),
+    s("tspan", { dx: 10, class: "unfold" }, "unfold"),
+  );
   return s("g", { class: "row-frame" }, behind, front, register(node, s("g", { class: "node run" }, box, tab)));
 }
 
@@ -160,25 +228,29 @@ function drawBracket(bracket) {
 
 function drawEnds() {
   const { input, output, ends, cards } = state.layout;
-  const part = view.module !== null;
-  const before = part && view.module > 0 ? `from module ${view.module - 1}` : "input";
-  const behind = part && view.module < data.modules.length - 1 ? `to module ${view.module + 1}` : "output";
-  const shapes = part ? [data.modules[view.module].input, data.modules[view.module].output] : [data.input, data.output];
-  const end = (y, word, shape) =>
+  const [before, behind] = endWords();
+  const box = { x: -ends.width / 2, y: -ends.height / 2, width: ends.width, height: ends.height, rx: ends.height / 2 };
+  const end = (y, words) =>
     s(
       "g",
       { class: "end dims", transform: `translate(0 ${y})` },
-      s("rect", { class: "box", x: -ends.width / 2, y: -ends.height / 2, width: ends.width, height: ends.height, rx: ends.height / 2 }),
-      text(0, 4, "small", clip(`${word}  ${sizes(shape)}`, "small", ends.width - 20)),
+      s("rect", { class: "box", ...box }),
+      text(0, 4, "small", clip(words, "small", ends.width - 20)),
     );
-  const first = cards[0];
-  const arrow = s("path", { class: "edge spine dims", d: `M0 ${input + ends.height / 2}V${first.y + (view.kind === "primary" ? CARD.pad : 0)}`, "marker-end": "url(#tip-spine)" });
-  world.append(end(input, before, shapes[0]), arrow, end(output, behind, shapes[1]));
+  const stop = cards[0].y + (view.kind === "primary" ? CARD.pad : 0);
+  const d = `M0 ${input + ends.height / 2}V${stop}`;
+  const arrow = s("path", { class: "edge spine dims", d, "marker-end": "url(#tip-spine)" });
+  world.append(end(input, before), arrow, end(output, behind));
 }
 
 function bounds() {
   const { left, right, input, output, ends, brackets } = state.layout;
   const lanes = brackets.length ? 22 + 9 * Math.max(...brackets.map((bracket) => bracket.lane)) : 0;
   const folded = state.rows.some((row) => row.folded) ? FRAME.pad + 6 : 0;
-  return { x: left - Math.max(folded, lanes ? FRAME.pad + lanes : 0), y: input - ends.height / 2, right: right + folded, bottom: output + ends.height / 2 };
+  return {
+    x: left - Math.max(folded, lanes ? FRAME.pad + lanes : 0),
+    y: input - ends.height / 2,
+    right: right + folded,
+    bottom: output + ends.height / 2,
+  };
 }

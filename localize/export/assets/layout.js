@@ -2,7 +2,7 @@
 // the other. Alike modules are laid out once.
 
 const CARD = { pad: 16, head: 36, branch: 44, gap: view.kind === "primary" ? 0 : 64 };
-const FRAME = { pad: 14, head: 32 };
+const FRAME = { pad: 14, head: 32, tab: 14 };
 const layouts = new Map();
 
 function dagreLayout(nodes, edges, options) {
@@ -28,7 +28,10 @@ function insideOf(k) {
   const own = (id) => id.replace(/^m\d+/, "").replace(/\.l\d+$/, "");
   const key = JSON.stringify([
     spine.map((node) => node.height),
-    branches.map((branch) => [branch.nodes.map((node) => [own(node.id), node.width]), branch.edges.map((edge) => edge.map(own))]),
+    branches.map((branch) => [
+      branch.nodes.map((node) => [own(node.id), node.width]),
+      branch.edges.map((edge) => edge.map(own)),
+    ]),
   ]);
   if (!layouts.has(key)) layouts.set(key, placesOf(spine, branches));
   const places = layouts.get(key);
@@ -48,7 +51,13 @@ function placesOf(spine, branches) {
       { x: column.at(spine[i + 1].id).x - middle, y: centres[i + 1].y - spine[i + 1].height / 2 },
     ],
   }));
-  const place = { centres, edges, right: LAYER.width / 2, bottom: centres[centres.length - 1].y + LAYER.height / 2, top };
+  const place = {
+    centres,
+    edges,
+    right: LAYER.width / 2,
+    bottom: centres[centres.length - 1].y + LAYER.height / 2,
+    top,
+  };
   branches.forEach((branch, i) => placeBranch(place, branch, i, centres[spine.length - 1]));
   return { centres, edges, height: place.bottom + CARD.pad, right: place.right + CARD.pad };
 }
@@ -56,7 +65,12 @@ function placesOf(spine, branches) {
 // A branch starts at the right edge of the last layer; a second one goes below the first.
 function placeBranch(place, branch, index, last) {
   const entry = { id: "in", width: 1, height: 1 };
-  const laid = dagreLayout([entry, ...branch.nodes], branch.edges, { rankdir: "LR", ranksep: 30, nodesep: 14, edgesep: 14 });
+  const laid = dagreLayout([entry, ...branch.nodes], branch.edges, {
+    rankdir: "LR",
+    ranksep: 30,
+    nodesep: 14,
+    edgesep: 14,
+  });
   const ys = branch.nodes.map((node) => laid.at(node.id).y - node.height / 2);
   const highest = Math.min(...ys);
   const lowest = Math.max(...branch.nodes.map((node) => laid.at(node.id).y + node.height / 2));
@@ -91,7 +105,8 @@ function rowLayout(row) {
 
 function layoutAll() {
   const rows = rowsOf().map(rowLayout);
-  const ends = { width: 150, height: 34 };
+  const wide = Math.max(...endWords().map((words) => widthOf(words, "small")));
+  const ends = { width: Math.min(240, Math.max(150, wide + 28)), height: 34 };
   const nodes = [
     { id: "input", ...ends },
     ...rows.map((row, i) => ({ id: `row${i}`, width: LAYER.width, height: row.height + row.below })),
@@ -103,15 +118,43 @@ function layoutAll() {
   });
   const left = -(LAYER.width / 2 + CARD.pad);
   const needed = rows.flatMap((row) => row.cards.map((card) => Math.max(card.inside.right, left + headWidth(card.k))));
-  const right = Math.max(...needed, 150);
+  const tabs = rows.filter((row) => row.folded).map((row) => FRAME.tab + tabWidth(row));
+  const right = Math.max(...needed, ...tabs, ends.width / 2);
   const cards = rows.flatMap((row) => row.cards.map((card) => Object.assign(card, { y: card.y + row.y })));
-  return { rows, cards, left, right, input: laid.at("input").y + (CARD.gap ? 22 : 0), output: laid.at("output").y, ends, brackets: bracketsOf(cards) };
+  return {
+    rows,
+    cards,
+    left,
+    right,
+    input: laid.at("input").y + (CARD.gap ? 22 : 0),
+    output: laid.at("output").y,
+    ends,
+    brackets: bracketsOf(cards),
+  };
+}
+
+// What stands before the first module and behind the last one that is drawn.
+function endWords() {
+  const k = view.module;
+  if (k === null) return [`input  ${sizes(data.input)}`, `output  ${sizes(data.output)}`];
+  const { input, output } = data.modules[k];
+  const before = k > 0 ? `from module ${k - 1}` : "input";
+  const behind = k < data.modules.length - 1 ? `to module ${k + 1}` : "output";
+  return [`${before}  ${sizes(input)}`, `${behind}  ${sizes(output)}`];
+}
+
+function tabWidth(row) {
+  const last = row.first + row.period * row.count - 1;
+  return 30 + widthOf(`\u00d7${row.count}   modules ${row.first}\u2013${last} are alike   unfold`, "small");
 }
 
 // A card is as wide as its head needs, within reason.
 function headWidth(k) {
   if (view.kind === "primary") return 0;
-  return Math.min(480, widthOf(`${k}  ${clean(data.modules[k].name)}`, "name") + widthOf(figures(k), "small") + 2 * CARD.pad + 28);
+  return Math.min(
+    480,
+    widthOf(`${k}  ${clean(data.modules[k].name)}`, "name") + widthOf(figures(k), "small") + 2 * CARD.pad + 28,
+  );
 }
 
 // Reaches of cascaded losses, each in the first lane where it overlaps none before it.

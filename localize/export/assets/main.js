@@ -10,58 +10,18 @@ function heading() {
   const peak = memory.why ? null : bytes(memory.own.peak);
   const beside = !memory.why && memory.bp ? `${percent(memory.own.peak / memory.bp.peak)} of BP` : "";
   const relative = (part, whole) => (whole && part ? `${weight(part / whole)}\u2009\u00d7 primary` : "");
-  const figure = (name, value, note) => h("div", {}, h("dt", {}, name), h("dd", {}, value, note ? h("small", {}, note) : ""));
+  const figure = (name, value, note) =>
+    h("div", {}, h("dt", {}, name), h("dd", {}, value, note ? h("small", {}, note) : ""));
   byId("figures").replaceChildren(
     figure("Modules", String(data.modules.length), `of ${plural(data.layers.length, "layer")}`),
     figure("Primary", si(data.params), `${si(data.macs)} MACs`),
-    figure("Auxiliary", si(data.auxParams), relative(data.auxMacs + data.repeatedMacs, data.macs) ? `${si(data.auxMacs + data.repeatedMacs)} MACs` : ""),
+    figure(
+      "Auxiliary",
+      si(data.auxParams),
+      relative(data.auxMacs + data.repeatedMacs, data.macs) ? `${si(data.auxMacs + data.repeatedMacs)} MACs` : "",
+    ),
     ...(peak ? [figure("Peak memory", peak, beside)] : []),
   );
-}
-
-function aboutDetails() {
-  const memory = data.memory;
-  const key = (kind, words) => h("li", {}, h("span", { class: `swatch ${kind}` }), words);
-  const folds = data.runs.some((run) => run[2] > 1);
-  const ratio = memory.bp && !memory.why ? `${bytes(memory.bp.peak)}; local learning takes ${percent(memory.own.peak / memory.bp.peak)} of it` : "";
-  return [
-    h("p", { class: "kind" }, "the whole network"),
-    h("h2", {}, `${clean(data.model)} by ${clean(data.method)}`),
-    table([
-      ["input", sizes(data.input)],
-      ["output", sizes(data.output)],
-      ["local losses on", clean(data.prediction)],
-      ["local layers", data.layers.length],
-      ["local modules", data.modules.length],
-      ["primary", `${si(data.params)} parameters, ${si(data.macs)} MACs`],
-      ["made of", data.original ? `${si(data.original.params)} parameters, ${si(data.original.macs)} MACs` : ""],
-      ["auxiliary", data.auxParams ? `${si(data.auxParams)} parameters, ${si(data.auxMacs)} MACs` : "none"],
-      ["run once more", data.repeatedMacs ? `${si(data.repeatedMacs)} MACs of the primary, by cascades` : ""],
-      ["peak memory", memory.why ? "" : `${bytes(memory.own.peak)} (${clean(memory.at)})`],
-      ["backpropagation", ratio],
-      ["alive throughout", memory.why ? "" : `${bytes(memory.resident)}, gradients up to ${bytes(memory.gradients)}`],
-    ]),
-    data.options.length ? h("details", {}, h("summary", {}, `Options of ${clean(data.method)} (${data.options.length})`), table(data.options.map(([name, value]) => [clean(name), clean(value)]))) : null,
-    h("h3", {}, "Legend"),
-    h(
-      "ul",
-      { class: "legend" },
-      key("layer", "layer of the primary network"),
-      ...(view.kind === "primary" || view.kind === "local" || !data.auxParams ? [] : [key("block", "auxiliary network: copies of later layers, plain blocks, head")]),
-      ...(view.kind === "primary" ? [] : [key("loss", "loss: point at it to see what its gradient reaches")]),
-      ...(view.kind === "primary" || data.modules.length < 2 ? [] : [key("wall", "cut: values pass, gradients do not")]),
-      ...(data.modules.some((module) => module.cascade && module.cascade.reaches.length) ? [key("cascade", "reach of a cascaded loss, with earlier modules")] : []),
-      ...(folds ? [key("run", "alike modules drawn once; press to unfold")] : []),
-    ),
-    h("h3", {}, "What is measured, what is estimated"),
-    h("p", {}, "Shapes, parameters and MACs (multiply-accumulates of convolutions and linear layers, one sample) are counted on the traced network. Memory is that of all tensors alive, from a step that is run without values; workspaces of kernels and what an allocator wastes come on top. The share of operations on the chart is no time."),
-    folds ? h("p", {}, view.asked ? "Alike modules are folded, as asked." : folding ? `Alike modules are folded: there are more than ${view.foldFrom - 1}.` : "Alike modules can be folded.") : null,
-    data.opaque.length ? names("Kept whole, could not be traced", data.opaque) : null,
-    data.budget.length ? names("Done for the memory budget", data.budget) : null,
-    h("h3", {}, "Keys"),
-    h("p", { class: "keyboard" }, ...[["\u2191 \u2193", "along the spine"], ["\u2192 \u2190", "into an auxiliary network and back"], ["Enter", "details"], ["Esc", "close"], ["/", "search"], ["+ \u2212 0", "zoom, show all"]].flatMap(([keys, words]) => [h("kbd", {}, keys), ` ${words}  `])),
-    code("Generated code of the whole", data.code, false),
-  ];
 }
 
 function select(id) {
@@ -79,6 +39,7 @@ function activate(id, focus) {
   if (node.kind === "run") {
     unfolded.add(node.module);
     redraw();
+    say(`unfolded: ${node.title}`);
     const next = state.nodes.has(`m${node.module}`) ? `m${node.module}` : state.order[0];
     setCurrent(next, focus);
     return;
@@ -90,9 +51,16 @@ function activate(id, focus) {
   light(id);
 }
 
+// For those who hear the page.
+function say(words) {
+  byId("hint").textContent = words;
+}
+
 // An opened panel may cover what it is about.
 function keepInSight(id) {
-  requestAnimationFrame(() => bringIntoView(id, false));
+  requestAnimationFrame(() => {
+    if (state.nodes.has(id)) bringIntoView(id, false);
+  });
 }
 
 function leave() {
@@ -136,6 +104,7 @@ function listenToButtons() {
     folding = !(folding && !unfolded.size);
     unfolded.clear();
     redraw();
+    say(folding ? "alike modules are folded" : "all modules are drawn");
     fitStart();
   });
   byId("theme").addEventListener("click", () => setTheme(isDark() ? "light" : "dark"));
@@ -150,7 +119,11 @@ function listenToButtons() {
   panel.addEventListener("click", (event) => {
     if (event.target.closest(".close")) leave();
     const link = event.target.closest("[data-goto]");
-    if (link) goTo({ k: Number(link.dataset.goto), layer: link.dataset.layer === undefined ? null : Number(link.dataset.layer) });
+    if (link)
+      goTo({
+        k: Number(link.dataset.goto),
+        layer: link.dataset.layer === undefined ? null : Number(link.dataset.layer),
+      });
   });
 }
 
@@ -166,7 +139,11 @@ function setTheme(theme) {
 function layOutForPrint() {
   const box = bounds();
   const { rows, input, output, ends } = state.layout;
-  const bottoms = rows.flatMap((row) => row.cards.map((card, i) => (row.folded && i === row.cards.length - 1 ? row.y + row.height + 10 : card.y + card.height + 4)));
+  const bottoms = rows.flatMap((row) =>
+    row.cards.map((card, i) =>
+      row.folded && i === row.cards.length - 1 ? row.y + row.height + 10 : card.y + card.height + 4,
+    ),
+  );
   const slices = [];
   let top = input - ends.height / 2 - 4;
   for (const bottom of bottoms) {
@@ -175,7 +152,11 @@ function layOutForPrint() {
   }
   slices.push([top, output + ends.height / 2 + 4]);
   const pictures = slices.map(([from, to]) => {
-    const picture = s("svg", { class: "slice", viewBox: `${box.x - 4} ${from} ${box.right - box.x + 8} ${to - from}`, "aria-hidden": "true" });
+    const picture = s("svg", {
+      class: "slice",
+      viewBox: `${box.x - 4} ${from} ${box.right - box.x + 8} ${to - from}`,
+      "aria-hidden": "true",
+    });
     const shell = s("g");
     [...world.children].forEach((child) => {
       const card = state.cards.find((each) => each.element === child);
@@ -183,7 +164,9 @@ function layOutForPrint() {
     });
     shell.querySelectorAll("[id]").forEach((element) => element.removeAttribute("id"));
     shell.querySelectorAll("[tabindex]").forEach((element) => element.removeAttribute("tabindex"));
-    shell.querySelectorAll(".unseen, .selected, .source, .lit").forEach((element) => element.classList.remove("unseen", "selected", "source", "lit"));
+    shell
+      .querySelectorAll(".unseen, .selected, .source, .lit")
+      .forEach((element) => element.classList.remove("unseen", "selected", "source", "lit"));
     picture.append(shell);
     return picture;
   });
@@ -203,7 +186,9 @@ function start() {
   listenToSearch();
   // Beside the graph there is an overview, if there is room for both.
   const { x, right } = bounds();
-  if (stageSize().width - 372 > 0.85 * (right - x) + 32) showPanel(aboutDetails(), false);
+  if (stageSize().width - 372 > 0.85 * (right - x) + 32) {
+    showPanel(view.module === null ? aboutDetails() : moduleDetails(view.module), false);
+  }
   drawChart();
   fitStart();
   prefersDark.addEventListener("change", () => setTheme(null));

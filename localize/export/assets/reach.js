@@ -2,7 +2,12 @@
 
 const tip = byId("tip");
 
-const isOf = (role) => (node) => node.kind === "layer" || node.kind === "classifier" || node.kind === "box" || node.kind === "module" || node.role === role;
+const isOf = (role) => (node) =>
+  node.kind === "layer" ||
+  node.kind === "classifier" ||
+  node.kind === "box" ||
+  node.kind === "module" ||
+  node.role === role;
 
 // Ids of what a loss trains: its own module and auxiliary network, and with a cascade the modules that it goes on into.
 function reachOf(node) {
@@ -21,7 +26,6 @@ function reachOf(node) {
 
 function clearLight() {
   world.classList.remove("reaching");
-  canvas.classList.remove("pointing");
   world.querySelectorAll(".lit, .source").forEach((element) => element.classList.remove("lit", "source"));
   markChart(null);
 }
@@ -33,16 +37,22 @@ function lightReach(node) {
   const modules = new Set([...ids].map((id) => state.nodes.get(id).module));
   for (const card of state.cards) {
     if (!modules.has(card.k)) continue;
-    card.element.querySelectorAll(`.card, .edge.spine[data-part], [data-part="m${node.module}.${node.role}"]`).forEach((element) => element.classList.add("lit"));
+    card.element
+      .querySelectorAll(`.card, .edge.spine[data-part], [data-part="m${node.module}.${node.role}"]`)
+      .forEach((element) => element.classList.add("lit"));
   }
-  world.querySelectorAll(`.bracket[data-part="m${node.module}.${node.role}"]`).forEach((element) => element.classList.add("lit"));
+  world
+    .querySelectorAll(`.bracket[data-part="m${node.module}.${node.role}"]`)
+    .forEach((element) => element.classList.add("lit"));
 }
 
 function lightSource(node) {
   const shown = shownFor(moduleOfLayer(node.source));
   const card = state.layout.cards.find((each) => each.k === shown);
   if (!card) return;
-  const layers = [...state.nodes.values()].filter((each) => each.module === shown && (each.kind === "layer" || each.kind === "box"));
+  const layers = [...state.nodes.values()].filter(
+    (each) => each.module === shown && (each.kind === "layer" || each.kind === "box"),
+  );
   const exact = layers.find((each) => each.layer === node.source);
   const position = data.modules[moduleOfLayer(node.source)].layers.indexOf(node.source);
   const target = exact || layers[Math.min(Math.max(position, 0), layers.length - 1)];
@@ -68,7 +78,11 @@ function factsOf(node) {
   const module = data.modules[node.module];
   if (node.kind === "layer") {
     const layer = data.layers[node.layer];
-    return [`${sizes(layer.input)} \u2192 ${sizes(layer.output)}`, `${si(layer.params)} parameters, ${si(layer.macs)} MACs`, `${bytes(layer.bytes)} of activations a sample`];
+    return [
+      `${sizes(layer.input)} \u2192 ${sizes(layer.output)}`,
+      `${si(layer.params)} parameters, ${si(layer.macs)} MACs`,
+      `${bytes(layer.bytes)} of activations a sample`,
+    ];
   }
   if (node.kind === "loss") {
     const cascade = node.role === "cascade" && module.cascade.reaches.length;
@@ -83,7 +97,11 @@ function factsOf(node) {
   }
   if (node.kind === "module" || node.kind === "box") {
     const memory = module.memory ? [`${bytes(module.memory.peak)} at its peak`] : [];
-    return [[rangeOf(module.layers), module.last ? "classifier" : ""].filter(Boolean).join(" + "), figures(node.module), ...memory];
+    return [
+      [rangeOf(module.layers), module.last ? "classifier" : ""].filter(Boolean).join(" + "),
+      figures(node.module),
+      ...memory,
+    ];
   }
   if (node.kind === "classifier") return [`${si(data.classifier.params)} parameters, ${si(data.classifier.macs)} MACs`];
   return node.sub ? [node.sub] : [];
@@ -91,9 +109,13 @@ function factsOf(node) {
 
 function showTip(node, x, y) {
   const box = byId("stage").getBoundingClientRect();
-  tip.replaceChildren(h("strong", {}, node.kind === "module" ? `${node.module}  ${clean(data.modules[node.module].name)}` : node.title), ...factsOf(node).map((line) => h("span", {}, line)));
+  tip.replaceChildren(
+    h("strong", {}, node.kind === "module" ? `${node.module}  ${clean(data.modules[node.module].name)}` : node.title),
+    ...factsOf(node).map((line) => h("span", {}, line)),
+  );
   tip.hidden = false;
-  const left = x - box.left + 14 + tip.offsetWidth > box.width ? x - box.left - tip.offsetWidth - 10 : x - box.left + 14;
+  const left =
+    x - box.left + 14 + tip.offsetWidth > box.width ? x - box.left - tip.offsetWidth - 10 : x - box.left + 14;
   const top = y - box.top + 18 + tip.offsetHeight > box.height ? y - box.top - tip.offsetHeight - 10 : y - box.top + 18;
   tip.style.left = `${Math.max(4, left)}px`;
   tip.style.top = `${Math.max(4, top)}px`;
@@ -137,7 +159,8 @@ function listenToHovering() {
 
 // Without a cursor what has the focus is lit, else what the panel is about.
 function relight() {
-  const focused = document.activeElement && document.activeElement.closest ? document.activeElement.closest(".node") : null;
+  const focused =
+    document.activeElement && document.activeElement.closest ? document.activeElement.closest(".node") : null;
   if (focused) light(focused.id);
   else if (state.selected && state.nodes.has(state.selected)) light(state.selected);
   else clearLight();

@@ -68,7 +68,8 @@ function zoomBy(factor) {
 function fitAll() {
   const { width, height } = stageSize();
   const box = bounds();
-  const scale = (room) => Math.max(SCALES.least, Math.min((room - 32) / (box.right - box.x), (height - 32) / (box.bottom - box.y), 1.2));
+  const scale = (room) =>
+    Math.max(SCALES.least, Math.min((room - 32) / (box.right - box.x), (height - 32) / (box.bottom - box.y), 1.2));
   // From afar names stand to the right of the cards.
   const names = scale(width) < SCALES.far ? Math.min(FAR_NAME + 30, width / 2) : 0;
   eye.scale = scale(width - names);
@@ -115,28 +116,33 @@ function bringIntoView(id, readable) {
   show();
 }
 
+const withinCanvas = (event) => {
+  const box = canvas.getBoundingClientRect();
+  return { x: event.clientX - box.left, y: event.clientY - box.top };
+};
+
+function turnWheel(event) {
+  event.preventDefault();
+  const unit = event.deltaMode === 1 ? 16 : event.deltaMode === 2 ? stageSize().height : 1;
+  const at = withinCanvas(event);
+  if (event.ctrlKey || event.metaKey || event.altKey) {
+    // Pinching on a trackpad arrives as small turns with the control key.
+    zoomAt(at.x, at.y, Math.exp(-event.deltaY * unit * (event.ctrlKey ? 0.008 : 0.003)));
+    return;
+  }
+  eye.x -= (event.shiftKey ? event.deltaY : event.deltaX) * unit;
+  eye.y -= (event.shiftKey ? 0 : event.deltaY) * unit;
+  look();
+}
+
 function listenToPointers() {
   const pointers = new Map();
   let start = null;
-  const local = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return { x: event.clientX - box.left, y: event.clientY - box.top };
-  };
-  canvas.addEventListener("wheel", (event) => {
-    event.preventDefault();
-    const unit = event.deltaMode === 1 ? 16 : event.deltaMode === 2 ? stageSize().height : 1;
-    const at = local(event);
-    if (event.ctrlKey || event.metaKey || event.altKey) zoomAt(at.x, at.y, Math.exp(-event.deltaY * unit * (event.ctrlKey ? 0.008 : 0.003)));
-    else {
-      eye.x -= (event.shiftKey ? event.deltaY : event.deltaX) * unit;
-      eye.y -= (event.shiftKey ? 0 : event.deltaY) * unit;
-      look();
-    }
-  }, { passive: false });
+  canvas.addEventListener("wheel", turnWheel, { passive: false });
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
-    pointers.set(event.pointerId, local(event));
-    start = { ...local(event), moved: false };
+    pointers.set(event.pointerId, withinCanvas(event));
+    start = { ...withinCanvas(event), moved: false };
   });
   canvas.addEventListener("pointermove", (event) => {
     const before = pointers.get(event.pointerId);
@@ -145,34 +151,40 @@ function listenToPointers() {
       pointers.delete(event.pointerId);
       return;
     }
-    const now = local(event);
+    const now = withinCanvas(event);
     if (!start.moved && Math.hypot(now.x - start.x, now.y - start.y) < 5) return;
     if (!start.moved) canvas.setPointerCapture(event.pointerId);
     start.moved = true;
     canvas.classList.add("is-dragged");
     if (pointers.size === 2) pinch(pointers, event.pointerId, now);
-    else {
-      eye.x += now.x - before.x;
-      eye.y += now.y - before.y;
-      look();
-    }
+    else movedBy(now.x - before.x, now.y - before.y);
     pointers.set(event.pointerId, now);
   });
   const end = (event) => {
     pointers.delete(event.pointerId);
     canvas.classList.remove("is-dragged");
+    // The click comes right behind.
+    setTimeout(() => {
+      if (start && !pointers.size) start.moved = false;
+    });
   };
   canvas.addEventListener("pointerup", end);
   canvas.addEventListener("pointercancel", end);
   // A drag is no click on what it began on.
-  canvas.addEventListener("click", (event) => {
-    if (start && start.moved) event.stopImmediatePropagation();
-  }, true);
+  const stop = (event) => start && start.moved && event.stopImmediatePropagation();
+  canvas.addEventListener("click", stop, true);
+}
+
+function movedBy(x, y) {
+  eye.x += x;
+  eye.y += y;
+  look();
 }
 
 function pinch(pointers, moving, now) {
   const [still] = [...pointers].filter(([id]) => id !== moving).map(([, at]) => at);
   const before = pointers.get(moving);
-  const factor = Math.hypot(now.x - still.x, now.y - still.y) / Math.max(1, Math.hypot(before.x - still.x, before.y - still.y));
+  const factor =
+    Math.hypot(now.x - still.x, now.y - still.y) / Math.max(1, Math.hypot(before.x - still.x, before.y - still.y));
   zoomAt((now.x + still.x) / 2, (now.y + still.y) / 2, factor);
 }

@@ -29,11 +29,15 @@ function stepSpine(id, step) {
 
 function stepBranch(id, step) {
   const node = state.nodes.get(id);
-  const branch = state.order.filter((each) => state.nodes.get(each).module === node.module && state.nodes.get(each).role);
+  const branch = state.order.filter(
+    (each) => state.nodes.get(each).module === node.module && state.nodes.get(each).role,
+  );
   const at = branch.indexOf(id);
   if (at < 0) return step > 0 ? branch[0] || null : null;
   if (at + step >= 0) return branch[at + step] || null;
-  const spine = state.order.filter((each) => state.nodes.get(each).module === node.module && spineKinds.has(state.nodes.get(each).kind));
+  const spine = state.order.filter(
+    (each) => state.nodes.get(each).module === node.module && spineKinds.has(state.nodes.get(each).kind),
+  );
   return spine[spine.length - 1] || null;
 }
 
@@ -81,9 +85,15 @@ function listenToKeys() {
 }
 
 // Modules and layers by name or number.
-const index = data.modules.map((module, k) => ({ k, layer: null, words: `${k} ${clean(module.name)}`, place: rangeOf(module.layers) }));
+const index = data.modules.map((module, k) => ({
+  k,
+  layer: null,
+  words: `${k} ${clean(module.name)}`,
+  place: rangeOf(module.layers),
+}));
 data.modules.forEach((module, k) => {
-  if (module.layers.length > 1) module.layers.forEach((i) => index.push({ k, layer: i, words: layerName(i), place: `layer ${i}, module ${k}` }));
+  if (module.layers.length > 1)
+    module.layers.forEach((i) => index.push({ k, layer: i, words: layerName(i), place: `layer ${i}, module ${k}` }));
 });
 
 function found(query) {
@@ -96,17 +106,27 @@ function found(query) {
     return name.startsWith(wanted) ? 1 : words.includes(wanted) ? 2 : 3;
   };
   const shown = view.module === null ? index : index.filter((entry) => entry.k === view.module);
-  return shown.map((entry) => [score(entry), entry]).filter(([rank]) => rank < 3).sort((a, b) => a[0] - b[0]).slice(0, 12).map(([, entry]) => entry);
+  return shown
+    .map((entry) => [score(entry), entry])
+    .filter(([rank]) => rank < 3)
+    .sort((a, b) => a[0] - b[0])
+    .slice(0, 12)
+    .map(([, entry]) => entry);
 }
 
 function goTo(entry) {
   if (shownFor(entry.k) !== entry.k) {
-    const run = state.rows.find((row) => row.folded && entry.k >= row.first && entry.k < row.first + row.period * row.count);
+    const run = state.rows.find(
+      (row) => row.folded && entry.k >= row.first && entry.k < row.first + row.period * row.count,
+    );
     if (run) unfolded.add(run.first);
     redraw();
   }
   const exact = `m${entry.k}.l${entry.layer}`;
-  const node = state.nodes.get(exact) || state.nodes.get(`m${entry.k}`) || [...state.nodes.values()].find((each) => each.module === entry.k);
+  const node =
+    state.nodes.get(exact) ||
+    state.nodes.get(`m${entry.k}`) ||
+    [...state.nodes.values()].find((each) => each.module === entry.k);
   if (!node) return;
   setCurrent(node.id, true);
   activate(node.id, false);
@@ -134,7 +154,11 @@ function listenToSearch() {
   };
   input.addEventListener("input", () => {
     entries = found(input.value);
-    list.replaceChildren(...entries.map((entry, i) => h("li", { id: `found${i}`, role: "option" }, h("span", {}, entry.words), h("small", {}, entry.place))));
+    list.replaceChildren(
+      ...entries.map((entry, i) =>
+        h("li", { id: `found${i}`, role: "option" }, h("span", {}, entry.words), h("small", {}, entry.place)),
+      ),
+    );
     if (!entries.length && input.value.trim()) list.append(h("li", { class: "none" }, "Nothing of this name"));
     list.hidden = !input.value.trim();
     input.setAttribute("aria-expanded", String(!list.hidden));
@@ -142,7 +166,8 @@ function listenToSearch() {
   });
   input.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && entries.length && !list.hidden) take(entries[chosen]);
-    else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && entries.length) choose(chosen + (event.key === "ArrowDown" ? 1 : -1));
+    else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && entries.length)
+      choose(chosen + (event.key === "ArrowDown" ? 1 : -1));
     else return;
     event.preventDefault();
   });

@@ -5,7 +5,8 @@ const SVG = document.getElementById("graph").namespaceURI;
 
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes || {})) {
-    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    if (value !== null && value !== undefined && value !== false)
+      element.setAttribute(name, value === true ? "" : value);
   }
   for (const child of children) {
     if (child !== null && child !== undefined && child !== "") element.append(child);
@@ -18,7 +19,8 @@ const s = (tag, attributes, ...children) => fill(document.createElementNS(SVG, t
 const byId = (id) => document.getElementById(id);
 
 // Control characters would vanish or break lines; they are shown as what they are, something that is not a letter.
-const clean = (text) => String(text).replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, "\ufffd");
+const clean = (text) =>
+  String(text).replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, "\ufffd");
 
 function si(value) {
   const units = ["", "k", "M", "G", "T"];
@@ -46,7 +48,7 @@ const weight = (value) => String(Number(value.toPrecision(3)));
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const percent = (value) => `${value < 0.1 ? (100 * value).toPrecision(2) : Math.round(100 * value)}\u202f%`;
 
-const LETTERS = { name: "600 13px", small: "400 11px", large: "600 15px" };
+const LETTERS = { name: "600 13px", small: "400 11px" };
 const pen = document.createElement("canvas").getContext("2d");
 const widths = new Map();
 
