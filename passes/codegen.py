@@ -28,6 +28,8 @@ def generate(
     inputs: Sequence[str],
     outputs: Sequence[str],
     name: str,
+    *,
+    opened: bool = False,
 ) -> fx.GraphModule:
     """A module that computes ``outputs`` from ``inputs`` by running ``members``.
 
@@ -38,11 +40,12 @@ def generate(
         inputs: Values handed in, in order.
         outputs: Values returned; one is returned as it is, several as a tuple.
         name: Class name of the module.
+        opened: Whether every node is written out, as torch's own operation: for those who write the code elsewhere.
 
     Returns:
         A GraphModule whose submodule ``primary`` is the user's model itself, so that code sees what changes in it.
     """
-    writer = _Writer(captured, frozenset(members), frozenset(shared), inputs, outputs)
+    writer = _Writer(captured, frozenset(members), frozenset(shared), inputs, outputs, opened)
     graph = writer.write()
     root: dict[str, Any] = {}
     for node in graph.nodes:
@@ -67,8 +70,10 @@ class _Writer:
         shared: frozenset[str],
         inputs: Sequence[str],
         outputs: Sequence[str],
+        opened: bool,
     ) -> None:
         self.captured = captured
+        self.opened = opened
         self.nodes = captured.nodes
         self.members = members
         self.inputs, self.outputs = inputs, outputs
@@ -78,7 +83,8 @@ class _Writer:
         kept = {name for name in shared if self._belongs_here(name)}
         self.wanted = members | kept | captured.feeding(members | kept, shared)
         self.visited = sorted(captured.positions[name] for name in self.wanted)
-        self.folds = {call.first: call for call in reversed(self._calls_within()) if self._folds(call)}
+        within = () if opened else self._calls_within()
+        self.folds = {call.first: call for call in reversed(within) if self._folds(call)}
 
     def _belongs_here(self, name: str) -> bool:
         """Whether it changes a tensor that does not depend on the input (a counter), and stands in this code's part."""
@@ -144,7 +150,7 @@ class _Writer:
 
     def _write_node(self, node: fx.Node) -> None:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
-        if spares_its_gradient(self.captured, node):
+        if not self.opened and spares_its_gradient(self.captured, node):
             module = self.graph.get_attr(f"{PRIMARY}.{node.target}")
             self.values[node.name] = self.graph.create_node(
                 "call_function", frugal_relu, (module, *args), {}, node.name

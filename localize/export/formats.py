@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from localize.export.python_source import python_source
 from localize.export.request import Request, View
 from localize.exporting import VIEWS, ExportError, ViewKind
 from localize.local_graph import LocalGraphModule
@@ -31,7 +32,9 @@ class Format:
     """Whether a single module can be asked for, and alike ones folded."""
 
 
-FORMATS: Mapping[str, Format] = {}
+FORMATS: Mapping[str, Format] = {
+    "py": Format(what="Python source that imports torch alone", write=python_source, views=("full",)),
+}
 
 
 def export(
