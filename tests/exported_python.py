@@ -1,4 +1,4 @@
-"""A generated file, run where nothing but torch and the standard library can be imported, and held against the model."""
+"""A generated file, run where nothing but torch and the standard library can be imported, against the model."""
 
 from __future__ import annotations
 

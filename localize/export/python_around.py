@@ -31,7 +31,7 @@ class Around:
         opening: Of modules and functions of other libraries.
         owner: The module that ``self`` stands for.
         flag: Text of the training flag of functional calls; None to leave them as they were traced.
-        site: A node as a call whose values are known; None where they are not.
+        site: A node as a call whose values are known.
         own: Names of tensors that the class holds beside the module's.
         base: What stands for ``owner``.
     """
@@ -42,7 +42,7 @@ class Around:
         opening: Opening,
         owner: nn.Module,
         flag: str | None,
-        site: Callable[[fx.Node], Site | None],
+        site: Callable[[fx.Node], Site],
         own: Mapping[str, str] | None = None,
         base: str = "self",
     ) -> None:
@@ -84,7 +84,4 @@ class Around:
         """
         if is_ours(node.target):
             return self.parts.need(node.target), None
-        site = self.site(node)
-        if site is None:
-            raise Unwritable(f"the function {getattr(node.target, '__name__', node.target)!r}")
-        return self.opening.function(node, site)
+        return self.opening.function(node, self.site(node))

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from localize.export.python_classes import plain
+from localize.export.python_functions import function_name
 from localize.export.python_layers import layer_text
-from localize.export.python_nodes import function_name
 from localize.export.python_parts import Parts
 from localize.local_graph import LocalGraphModule
 from localize.losses import cross_entropy, cross_entropy_of_last

@@ -34,7 +34,7 @@ def _paragraphs(local: LocalGraphModule, given: str) -> Iterator[str]:
     yield f"{words(plan.model)} in {modules}, trained by {words(plan.method)}; written by localize {_version()}."
     options = ", ".join(f"{key}={value}" for key, value in plan.options.items() if value is not None)
     yield f"Options: {words(options) or 'none'}. Input: {words(str(plan.input))}, batch first."
-    yield "It needs torch alone, and gives the losses and gradients of the localized model bit for bit, with its weights:"
+    yield "It needs torch alone. With the localized model's weights it gives its losses and gradients, bit for bit:"
     pulls = ["    network.pull()  # copies follow the layers that they are copies of"] if pulls_of(local) else []
     yield "\n".join(
         [
@@ -47,10 +47,10 @@ def _paragraphs(local: LocalGraphModule, given: str) -> Iterator[str]:
         ]
     )
     yield (
-        "network(x) is the primary network's output. Layers, dropout and norms follow network.train() and network.eval(); "
-        "where the model's own forward asks in which of the two it is, this is the way that it takes in training."
+        "network(x) is the primary network's output. Layers, dropout and norms follow network.train() and "
+        "network.eval(); where the model's own forward asks in which of the two it is, this is the way that it takes in training."
     )
-    yield "Without a state_dict, layers of torch.nn start as torch draws them, and parameters of other modules as zeros."
+    yield "Without a state_dict, layers of torch.nn start as torch draws them, and all other parameters as zeros."
     if given:
         yield f"Hand in the losses that the model was localized with: {given}."
     if any(module.recompute for module in plan.modules):

@@ -23,8 +23,8 @@ from localize.export.python_tree import buffer_text, held, need_grow, ordered, o
 from localize.export.python_values import quoted, value_text, words
 from localize.recompute import Blocks
 
-Sites = Mapping[str, Site | None]
-"""Paths of modules that a graph calls, each with a call of it; None where its arguments are not known."""
+Sites = Mapping[str, Site]
+"""Paths of modules that a graph calls, each with a call of it."""
 
 
 class Modules:
@@ -46,7 +46,7 @@ class Modules:
         Args:
             module: The module.
             where: Its name, for errors.
-            site: A call of it; by default what it was seen to be called with, as it was.
+            site: A call of it; by default it is called with one tensor.
 
         Raises:
             ExportError: No text is known to make it.
@@ -136,7 +136,7 @@ class Modules:
     # Graphs of our own making -----------------------------------------------------------------------------------------
 
     def _of_graph(self, module: fx.GraphModule, where: str) -> Definition:
-        sites: dict[str, Site | None] = {}
+        sites: dict[str, Site] = {}
         for node in module.graph.nodes:
             if node.op == "call_module":
                 sites.setdefault(str(node.target), self._seen(module.get_submodule(str(node.target)), node))
@@ -147,24 +147,20 @@ class Modules:
         doc = words(f"A copy of {name.removeprefix('Block_')}.")
         return Definition(name, doc, tuple(init), (head, *lines.body))
 
-    def _seen(self, module: nn.Module, node: fx.Node) -> Site | None:
-        given = self.seen.modules.get(id(module))
-        return Site((node.args, node.kwargs), lambda: given) if given is not None else None
+    def _seen(self, module: nn.Module, node: fx.Node) -> Site:
+        return Site((node.args, node.kwargs), lambda: self.seen.given(module))
 
-    def _sites(self, module: fx.GraphModule) -> Callable[[fx.Node], Site | None]:
+    def _sites(self, module: fx.GraphModule) -> Callable[[fx.Node], Site]:
         """What gives calls in a graph their values: the graph is run when one is asked for."""
         values: dict[str, Any] = {}
 
         def given(node: fx.Node) -> Given:
             if not values:
-                values.update(values_of(module.graph, module, self.seen.modules[id(module)][0]))
+                values.update(values_of(module.graph, module, self.seen.given(module)[0]))
             found: Given = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
             return found
 
-        def site(node: fx.Node) -> Site | None:
-            return Site((node.args, node.kwargs), lambda: given(node)) if id(module) in self.seen.modules else None
-
-        return site
+        return lambda node: Site((node.args, node.kwargs), lambda: given(node))
 
     # Our own classes --------------------------------------------------------------------------------------------------
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import builtins
 import inspect
 import keyword
-import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import fx
 from torch.fx.graph import inplace_methods, magic_methods
-from torch.fx.node import _get_qualified_name
-from torch.nn import functional as F
 
+from localize.export.python_functions import SAME_PATH, STORE, function_name
 from localize.export.python_values import identifier, value_text
 from passes.asserts import assertion
 from passes.inference import training_flag
@@ -24,24 +21,10 @@ from passes.proxies import set_item, store
 from passes.sized import guard
 
 _SIZES = ("shape", "ndim", "device", "dtype")
-_MODULES = {"torch": torch, "F": F, "math": math, "operator": operator}
 RESERVED = frozenset(
     {"self", "torch", "nn", "F", "math", "operator", "zlib", "base64", *keyword.kwlist, *keyword.softkwlist}
     | {*dir(builtins)}
 )
-SAME_PATH = '''\
-def same_path(found: object, expected: object) -> None:
-    """Refuses an input of a size for which the model takes another path than the one that is written here."""
-    if found != expected:
-        raise ValueError(f"the network takes another path for an input of this size: {found}, not {expected}")
-'''
-"""Source of what guards become."""
-STORE = '''\
-def store(buffer: torch.Tensor, value: torch.Tensor) -> None:
-    """Writes a buffer."""
-    with torch.no_grad():
-        buffer.copy_(value)
-'''
 
 
 class Surroundings(Protocol):
@@ -80,7 +63,7 @@ class Lines:
         self.nodes = list(graph.nodes)
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.texts: dict[fx.Node, str] = {}
-        functions = (n.target for n in self.nodes if n.op == "call_function" and function_name(n.target) is None)  # type: ignore[arg-type]
+        functions = (n.target for n in self.nodes if n.op == "call_function" and function_name(n.target) is None)
         # Functions of the file may have their names.
         self.functions = {getattr(function, "__name__", "") for function in functions}
         self.inline = self._inline()
@@ -114,7 +97,7 @@ class Lines:
         for node in self.nodes:
             looks = node.op == "call_function" and node.target is getattr and node.args[1] in _SIZES
             item = node.target is operator.getitem and node.args[0] in found and isinstance(node.args[1], int)
-            item = item and node.args[0].op != "get_attr"  # type: ignore[union-attr]
+            item = item and node.args[0].op != "get_attr"
             if node.op == "get_attr" or ((looks or item) and len(node.users) == 1 and not _is_output(node)):
                 found.add(node)
         return found
@@ -268,19 +251,6 @@ class Lines:
 
 class _Raw(str):
     """Text that stands among arguments as it is."""
-
-
-def function_name(target: Callable[..., Any]) -> str | None:
-    """How a function of torch, math or the language is called; None for another's."""
-    try:
-        name = _get_qualified_name(target)
-    except (RuntimeError, AttributeError, TypeError):
-        return None
-    name = name.replace("torch.nn.functional.", "F.").replace("_operator.", "operator.").removeprefix("builtins.")
-    try:
-        return name if eval(name, dict(_MODULES)) is target else None
-    except (NameError, AttributeError, SyntaxError):
-        return None
 
 
 def _default(target: Any, name: str) -> Any:

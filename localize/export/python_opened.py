@@ -13,7 +13,6 @@ from passes.leaves import LeafPolicy
 from passes.sized import ASKS, Decision
 from passes.tracer import Tracer
 
-
 Given = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
@@ -43,6 +42,18 @@ class Opened:
     def site(self, node: fx.Node) -> Site:
         """A call within it."""
         return Site((node.args, node.kwargs), lambda: self.values.given(node))
+
+
+def paired(written: Any, value: Any, found: dict[int, Any]) -> None:
+    """Notes the value of each node among arguments, by the node's identity."""
+    if isinstance(written, (fx.Node, torch.Tensor)):
+        found.setdefault(id(written), value)
+    elif isinstance(written, Mapping):
+        for key, part in written.items():
+            paired(part, value[key], found)
+    elif isinstance(written, (tuple, list)):
+        for part, other in zip(written, value, strict=True):
+            paired(part, other, found)
 
 
 def _leaves(value: Any, found: dict[int, Any]) -> None:
@@ -77,7 +88,7 @@ class _Opener(Tracer):
     def __init__(self, what: nn.Module | Callable[..., Any], site: Site) -> None:
         super().__init__(_policy, LeafPolicy(), None)
         self.site = site
-        self.values = _Values(what if isinstance(what, nn.Module) else nn.Module(), self.constants)
+        self.values = _Values(what if isinstance(what, nn.Module) else nn.Module(), self.constants, site)
         self.sizes = self.values  # type: ignore[assignment]
 
     def create_args_for_root(
@@ -88,21 +99,21 @@ class _Opener(Tracer):
         self.attributes = frozenset(self.paths.values())
         inputs: dict[int, Any] = {}
 
-        def take(written: Any, value: Any) -> Any:
+        def take(written: Any) -> Any:
             if isinstance(written, (fx.Node, torch.Tensor)):
                 if id(written) not in inputs:
                     proxy = self.create_proxy("placeholder", f"x_{len(inputs)}" if inputs else "x", (), {})
                     inputs[id(written)] = proxy
-                    self.values.known[proxy.node] = value
+                    self.values.inputs[proxy.node] = id(written)
                 return inputs[id(written)]
             if isinstance(written, Mapping):
-                return {key: take(written[key], value[key]) for key in written}
+                return {key: take(part) for key, part in written.items()}
             if isinstance(written, (tuple, list)):
-                parts = [take(one, other) for one, other in zip(written, value, strict=True)]
+                parts = [take(part) for part in written]
                 return tuple(parts) if isinstance(written, tuple) else parts
-            return value
+            return written
 
-        args, kwargs = (take(w, v) for w, v in zip(self.site.written, self.site.values(), strict=True))
+        args, kwargs = (take(written) for written in self.site.written)
         call = self.root.forward if is_module else root_fn
         return lambda *_: call(*args, **kwargs), list(inputs.values())
 
@@ -110,9 +121,11 @@ class _Opener(Tracer):
 class _Values:
     """Runs what is being recorded, and answers what Python asks of it."""
 
-    def __init__(self, root: nn.Module, constants: Mapping[str, torch.Tensor]) -> None:
-        self.root, self.constants = root, constants
+    def __init__(self, root: nn.Module, constants: Mapping[str, torch.Tensor], site: Site) -> None:
+        self.root, self.constants, self.site = root, constants, site
         self.known: dict[fx.Node, Any] = {}
+        self.inputs: dict[fx.Node, int] = {}
+        """Identity of what is written in the place of each input."""
 
     def decide(self, node: fx.Node, ask: str) -> Decision:
         """What ``node`` answers."""
@@ -132,7 +145,7 @@ class _Values:
         return found
 
     def _of(self, node: fx.Node) -> Any:
-        """The value of a node; it and what it needs are computed now if they have not been, in the order of the graph."""
+        """The value of a node; it, and all before it, are computed now if they have not been."""
         if node not in self.known:
             for one in node.graph.nodes:
                 if one not in self.known:
@@ -142,6 +155,10 @@ class _Values:
         return self.known[node]
 
     def _run(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            found: dict[int, Any] = {}
+            paired(self.site.written, self.site.values(), found)
+            return found[self.inputs[node]]
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.known.__getitem__)
         if node.op == "get_attr":
             path = str(node.target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import fx, nn
 
 from localize.export.python_around import Around
@@ -29,7 +30,7 @@ class Writer(Protocol):
     parts: Parts
     classes: Classes
 
-    def init(self, module: nn.Module, where: str, sites: Mapping[str, Site | None]) -> list[str]:
+    def init(self, module: nn.Module, where: str, sites: Mapping[str, Site]) -> list[str]:
         """Lines that make what a module holds."""
 
 
@@ -46,11 +47,8 @@ class Others:
         Raises:
             ExportError: Its code cannot be traced.
         """
-        given = self.modules.seen.modules.get(id(module))
         if site is None:
-            if given is None:
-                raise refusal(module, where, "what it is called with is not known")
-            site = Site(given, lambda: given)
+            site = Site(((torch.empty(0),), {}), lambda: self.modules.seen.given(module))
         try:
             modes = _in_both_modes(module, site)
             text = self._as_torch(module, modes, site)
@@ -68,7 +66,7 @@ class Others:
         for base in type(module).__mro__[1:]:
             if base is nn.Module or not base.__module__.startswith("torch.nn.modules."):
                 continue
-            twin: nn.Module = base.__new__(base)
+            twin: nn.Module = object.__new__(base)
             twin.__dict__.update(module.__dict__)
             text = layer_text(twin)
             if text is None:
@@ -81,7 +79,7 @@ class Others:
         return None
 
     def _definition(self, module: nn.Module, where: str, modes: Sequence[Opened]) -> Definition:
-        sites: dict[str, Site | None] = {}
+        sites: dict[str, Site] = {}
         own: dict[str, str] = {}
         tables: list[str] = []
         for mode in modes:

@@ -14,21 +14,49 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from localize.export.python_opened import Given, Site
 from localize.local_graph import LocalGraphModule
 from passes.faked import device_of, faked
-from passes.ir import Captured
 from passes.shapes import quiet
 from passes.untouched import same_randomness, set_mode, untouched
 
 
 @dataclass(slots=True)
 class Seen:
-    """Arguments of modules, and values of the graph's nodes, of which tensors are fake."""
+    """What modules are called with, and what the graph's nodes give, of which tensors are fake.
 
-    modules: dict[int, Given] = field(default_factory=dict)
-    """By identity of the module; of its first call."""
-    values: dict[str, Any] = field(default_factory=dict)
-    """By name of the node."""
-    real: dict[int, torch.Tensor] = field(default_factory=dict)
+    Most code never asks: the model runs when it does, once.
+    """
+
+    local: LocalGraphModule
+    real: dict[int, torch.Tensor]
     """The real tensor of each fake parameter or buffer, by identity of the fake."""
+    modules: dict[int, Given] = field(default_factory=dict)
+    _values: dict[str, Any] = field(default_factory=dict)
+    _networks_ran: bool = False
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Values of the primary network's graph, by name of the node."""
+        if not self._values:
+            network = self.local.made.context.network
+            spec, captured = network.shapes.input, network.captured
+            shape = (max(2, spec.shape[0]), *spec.shape[1:])
+            x = torch.empty(shape, dtype=spec.dtype, device=device_of(captured.model))
+            self._values = values_of(captured.graph, captured.model, (x,), captured.constants)
+        return self._values
+
+    def given(self, module: nn.Module) -> Given:
+        """The arguments of a module's first call.
+
+        Raises:
+            KeyError: It is not called.
+        """
+        if id(module) not in self.modules and not self._networks_ran:
+            self._networks_ran = True
+            for one in self.local.local_modules:
+                reads = [self.values[name] for name in one.outputs[: one.reads]]
+                for network in (one.auxiliary, one.cascaded):
+                    if network is not None:
+                        network(*reads)
+        return self.modules[id(module)]
 
     def holding(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor with its values."""
@@ -47,33 +75,15 @@ class Seen:
 
 @contextlib.contextmanager
 def seen(local: LocalGraphModule) -> Iterator[Seen]:
-    """Runs a localized model in train mode without computing anything, and leaves it as it was.
-
-    Inside, its parameters and buffers are fake, so that parts of it can be run with what they were called with.
-    """
-    found = Seen()
+    """Inside, parameters and buffers of a localized model are fake, and it can be run; it is left as it was."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    device = device_of(local.primary)
-    spec = local.made.context.network.shapes.input
     with untouched(local), same_randomness(), quiet(), faked(local, mode) as real, mode, torch.no_grad():
-        found.real = real
+        found = Seen(local, real)
         set_mode(local, True)
         for module in local.modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 module.register_forward_pre_hook(found.note, with_kwargs=True)
-        x = torch.empty((max(2, spec.shape[0]), *spec.shape[1:]), dtype=spec.dtype, device=device)
-        _run(local.made.context.network.captured, x, found)
-        for module in local.local_modules:
-            reads = [found.values[name] for name in module.outputs[: module.reads]]
-            for network in (module.auxiliary, module.cascaded):
-                if network is not None:
-                    network(*reads)
         yield found
-
-
-def _run(captured: Captured, x: torch.Tensor, found: Seen) -> None:
-    """The primary network's graph, all values of which are kept."""
-    found.values = values_of(captured.graph, captured.model, (x,), captured.constants)
 
 
 def values_of(

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from localize.export.python_classes import Definition, plain
 from localize.export.python_criteria import Criteria, criteria_of
@@ -76,7 +75,7 @@ def _require_plain(local: LocalGraphModule) -> None:
                 raise ExportError(
                     f"the {type(module).__name__} has a hook, which cannot be written as Python source",
                     where=path.removeprefix("primary."),
-                    remedy="Remove the hook before exporting; weight norm and the like by torch.nn.utils' own functions",
+                    remedy="Remove the hook before exporting; weight norm by torch.nn.utils.remove_weight_norm",
                 )
     types = {p.dtype for p in local.parameters() if p.is_floating_point()}
     if len(types) > 1:
@@ -90,7 +89,7 @@ def _body(local: LocalGraphModule, modules: Modules, criteria: Criteria) -> list
     """Lines of the class ``Localized``, references and holes among them."""
     context = local.made.context
     captured = context.network.captured
-    sites: dict[str, Site | None] = {}
+    sites: dict[str, Site] = {}
     for node in captured.nodes:
         if node.op == "call_module":
             sites.setdefault(str(node.target), modules.seen.site(node))

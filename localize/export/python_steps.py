@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
-from localize.cascade import before, entering, keep_overwritten, last_reads, window_of
+from localize.cascade import before, entering, last_reads, window_of
 from localize.emit import wire
 from localize.export.python_around import Around
 from localize.export.python_modules import Modules
@@ -53,7 +52,7 @@ class Steps:
         self.all = local.local_modules
         self.last_read = last_reads(self.all)
         self.names: dict[str, str] = {}
-        self.values = modules.seen.values
+        self.specs = dict(self.network.shapes.specs)
         if local.output_criterion is None:
             self.names[self.all[-1].outputs[0]] = "logits"
         modules.parts.add("learnable", LEARNABLE)
@@ -111,10 +110,10 @@ class Steps:
         return lines
 
     def _shape(self, name: str) -> str:
-        return "x".join(map(str, self.values[name].shape[1:])) or "scalar"
+        return str(self.specs[name])
 
     def _is_tensor(self, name: str) -> bool:
-        return isinstance(self.values[name], torch.Tensor)
+        return self.specs[name] is not None
 
     def _method(self, module: LocalModule) -> str:
         return f"run_{module.plan.index}_{identifier(module.plan.name, 'module').lower()}"
@@ -166,7 +165,7 @@ class Steps:
             "def steps(self, x, y):",
             '    """One training step: yields name, loss and logits of each local module, input to output.',
             "",
-            "    Call backward() on each loss before taking the next: a module's graph is then freed before the next runs.",
+            "    Call backward() on each loss before taking the next: its graph is freed before the next module runs.",
             '    """',
         ]
         if any(isinstance(n, Supervising) for m in self.all for n in (m.auxiliary, m.cascaded) if n is not None):
@@ -227,9 +226,8 @@ class Steps:
             key = before(name, module)
             if key in self.last_read:
                 held[key] = None
-                self.values[key] = self.values[name]
+                self.specs[key] = self.specs[name]
                 lines.append(f"{self._variable(key)} = {self._variable(name)}.detach().clone()")
-        assert keep_overwritten
         return lines
 
     def _entering(self, key: str, copied: bool) -> str:
@@ -243,13 +241,14 @@ class Steps:
     def _loss(self, module: LocalModule, reads: Sequence[str], *, cascaded: bool) -> list[str]:
         """What is predicted, and the loss of it."""
         name = quoted(module.plan.name)
-        logits, loss = ("_", "beyond") if cascaded else ("logits", "loss")
-        network = module.cascaded if cascaded else module.auxiliary
+        logits, loss = "logits", "beyond" if cascaded else "loss"
+        network: Any = module.cascaded if cascaded else module.auxiliary
         if module.auxiliary is not None:
             path = f"self.module_{module.plan.index}.{'cascaded' if cascaded else 'auxiliary'}"
             if isinstance(network, Supervising):
                 given = ", ".join([f"Batch(x, y, self.criterion, {name})", *reads])
-                return [f"{logits}, {loss} = {path}.supervise({given})"]
+                found = f"{path}.supervise({given})"
+                return [f"{loss} = {found}[1]" if cascaded else f"{logits}, {loss} = {found}"]
             if cascaded:
                 return [f"{loss} = self.criterion({path}({', '.join(reads)}), y)"]
             return [f"{logits} = {path}({', '.join(reads)})", f"{loss} = self.criterion({logits}, y)"]
@@ -262,14 +261,14 @@ class Steps:
         lines.append(f"{loss} = self.criterion({reads[0]}, y)")
         names = module.outputs[: module.reads]
         for head, text in zip(names[1:], reads[1:], strict=True):
-            if self._is_tensor(head) and self.values[head].shape == self.values[names[0]].shape:
+            if self._is_tensor(head) and self._shape(head) == self._shape(names[0]):
                 lines.append(f"{loss} = {loss} + {HEAD_WEIGHT!r} * self.criterion({text}, y)")
         return lines
 
     def _forward(self) -> list[str]:
         lines = [
             "def forward(self, x):",
-            '    """The primary network\'s output. In training no gradient passes from one local module to the next."""',
+            '    """The primary network\'s output; in training no gradient passes between local modules."""',
         ]
         for module in self.all:
             given = [

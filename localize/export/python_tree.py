@@ -1,4 +1,4 @@
-"""What a module holds, by name: parameters, buffers and modules; and how code reaches them, whatever they are called."""
+"""What a module holds, by name: parameters, buffers and modules; and how code reaches them, whatever the name."""
 
 from __future__ import annotations
 
