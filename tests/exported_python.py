@@ -47,7 +47,7 @@ def assert_same_step(local: LocalGraphModule, network: nn.Module, x: torch.Tenso
         one.zero_grad()
         torch.manual_seed(seed)
         outs = []
-        for name, loss, logits in one.steps(x.clone(), y):  # type: ignore[operator]
+        for name, loss, logits in one.steps(x.clone(), y):
             loss.backward()
             outs.append((name, loss.detach(), logits))
         found.append(outs)

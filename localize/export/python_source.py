@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from localize.export.python_classes import Definition, plain
 from localize.export.python_criteria import Criteria, criteria_of
@@ -114,17 +115,18 @@ def _body(local: LocalGraphModule, modules: Modules, criteria: Criteria) -> list
     return [
         "def primary():",
         '    """Layers of the primary network, by name."""',
-        *_grown(inner),
+        *_grown(inner, captured.model),
         "",
         "",
         *_class(found),
     ]
 
 
-def _grown(inner: Sequence[str]) -> list[str]:
+def _grown(inner: Sequence[str], model: nn.Module) -> list[str]:
+    listed = next(iter(model._modules), "").isdecimal()
     return [
         "    return grow(",
-        "        nn.Module(),",
+        f"        nn.{'ModuleList' if listed else 'Module'}(),",
         "        {",
         *[f"            {line}," for line in inner],
         "        },",

@@ -150,7 +150,8 @@ class Steps:
         places = {id(module): path for path, module in reversed([*self.local.named_modules(remove_duplicate=False)])}
         owners: dict[int, str] = {}
         for owner, name in (buffer for member in window for buffer in buffers_of(member.__dict__["stage"])):
-            if owner._buffers[name] is not None and name not in owner._non_persistent_buffers_set:
+            # Tensors that the forward makes are the generated code's own.
+            if id(owner) in places and name not in owner._non_persistent_buffers_set:
                 owners.setdefault(id(owner), access("self", places[id(owner)], self.local))
         return list(owners.values())
 
