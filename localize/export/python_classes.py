@@ -25,7 +25,7 @@ class Definition:
     @property
     def lines(self) -> tuple[str, ...]:
         """All of them."""
-        return (*self.init, "\ue005", *self.methods)
+        return (*self.init, self.doc, *self.methods)
 
 
 class Classes:

@@ -29,6 +29,9 @@ def store(buffer: torch.Tensor, value: torch.Tensor) -> None:
 
 def function_name(target: Callable[..., Any]) -> str | None:
     """How a function of torch, math or the language is called; None for another's."""
+    short = getattr(target, "__name__", "")
+    if getattr(F, short, None) is target:
+        return f"F.{short}"
     try:
         name = _get_qualified_name(target)
     except (RuntimeError, AttributeError, TypeError):

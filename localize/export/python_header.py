@@ -48,8 +48,8 @@ def _paragraphs(local: LocalGraphModule, given: str) -> Iterator[str]:
     )
     yield (
         "network(x) is the primary network's output. Layers, dropout and norms follow network.train() and "
-        "network.eval(); where the model's own forward asks which of the two it is in, this is the way that it takes in "
-        "training."
+        "network.eval(); where the model's own forward asks which of the two it is in, this is the way that it takes "
+        "in training."
     )
     yield "Without a state_dict, layers of torch.nn start as torch draws them, and all other parameters as zeros."
     if given:

@@ -10,19 +10,21 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import fx
 from torch.fx.graph import inplace_methods, magic_methods
 
 from localize.export.python_functions import SAME_PATH, STORE, function_name
+from localize.export.python_inline import SIZES, dead, inlined, is_size, looks_at_sizes
+from localize.export.python_text import HOLE, filled, hole
 from localize.export.python_values import identifier, value_text
 from passes.asserts import assertion
 from passes.inference import training_flag
 from passes.proxies import set_item, store
 from passes.sized import guard
 
-_SIZES = ("shape", "ndim", "device", "dtype")
 RESERVED = frozenset(
-    {"self", "torch", "nn", "F", "math", "operator", "zlib", "base64", *keyword.kwlist, *keyword.softkwlist}
+    {"self", "torch", "nn", "F", "math", "operator", "zlib", "base64", "block", *keyword.kwlist, *keyword.softkwlist}
     | {*dir(builtins)}
 )
 
@@ -66,7 +68,8 @@ class Lines:
         functions = (n.target for n in self.nodes if n.op == "call_function" and function_name(n.target) is None)
         # Functions of the file may have their names.
         self.functions = {getattr(function, "__name__", "") for function in functions}
-        self.inline = self._inline()
+        self.dead = dead(self.nodes)
+        self.inline = inlined(self.nodes, self.dead)
         self.last = self._last_uses()
         self.taken: dict[str, fx.Node] = {}
         self.lines: list[str] = []
@@ -74,6 +77,8 @@ class Lines:
         self.result = "None"
         self.results: list[str] = []
         for node in self.nodes:
+            if node in self.dead:
+                continue
             if node.op == "placeholder":
                 name = (inputs or {}).get(node.name) or self._fresh(node)
                 self._hold(node, name)
@@ -83,7 +88,7 @@ class Lines:
                 self.results = [self._text(value) for value in _several(node.args[0])]
                 self.result = self._text(node.args[0])
                 self.lines.append(f"return {self.result}")
-            elif node.op != "placeholder":
+            elif node.op != "placeholder" and node not in self.dead:
                 self._write(node)
 
     @property
@@ -91,23 +96,12 @@ class Lines:
         """The lines of a function."""
         return [f"    {line}" for line in self.lines]
 
-    def _inline(self) -> set[fx.Node]:
-        """Nodes without a line: what is read where it is needed."""
-        found: set[fx.Node] = set()
-        for node in self.nodes:
-            looks = node.op == "call_function" and node.target is getattr and node.args[1] in _SIZES
-            item = node.target is operator.getitem and node.args[0] in found and isinstance(node.args[1], int)
-            item = item and node.args[0].op != "get_attr"
-            if node.op == "get_attr" or ((looks or item) and len(node.users) == 1 and not _is_output(node)):
-                found.add(node)
-        return found
-
     def _last_uses(self) -> dict[fx.Node, int]:
         """Position of the last line that needs a node's value."""
         last = {node: i for i, node in enumerate(self.nodes)}
         for node in reversed(self.nodes):
             at = last[node] if node in self.inline else self.position[node]
-            for parent in node.all_input_nodes:
+            for parent in node.all_input_nodes if node not in self.dead else ():
                 last[parent] = max(last[parent], at)
         return last
 
@@ -140,6 +134,11 @@ class Lines:
             value, ask, expected = (node.args[0], str(node.args[1]), node.args[2])
             asked = "operator.index" if ask == "index" else ask
             return f"same_path({asked}({self._text(value)}), {self._text(expected)})"
+        if node.target is torch._assert:
+            condition, message = node.args
+            # A message that was made of proxies says nothing.
+            plain = isinstance(message, str) and "Proxy(" not in message
+            return f"assert {self._text(condition)}{f', {self._text(message)}' if plain else ''}"
         if node.target is assertion:
             return f"assert {'' if node.args[1] else 'not '}{self._text(node.args[0])}"
         if node.target is store:
@@ -159,7 +158,7 @@ class Lines:
         first = node.args[0] if node.args else None
         if isinstance(first, fx.Node) and first not in self.inline and self.last[first] == self.position[node]:
             name = self.texts[first]
-            if self.taken.get(name) is first and not _looks_at_sizes(node):
+            if self.taken.get(name) is first and not looks_at_sizes(node):
                 return name
         return self._fresh(node)
 
@@ -167,6 +166,10 @@ class Lines:
         base = identifier(str(node.target).rpartition(".")[2] if node.op == "call_module" else node.name)
         if re.sub(r"_\d+$", "", base) in self.functions:
             base = "result"
+        elif node.target is getattr and node.args[1] in SIZES:
+            base = str(node.args[1])
+        elif node.target is operator.getitem and is_size(node) and isinstance(node.args[1], int):
+            base = f"size_{node.args[1]}".replace("-", "last_")
         base = base.lower() if base.lower() not in RESERVED else f"{base.lower()}_"
         name, count = base, 1
         while name in RESERVED or not self._free(name, node):
@@ -183,6 +186,9 @@ class Lines:
         self.taken[name] = node
 
     def _text(self, value: Any) -> str:
+        if isinstance(value, float) and self.around.flag is None:
+            # Of an opened class: what another of the kind may have otherwise, such as a probability.
+            return hole("value", value_text(value))
         return value if isinstance(value, _Raw) else value_text(value, self.texts.__getitem__)
 
     def _index(self, value: Any) -> str:
@@ -210,8 +216,12 @@ class Lines:
         return self._given(node.args, node.kwargs)
 
     def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        named = [f"{key}={self._text(value)}" for key, value in kwargs.items()]
+        named = [f"{key}={self._named(key, value)}" for key, value in kwargs.items()]
         return ", ".join([*(self._text(value) for value in args), *named])
+
+    def _named(self, name: str, value: Any) -> str:
+        text = self._text(value)
+        return hole(name, filled(text)) if HOLE.fullmatch(text) else text
 
     def _function(self, node: fx.Node) -> str:
         target: Any = node.target
@@ -259,14 +269,6 @@ def _default(target: Any, name: str) -> Any:
 
 def _several(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (tuple, list)) else (value,)
-
-
-def _is_output(node: fx.Node) -> bool:
-    return any(user.op == "output" for user in node.users)
-
-
-def _looks_at_sizes(node: fx.Node) -> bool:
-    return node.target is getattr or (node.op == "call_method" and node.target in ("size", "dim", "numel"))
 
 
 def _in_place(node: fx.Node) -> str | None:

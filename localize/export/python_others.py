@@ -15,7 +15,7 @@ from localize.export.python_nodes import Lines
 from localize.export.python_opened import Opened, Site, opened
 from localize.export.python_parts import Parts
 from localize.export.python_seen import Seen
-from localize.export.python_text import indented
+from localize.export.python_text import branched, filled, indented
 from localize.export.python_tree import needing
 from localize.export.python_values import Unwritable, tensor_text, words
 from localize.exporting import ExportError
@@ -94,9 +94,7 @@ class Others:
                 tables += [] if line in tables else [line]
         init = [*self.modules.init(module, where, sites), *tables]
         training, inference = (self._lines(module, mode, own) for mode in modes)
-        body = training.body
-        if inference.body != body:
-            body = ["    if not self.training:", *indented(inference.body), *body]
+        body = indented(branched(training.lines, inference.lines))
         kind = type(module)
         head = f"def forward({', '.join(['self', *training.arguments])}):"
         doc = words(f"What {kind.__module__}.{kind.__qualname__} computes.")
@@ -120,7 +118,7 @@ class Others:
         if found.constants:
             raise Unwritable(f"the function {name!r}, which makes tensors of its own")
         lines = self._lines(nn.Module(), found, {})
-        body = "\n".join([f'    """{words(f"What {target.__module__}.{name} computes.")}"""', *lines.body])
+        body = filled("\n".join([f'    """{words(f"What {target.__module__}.{name} computes.")}"""', *lines.body]))
         sources, own, count = self.modules.parts.sources, name, 1
         while True:
             source = f"def {own}({', '.join(lines.arguments)}):\n{body}\n"

@@ -15,6 +15,7 @@ from localize.export.python_modules import Modules
 from localize.export.python_nodes import RESERVED, Lines
 from localize.export.python_opened import Site
 from localize.export.python_output import output_text
+from localize.export.python_text import abbreviated
 from localize.export.python_tree import access
 from localize.export.python_values import identifier, quoted, words
 from localize.local_graph import HEAD_WEIGHT, LocalGraphModule
@@ -84,7 +85,7 @@ class Steps:
         ]
         written = Lines(code.graph, around, dict(zip(module.inputs, names, strict=True)))
         head = f"def {self._method(module)}({', '.join(['self', *names])}):"
-        return [*self._comment(module), head, *written.body]
+        return [*self._comment(module), head, *abbreviated(written.body)]
 
     def _site(self, node: fx.Node) -> Site:
         return self.modules.seen.site(node)

@@ -37,6 +37,59 @@ def indented(lines: list[str], by: int = 4) -> list[str]:
     return [f"{' ' * by}{line}" if line else "" for line in lines]
 
 
+_INSIDE = re.compile(r"self\.primary(?:\.\w+|\[\d+\])*\[\d+\](?=\.)")
+"""A module that is an item of a list, in front of what is reached through it."""
+
+
+def abbreviated(lines: list[str]) -> list[str]:
+    """The lines with a name for a block where several in a row reach into the same one."""
+    found: list[str] = []
+    start = 0
+    while start < len(lines):
+        match = _INSIDE.search(lines[start])
+        stop, count = start + 1, 1
+        while match and stop < len(lines):
+            others = _INSIDE.findall(lines[stop])
+            if any(other != match.group() for other in others):
+                break
+            stop, count = stop + 1, count + len(others)
+        if match is None or count < 3 or any(m != match.group() for m in _INSIDE.findall(lines[start])):
+            found.append(lines[start])
+            start += 1
+            continue
+        indent = " " * (len(lines[start]) - len(lines[start].lstrip()))
+        found.append(f"{indent}block = {match.group()}")
+        found += [_INSIDE.sub("block", line) for line in lines[start:stop]]
+        start = stop
+    return found
+
+
+def branched(training: list[str], inference: list[str]) -> list[str]:
+    """The lines of a function that does the one in training, and the other in inference."""
+    before: list[str] = []
+    while training and inference and (one := _either(training[0], inference[0])) is not None:
+        before.append(one)
+        training, inference = training[1:], inference[1:]
+    after: list[str] = []
+    while training and inference and (one := _either(training[-1], inference[-1])) is not None:
+        after.insert(0, one)
+        training, inference = training[:-1], inference[:-1]
+    middle: list[str] = []
+    if training:
+        middle += ["if self.training:", *indented(training)]
+    if inference:
+        middle += ["else:" if training else "if not self.training:", *indented(inference)]
+    return [*before, *middle, *after]
+
+
+def _either(training: str, inference: str) -> str | None:
+    """One line for two that differ in nothing, or in a flag; None where they differ otherwise."""
+    if training == inference:
+        return training
+    merged = re.sub(r"\btraining=True\b", "training=self.training", training)
+    return merged if merged == re.sub(r"\btraining=False\b", "training=self.training", inference) else None
+
+
 def folded(line: str) -> list[str]:
     """A line of code as several where it is too long, broken inside its outermost brackets."""
     if len(line) <= WIDTH:

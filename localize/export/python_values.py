@@ -91,7 +91,7 @@ def words(text: str) -> str:
 
 def identifier(text: str, default: str = "x") -> str:
     """A text as a Python name, in ASCII and of reasonable length."""
-    found = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40]
+    found = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].rstrip("_")
     return f"{default}_{found}" if not found or found[0].isdigit() else found
 
 
