@@ -13,6 +13,7 @@ from passes.leaves import LeafPolicy
 from passes.sized import ASKS, Decision
 from passes.tracer import Tracer
 
+_RANK = ("ndim", "dim", "ndimension")
 Given = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
@@ -128,8 +129,15 @@ class _Values:
         """Identity of what is written in the place of each input."""
 
     def decide(self, node: fx.Node, ask: str) -> Decision:
-        """What ``node`` answers."""
-        return Decision(ASKS[ask](self._of(node)), False, False)
+        """What ``node`` answers; a guard goes into the code where it is more than the rank of a tensor that decides."""
+        value = self._of(node)
+        return Decision(ASKS[ask](value), not isinstance(value, torch.Size) and not self._by_rank(node), False)
+
+    def _by_rank(self, node: fx.Node) -> bool:
+        """Whether a number follows from how many dimensions tensors have."""
+        if any(isinstance(self._of(parent), torch.Tensor) for parent in node.all_input_nodes):
+            return str(node.args[1] if node.target is getattr else node.target) in _RANK
+        return bool(node.all_input_nodes) and all(self._by_rank(parent) for parent in node.all_input_nodes)
 
     def is_number(self, node: fx.Node) -> bool:
         """Whether ``node`` yields a number."""
