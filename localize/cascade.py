@@ -7,7 +7,7 @@ is handed in as a copy, and running statistics are put back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,15 +31,15 @@ def last_reads(modules: Sequence[LocalModule]) -> dict[str, int]:
         for name in _outside(window):
             found[name] = max(found[name], k)
         # The last of the window runs first in the cascade, so that it finds its inputs as they are.
-        found.update((_before(name, member), k) for member in window[:-1] for name in member.overwrites)
+        found.update((before(name, member), k) for member in window[:-1] for name in member.overwrites)
     return found
 
 
 def keep_overwritten(module: LocalModule, values: dict[str, Any], last_read: Mapping[str, int]) -> None:
     """Before a module runs: copies of what it is about to change in place, where a cascade will read that."""
     for name in module.overwrites:
-        if _before(name, module) in last_read:
-            values[_before(name, module)] = values[name].detach().clone()
+        if before(name, module) in last_read:
+            values[before(name, module)] = values[name].detach().clone()
 
 
 def run_attached(window: Sequence[LocalModule], values: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -73,18 +73,31 @@ def _outside(window: Sequence[LocalModule]) -> dict[str, int]:
     return found
 
 
-def _entering(window: Sequence[LocalModule], values: Mapping[str, Any]) -> dict[str, Any]:
+def entering(window: Sequence[LocalModule], held: Container[str]) -> dict[str, tuple[str, bool]]:
+    """For each value that a window starts from: the name under which it is found, and whether it needs a copy of it.
+
+    Args:
+        window: Consecutive modules.
+        held: Names of the values there are.
+    """
     overwritten = {name for member in window for name in member.overwrites}
     found = {}
     for name, position in _outside(window).items():
-        kept = (_before(name, member) for member in window[position:])
-        value = values[next((key for key in kept if key in values), name)]
+        kept = (before(name, member) for member in window[position:])
+        found[name] = (next((key for key in kept if key in held), name), name in overwritten)
+    return found
+
+
+def _entering(window: Sequence[LocalModule], values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, (key, copied) in entering(window, values).items():
+        value = values[key]
         if isinstance(value, torch.Tensor):
-            value = value.detach().clone() if name in overwritten else value.detach()
+            value = value.detach().clone() if copied else value.detach()
         found[name] = value
     return found
 
 
-def _before(name: str, module: LocalModule) -> str:
+def before(name: str, module: LocalModule) -> str:
     """Name of a value as it was before a module changed it. No node's name has such a character."""
     return f"{name}@{module.plan.index}"

@@ -6,6 +6,7 @@ hooks, its train/eval behaviour and its Python control flow. Only what stands be
 
 from __future__ import annotations
 
+import keyword
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -54,6 +55,16 @@ def generate(
     return module
 
 
+def opened(
+    captured: Captured, members: Collection[str], shared: Collection[str], inputs: Sequence[str], outputs: Sequence[str]
+) -> fx.Graph:
+    """The same with every node written out, as torch's own operation: a graph, for those who write code themselves.
+
+    Arguments as for :func:`generate`. Targets are paths in the user's model behind ``primary.``, whatever the names.
+    """
+    return _Writer(captured, frozenset(members), frozenset(shared), inputs, outputs, opened=True).write()
+
+
 def returned(outputs: Sequence[str], result: Any) -> tuple[Any, ...]:
     """What generated code gave, one value for each of its outputs."""
     return (result,) if len(outputs) == 1 else tuple(result)
@@ -67,8 +78,11 @@ class _Writer:
         shared: frozenset[str],
         inputs: Sequence[str],
         outputs: Sequence[str],
+        *,
+        opened: bool = False,
     ) -> None:
         self.captured = captured
+        self.opened = opened
         self.nodes = captured.nodes
         self.members = members
         self.inputs, self.outputs = inputs, outputs
@@ -80,7 +94,8 @@ class _Writer:
         kept = {name for name in shared if self._belongs_here(name)}
         self.wanted = members | kept | captured.feeding(members | kept, shared)
         self.visited = sorted(captured.positions[name] for name in self.wanted)
-        self.folds = {call.first: call for call in reversed(self._calls_within()) if self._folds(call)}
+        within = () if opened else self._calls_within()
+        self.folds = {call.first: call for call in reversed(within) if self._folds(call)}
 
     def _belongs_here(self, name: str) -> bool:
         """Whether it changes a tensor that does not depend on the input (a counter), and stands in this code's part."""
@@ -147,9 +162,11 @@ class _Writer:
     def _target(self, path: str) -> str:
         """What a module or tensor of the user's model is called in the code.
 
-        fx writes names into string literals as they are: those that would end or change one get another name.
+        fx writes names as attributes or into string literals, as they are: those that cannot stand there get another.
         """
-        if path.isprintable() and not {'"', "\\"} & {*path}:
+        if self.opened:
+            return f"{PRIMARY}.{path}"
+        if path.isprintable() and not {'"', "\\"} & {*path} and not any(map(keyword.iskeyword, path.split("."))):
             return f"{PRIMARY}.{path}"
         known = {own: alias for alias, own in self.aliases.items()}
         alias = known.get(path, f"{PRIMARY}_{len(known)}")
@@ -158,7 +175,7 @@ class _Writer:
 
     def _write_node(self, node: fx.Node) -> None:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
-        if spares_its_gradient(self.captured, node):
+        if not self.opened and spares_its_gradient(self.captured, node):
             module = self.graph.get_attr(self._target(str(node.target)))
             self.values[node.name] = self.graph.create_node(
                 "call_function", frugal_relu, (module, *args), {}, node.name

@@ -58,19 +58,20 @@ def as_in_inference(network: nn.Module) -> Iterator[None]:
 
 
 def _switch_off(node: fx.Node) -> None:
-    if node.target is F.scaled_dot_product_attention:
-        _set(node, "dropout_p", _ATTENTION_DROPOUT, 0.0)
-        return
-    if node.target is torch.dropout:
-        _set(node, "train", 2, False)
-        return
-    flag = _flag(node.target)
+    flag = training_flag(node.target)
     if flag is not None:
-        _set(node, *flag, False)
+        _set(node, *flag, 0.0 if node.target is F.scaled_dot_product_attention else False)
 
 
-def _flag(function: Callable[..., Any] | str) -> tuple[str, int] | None:
-    """Name and position of a function's training flag; None where it has none."""
+def training_flag(function: Callable[..., Any] | str) -> tuple[str, int] | None:
+    """Name and position of the argument that tells a function that it runs in training; None where it has none.
+
+    Of scaled dot product attention it is a probability, 0 in inference.
+    """
+    if function is F.scaled_dot_product_attention:
+        return "dropout_p", _ATTENTION_DROPOUT
+    if function is torch.dropout:
+        return "train", 2
     try:
         names = list(inspect.signature(function).parameters)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -189,7 +189,9 @@ def test_arguments_that_a_block_does_not_use(masked: bool) -> None:
         assert reached == {*module.parameters}
 
 
-@pytest.mark.parametrize("name", ['a"b', "a\\b", "line\nbreak", "\ud800", "日本 <b>", "it's", '"); raise SystemExit("'])
+@pytest.mark.parametrize(
+    "name", ['a"b', "a\\b", "line\nbreak", "\ud800", "日本 <b>", "it's", "class", '"); raise SystemExit("']
+)
 def test_names_that_no_line_of_code_can_hold(name: str) -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -203,7 +205,7 @@ def test_names_that_no_line_of_code_can_hold(name: str) -> None:
 
     model = nn.Sequential()
     for i in range(3):
-        model.add_module(f"{name}{i}", Scaled())
+        model.add_module(f"{name}{i or ''}", Scaled())
     model.add_module("head", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)))
     local = localize(model, d=2, modules=2, example_inputs=torch.empty(2, 3, 8, 8), seed=0)
     x = torch.randn(2, 3, 8, 8)

@@ -10,13 +10,13 @@ from pathlib import Path
 import jsonschema
 import networkx as nx
 import pytest
-from tests.thirty import localized, pairs
 
 from localize import LocalizeError, Plan
 from localize.export import FORMATS, Request, View, plan_schema
 from tests.chromium import Chromium, find_chromium
 from tests.outside import laid_out, lines_of, needs_dot, unfit
 from tests.test_export_browser import OVERLAPS
+from tests.thirty import localized, pairs
 
 PROGRAM = find_chromium()
 

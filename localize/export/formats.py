@@ -18,6 +18,7 @@ from localize.export.graphviz import pdf, png, svg
 from localize.export.onnx_model import onnx_model
 from localize.export.page import page
 from localize.export.plan_json import plan_json
+from localize.export.python_source import python_source
 from localize.export.request import Request, View
 from localize.export.tensorboard import write_graph
 from localize.exporting import VIEWS, ExportError, ViewKind
@@ -55,6 +56,7 @@ FORMATS: Mapping[str, Format] = {
         what="the network for other runtimes and viewers", write=onnx_model, views=("primary", "local"), values=True
     ),
     "pt2": Format(what="a program of torch.export", write=exported_program, views=("primary", "local"), values=True),
+    "py": Format(what="Python source that imports torch alone", write=python_source, views=("full",)),
 }
 """By name, which is the file's suffix too."""
 

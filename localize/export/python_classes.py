@@ -1,0 +1,156 @@
+"""Classes of a generated file: each text once, and alike ones as one class with arguments where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from localize.export.python_nodes import RESERVED
+from localize.export.python_text import HOLE, REFERENCE, filled, folded, hole, indented, reference
+from localize.export.python_values import identifier
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A class before it is known which others are like it. Its lines may have holes, and refer to other classes."""
+
+    name: str
+    doc: str
+    """One line, in which nothing can end a docstring."""
+    init: tuple[str, ...]
+    """Lines of ``__init__`` behind ``super().__init__()``."""
+    methods: tuple[str, ...] = ()
+    """Lines of its methods; none for a function, whose result is the only line of ``init``."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.init, self.doc, *self.methods)
+
+
+class Classes:
+    """Collects classes; writes them once all are known."""
+
+    def __init__(self) -> None:
+        self.definitions: list[Definition] = []
+        self.calls: dict[int, str] = {}
+        """What stands for a reference: a call, with holes for its arguments."""
+        self.taken: set[str] = set()
+        self.texts: list[str] = []
+
+    def add(self, definition: Definition) -> str:
+        """Text of a call that makes a module of this class."""
+        self.definitions.append(definition)
+        return reference(len(self.definitions) - 1)
+
+    def reserve(self, *names: str) -> None:
+        """Names that no class may get."""
+        self.taken.update(names)
+
+    def resolved(self, text: str) -> str:
+        """The text with calls in the place of references."""
+        return REFERENCE.sub(lambda match: self.calls[int(match.group(1))], text)
+
+    def write(self) -> list[str]:
+        """Source of all classes, those that others need first."""
+        for height in sorted(set(self._heights())):
+            groups: dict[tuple[str, ...], list[int]] = {}
+            for number, own in enumerate(self._heights()):
+                if own == height:
+                    skeleton = tuple(HOLE.sub(hole("", ""), self.resolved(t)) for t in self.definitions[number].lines)
+                    groups.setdefault(skeleton, []).append(number)
+            for numbers in groups.values():
+                text = self._merge(numbers)
+                self.texts += [text] if text else []
+        return self.texts
+
+    def _heights(self) -> list[int]:
+        """For each class the most classes that stand one inside the other in it."""
+        found: list[int] = []
+        for definition in self.definitions:
+            inner = [int(m.group(1)) for line in definition.lines for m in REFERENCE.finditer(line)]
+            found.append(1 + max((found[number] for number in inner), default=0))
+        return found
+
+    def _merge(self, numbers: list[int]) -> str:
+        """One class for several that differ in their holes alone."""
+        first = self.definitions[numbers[0]]
+        tables = [[m for line in self._lines(n) for m in HOLE.finditer(line)] for n in numbers]
+        columns = [tuple(match.group(2) for match in column) for column in zip(*tables, strict=True)]
+        names: dict[tuple[str, ...], str] = {}
+        for column, match in zip(columns, tables[0], strict=True):
+            if len(set(column)) > 1 and column not in names:
+                names[column] = _argument(match.group(1), names.values())
+        if not first.methods and len(numbers) == 1:
+            # Not worth a function.
+            self.calls[numbers[0]] = self.resolved(first.init[0])
+            return ""
+        name = self._name(first.name) if first.methods else self._free(first.name)
+        for i, number in enumerate(numbers):
+            given = ", ".join(f"{role}={hole(role, column[i])}" for column, role in names.items())
+            self.calls[number] = f"{name}({given})"
+        return self._source(name, first, list(names.values()), iter(columns), names)
+
+    def _lines(self, number: int) -> list[str]:
+        return [self.resolved(line) for line in self.definitions[number].lines]
+
+    def _name(self, wanted: str) -> str:
+        parts = identifier(wanted, "Module").split("_")
+        return self._free("".join(f"_{part}" if part[0].isdigit() else part[0].upper() + part[1:] for part in parts))
+
+    def _free(self, base: str) -> str:
+        name, count = base, 1
+        while name in self.taken or name in RESERVED:
+            count += 1
+            name = f"{base}_{count}"
+        self.taken.add(name)
+        return name
+
+    def _source(
+        self,
+        name: str,
+        definition: Definition,
+        arguments: list[str],
+        columns: Iterator[tuple[str, ...]],
+        names: dict[tuple[str, ...], str],
+    ) -> str:
+        kept: set[str] = set()
+
+        def put(line: str, own: str) -> str:
+            def one(match: object) -> str:
+                column = next(columns)
+                if column in names:
+                    if own:
+                        kept.add(names[column])
+                    return own + names[column]
+                return column[0]
+
+            return HOLE.sub(one, self.resolved(line))
+
+        init = [put(line, "") for line in definition.init]
+        methods = [put(line, "self.") for line in definition.methods]
+        init += [f"self.{argument} = {argument}" for argument in arguments if argument in kept]
+        if not definition.methods:
+            lines = [f"def {name}({', '.join(arguments)}):", f'    """{definition.doc}"""', f"    return {init[0]}"]
+            return "\n".join(more for line in lines for more in folded(line)) + "\n"
+        lines = [f"class {name}(nn.Module):", f'    """{definition.doc}"""', ""]
+        if init:
+            head = ", ".join(["self", *arguments])
+            lines += [f"    def __init__({head}):", "        super().__init__()", *indented(init, 8), ""]
+        lines += indented(methods)
+        return "\n".join(more for line in lines for more in folded(line)) + "\n"
+
+
+def _argument(role: str, taken: object) -> str:
+    base = identifier(role, "value").lower()
+    base = f"{base}_" if base in RESERVED else base
+    name, count = base, 1
+    while name in taken:  # type: ignore[operator]
+        count += 1
+        name = f"{base}_{count}"
+    return name
+
+
+def plain(text: str) -> str:
+    """Text outside of classes, where nothing is an argument."""
+    return filled(text)

@@ -1,0 +1,54 @@
+"""The user's losses in a generated file: torch's own by name, all others handed in by whoever uses the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from localize.export.python_classes import plain
+from localize.export.python_functions import function_name
+from localize.export.python_layers import layer_text
+from localize.export.python_parts import Parts
+from localize.local_graph import LocalGraphModule
+from localize.losses import cross_entropy, cross_entropy_of_last
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """How a generated class comes by its losses."""
+
+    arguments: str
+    """Arguments of ``__init__`` behind ``self``."""
+    lines: tuple[str, ...]
+    """Lines of ``__init__``."""
+    call: str
+    """What has to be handed in, for the header."""
+
+
+def criteria_of(local: LocalGraphModule, parts: Parts) -> Criteria:
+    """Reads the losses off a localized model."""
+    arguments, lines, call = ["*"], [], []
+    for name in ("criterion", "output_criterion"):
+        criterion: Any = getattr(local, name)
+        if criterion is None:
+            continue
+        made = layer_text(criterion) if isinstance(criterion, nn.Module) else None
+        known = _function(criterion, parts)
+        if made is not None:
+            arguments.append(f"{name}=None")
+            lines.append(f"self.{name} = {plain(made)} if {name} is None else {name}")
+        else:
+            arguments.append(name if known is None else f"{name}={known}")
+            lines.append(f"self.{name} = {name}")
+            call += [] if known is not None else [f"{name}=..."]
+    return Criteria(", " + ", ".join(arguments), tuple(lines), ", ".join(call))
+
+
+def _function(criterion: Any, parts: Parts) -> str | None:
+    if criterion is cross_entropy:
+        return "F.cross_entropy"
+    if criterion is cross_entropy_of_last:
+        return parts.need(criterion)
+    return None if isinstance(criterion, nn.Module) else function_name(criterion)

@@ -1,0 +1,54 @@
+"""Nodes of a graph that get no line of their own: what is read where it is needed, and sizes that nobody reads."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+SIZES = ("shape", "ndim", "device", "dtype")
+
+
+def dead(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Sizes that nobody reads."""
+    found: set[fx.Node] = set()
+    for node in reversed(nodes):
+        size = node.target in (getattr, operator.getitem) or looks_at_sizes(node)
+        if size and node.op != "placeholder" and is_size(node) and found.issuperset(node.users):
+            found.add(node)
+    return found
+
+
+def inlined(nodes: Sequence[fx.Node], unread: set[fx.Node]) -> set[fx.Node]:
+    """Nodes without a line: what is read where it is needed."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        users = [user for user in node.users if user not in unread]
+        looks = node.op == "call_function" and node.target is getattr and node.args[1] in SIZES
+        items = looks and all(user.target is operator.getitem for user in users)
+        single = len(users) == 1 and users[0].op != "output"
+        first = node.args[0] if node.args else None
+        item = node.target is operator.getitem and isinstance(node.args[1], int)
+        item = item and isinstance(first, fx.Node) and first in found and first.op != "get_attr"
+        asked = single and users[0].target is torch._assert and _is_comparison(node)
+        if node.op == "get_attr" or items or ((looks or item) and single) or asked:
+            found.add(node)
+    return found
+
+
+def looks_at_sizes(node: fx.Node) -> bool:
+    """Whether a node asks a tensor for its size, or another attribute."""
+    return node.target is getattr or (node.op == "call_method" and node.target in ("size", "dim", "numel"))
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node reads a shape, or an item of one."""
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and is_size(node.args[0])
+    return (node.target is getattr and node.args[1] in SIZES) or node.target == "size"
+
+
+def _is_comparison(node: fx.Node) -> bool:
+    return node.target in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)

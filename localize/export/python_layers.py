@@ -1,0 +1,135 @@
+"""Layers of torch.nn as constructor calls, read off their attributes and held against what the call makes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from localize.export.python_text import hole
+from localize.export.python_values import Unwritable, value_text
+from passes.untouched import same_randomness
+
+_NOT_ASKED = ("self", "device", "dtype", "args", "kwargs", "size_average", "reduce")
+_LEADING = {
+    nn.Linear: 2, nn.Bilinear: 3, nn.Embedding: 2, nn.MultiheadAttention: 2, nn.Flatten: 2, nn.Unflatten: 2,
+    nn.GroupNorm: 2,
+}  # fmt: skip
+"""How many arguments are written without their names; three of convolutions, one of all others."""
+
+
+def layer_text(module: nn.Module) -> str | None:
+    """A call that makes a layer of torch.nn like this one, weights apart; None where no call is known to.
+
+    Numbers among its arguments are holes (:mod:`localize.export.python_text`).
+    """
+    kind = type(module)
+    if not kind.__module__.startswith("torch.nn.modules.") or getattr(nn, kind.__name__, None) is not kind:
+        return None
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return None
+    try:
+        arguments = list(_arguments(module))
+    except (Unwritable, AttributeError):
+        return None
+    plain = f"nn.{kind.__name__}({', '.join(text for text, _ in arguments)})"
+    if not _makes(plain, module):
+        return None
+    return f"nn.{kind.__name__}({', '.join(marked for _, marked in arguments)})"
+
+
+def _arguments(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Each argument that is not the default, as plain text and with its hole."""
+    parameters = inspect.signature(type(module).__init__).parameters.values()
+    leading = 3 if hasattr(module, "kernel_size") else _LEADING.get(type(module), 1)
+    for position, parameter in enumerate(p for p in parameters if p.name not in _NOT_ASKED):
+        value = _value(module, parameter.name)
+        required = parameter.default is inspect.Parameter.empty
+        if isinstance(value, torch.Tensor):
+            # The weights of a loss: part of the state.
+            text = f"torch.ones({tuple(value.shape)})"
+            yield f"{parameter.name}={text}", f"{parameter.name}={text}"
+            continue
+        if not required and _alike(value, parameter.default):
+            leading = 0
+            continue
+        text = value_text(value)
+        named = not required or position >= leading
+        prefix = f"{parameter.name}=" if named else ""
+        yield prefix + text, prefix + hole(parameter.name, text)
+
+
+def _value(module: nn.Module, name: str) -> Any:
+    """The value that a constructor's argument had, as the attributes tell it."""
+    if name == "bias":
+        own = module._parameters.get("in_proj_bias" if isinstance(module, nn.MultiheadAttention) else "bias")
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)):
+            return own is not None or module._parameters.get("weight") is None
+        return own is not None
+    if name == "add_bias_kv":
+        return module._parameters.get("bias_k") is not None
+    if name == "init" and isinstance(module, nn.PReLU):
+        return 0.25
+    if name in ("kdim", "vdim") and getattr(module, name) == module.embed_dim:
+        return None
+    if name in ("min_value", "max_value", "_weight", "_freeze"):
+        return inspect.signature(type(module).__init__).parameters[name].default
+    value = getattr(module, name)
+    if name == "stride" and _alike(value, getattr(module, "kernel_size", None)) and not hasattr(module, "in_channels"):
+        return None
+    if isinstance(value, tuple) and value and len(set(value)) == 1 and _square(module, name):
+        return value[0]
+    return tuple(value) if isinstance(value, torch.Size) else value
+
+
+def _square(module: nn.Module, name: str) -> bool:
+    """Whether one number says what several equal ones do."""
+    if name == "normalized_shape":
+        return len(getattr(module, name)) == 1
+    return name in ("kernel_size", "stride", "padding", "dilation", "output_padding", "output_size")
+
+
+def _alike(value: Any, default: Any) -> bool:
+    if isinstance(value, tuple) and value and not isinstance(default, tuple):
+        return all(type(part) is type(default) and part == default for part in value)
+    return type(value) is type(default) and bool(value == default)
+
+
+def _makes(text: str, module: nn.Module) -> bool:
+    """Whether the call makes a layer of the same class, settings, and shapes of parameters and buffers."""
+    made = _made(text)
+    return made is not None and made == (_state(module), repr(module))
+
+
+@cache
+def _made(text: str) -> tuple[list[Any], str] | None:
+    """State and words of the layer that a call makes; None where it fails."""
+    try:
+        with unset_fake_temporarily(), same_randomness(), torch.device("meta"):
+            made = eval(text, {"torch": torch, "nn": nn})
+    except Exception:
+        return None
+    return _state(made), repr(made)
+
+
+def _state(module: nn.Module) -> list[Any]:
+    found: list[Any] = []
+    for path, part in module.named_modules():
+        own = {name: value for name, value in part.__dict__.items() if _is_setting(name, value)}
+        tensors = {
+            name: None if tensor is None else tuple(tensor.shape)
+            for table in (part._parameters, part._buffers)
+            for name, tensor in table.items()
+        }
+        found.append((path, type(part), own, tensors, part._non_persistent_buffers_set))
+    return found
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    plain = isinstance(value, (int, float, str, bool, tuple, list, type(None)))
+    return plain and name != "training" and (not name.startswith("_") or name.startswith("_reversed"))

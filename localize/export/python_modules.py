@@ -1,0 +1,188 @@
+"""Modules as expressions: torch's own as constructor calls, containers as such, all others as classes of the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from torch import fx, nn
+
+from localize.export.python_around import Around
+from localize.export.python_classes import Classes, Definition
+from localize.export.python_layers import layer_text
+from localize.export.python_nodes import Lines
+from localize.export.python_opened import Given, Site
+from localize.export.python_others import Others
+from localize.export.python_parts import Parts, is_ours
+from localize.export.python_seen import Seen, values_of
+from localize.export.python_text import hole
+from localize.export.python_tree import buffer_text, held, need_grow, ordered, own_tensors, parameter_text
+from localize.export.python_values import quoted, value_text, words
+from localize.recompute import Blocks
+
+Sites = Mapping[str, Site]
+"""Paths of modules that a graph calls, each with a call of it."""
+
+
+class Modules:
+    """Writes modules of one file.
+
+    Args:
+        seen: What they are called with.
+        parts: Where sources of our own go.
+    """
+
+    def __init__(self, seen: Seen, parts: Parts) -> None:
+        self.seen, self.parts = seen, parts
+        self.classes = Classes()
+        self.others = Others(self)
+
+    def text(self, module: nn.Module, where: str, site: Site | None = None) -> str:
+        """An expression that makes a module like this one, weights apart.
+
+        Args:
+            module: The module.
+            where: Its name, for errors.
+            site: A call of it; by default it is called with one tensor.
+
+        Raises:
+            ExportError: No text is known to make it.
+        """
+        if type(module) in (nn.Sequential, Blocks):
+            return self._sequence(module, where)
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            return self._container(module, where)
+        if isinstance(module, fx.GraphModule):
+            return self.classes.add(self._of_graph(module, where))
+        if is_ours(type(module)):
+            return self.classes.add(self._of_ours(module, where))
+        return layer_text(module) or self.others.text(module, where, site)
+
+    def _sequence(self, module: nn.Module, where: str) -> str:
+        inner = self._inner(module, where)
+        if [*inner] == [str(i) for i in range(len(inner))]:
+            return f"nn.Sequential({', '.join(inner.values())})"
+        self.parts.imports.add("from collections import OrderedDict")
+        return f"nn.Sequential({ordered(inner)})"
+
+    def _container(self, module: nn.Module, where: str) -> str:
+        inner = self._inner(module, where)
+        if isinstance(module, nn.ModuleList):
+            return f"nn.ModuleList([{', '.join(inner.values())}])"
+        return f"nn.ModuleDict({{{', '.join(f'{quoted(name)}: {text}' for name, text in inner.items())}}})"
+
+    def _inner(self, module: nn.Module, where: str) -> dict[str, str]:
+        parts = ((name, part) for name, part in module._modules.items() if part is not None)
+        return {name: self.text(part, f"{where}.{name}") for name, part in parts}
+
+    def init(self, module: nn.Module, where: str, sites: Sites) -> list[str]:
+        """Lines that make what a module holds: its tensors, and modules that are called or hold tensors."""
+        lines = list(own_tensors(module, where, self.seen.holding, self.parts))
+        nested: dict[str, str] = {}
+        for name, part in module._modules.items():
+            if part is None:
+                continue
+            found = self._child(part, name, where, sites, {})
+            if [*found] == [name]:
+                lines.append(held(name, found[name]))
+            else:
+                nested.update(found)
+        if nested:
+            need_grow(self.parts)
+            lines.append(f"grow(self, {{{', '.join(f'{quoted(path)}: {text}' for path, text in nested.items())}}})")
+        return lines
+
+    def below(self, module: nn.Module, path: str, where: str, sites: Sites, known: dict[int, str]) -> dict[str, str]:
+        """What stands inside a module that is opened in its graph, by path.
+
+        Args:
+            module: The module.
+            path: Its own path; empty for the root.
+            where: Name of the root, for errors.
+            sites: What is called.
+            known: Paths of modules that were written before, by identity; completed.
+        """
+        found: dict[str, str] = {}
+        prefix = f"{path}." if path else ""
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                found[prefix + name] = parameter_text(tensor)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                persistent = name not in module._non_persistent_buffers_set
+                text = buffer_text(self.seen.holding(buffer), f"{where}.{prefix}{name}", persistent, self.parts)
+                found[prefix + name] = text if persistent else f"({text},)"
+        for name, part in module._modules.items():
+            if part is not None:
+                found.update(self._child(part, prefix + name, where, sites, known))
+        return found
+
+    def _child(self, part: nn.Module, path: str, where: str, sites: Sites, known: dict[int, str]) -> dict[str, str]:
+        within = any(other.startswith(f"{path}.") for other in sites)
+        holds = next(part.parameters(), None) is not None or next(part.buffers(), None) is not None
+        if path not in sites and not within and not holds:
+            return {}
+        if id(part) in known:
+            return {path: quoted(known[id(part)])}
+        known[id(part)] = path
+        if path in sites:
+            return {path: self.text(part, f"{where}.{path}".strip("."), sites[path])}
+        text = layer_text(part) if not within else None
+        return {path: text} if text else self.below(part, path, where, sites, known)
+
+    # Graphs of our own making -----------------------------------------------------------------------------------------
+
+    def _of_graph(self, module: fx.GraphModule, where: str) -> Definition:
+        sites: dict[str, Site] = {}
+        for node in module.graph.nodes:
+            if node.op == "call_module":
+                sites.setdefault(str(node.target), self._seen(module.get_submodule(str(node.target)), node))
+        init = self.init(module, where, sites)
+        lines = Lines(module.graph, Around(self.parts, self.others, module, "self.training", self._sites(module)))
+        name = type(module).__name__
+        head = f"def forward({', '.join(['self', *lines.arguments])}):"
+        doc = words(f"A copy of {name.removeprefix('Block_')}.")
+        return Definition(name, doc, tuple(init), (head, *lines.body))
+
+    def _seen(self, module: nn.Module, node: fx.Node) -> Site:
+        return Site((node.args, node.kwargs), lambda: self.seen.given(module))
+
+    def _sites(self, module: fx.GraphModule) -> Callable[[fx.Node], Site]:
+        """What gives calls in a graph their values: the graph is run when one is asked for."""
+        values: dict[str, Any] = {}
+
+        def given(node: fx.Node) -> Given:
+            if not values:
+                values.update(values_of(module.graph, module, self.seen.given(module)[0]))
+            found: Given = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+            return found
+
+        return lambda node: Site((node.args, node.kwargs), lambda: given(node))
+
+    # Our own classes --------------------------------------------------------------------------------------------------
+
+    def _of_ours(self, module: nn.Module, where: str) -> Definition:
+        kind = type(module)
+        methods: list[str] = []
+        for source in self.parts.methods(kind, ("forward", "supervise")):
+            methods += [*source.rstrip().split("\n"), ""]
+        used = {match for line in methods for match in re.findall(r"self\.(\w+)", line)}
+        init = []
+        for name, value in module.__dict__.items():
+            if name in used and name != "training":
+                # Whether a batch was looked at is no part of the network.
+                text = "False" if name == "checked" else value_text(self._plain(value))
+                init.append(f"self.{name} = {hole(name, text)}")
+        init += own_tensors(module, where, self.seen.holding, self.parts)
+        init += [held(name, text) for name, text in self._inner(module, where).items()]
+        doc = (kind.__doc__ or kind.__name__).strip().split("\n")[0]
+        return Definition(kind.__name__, doc, tuple(init), tuple(methods[:-1]))
+
+    def _plain(self, value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            self.parts.imports.add("from types import SimpleNamespace")
+            return SimpleNamespace(**{f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+        return value

@@ -1,0 +1,157 @@
+"""Modules and functions of other libraries: as torch's own where they compute the same, else opened and written out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import fx, nn
+
+from localize.export.python_around import Around
+from localize.export.python_classes import Classes, Definition
+from localize.export.python_layers import layer_text
+from localize.export.python_nodes import Lines
+from localize.export.python_opened import Opened, Site, opened
+from localize.export.python_parts import Parts
+from localize.export.python_seen import Seen
+from localize.export.python_text import branched, filled, indented
+from localize.export.python_tree import needing
+from localize.export.python_values import Unwritable, tensor_text, words
+from localize.exporting import ExportError
+from passes.errors import first_line
+from passes.untouched import set_mode
+
+
+class Writer(Protocol):
+    """Who writes what such modules hold."""
+
+    seen: Seen
+    parts: Parts
+    classes: Classes
+
+    def init(self, module: nn.Module, where: str, sites: Mapping[str, Site]) -> list[str]:
+        """Lines that make what a module holds."""
+
+
+class Others:
+    """Writes them; ``inputs`` says of each module that was opened, by identity, how many values it is called with."""
+
+    def __init__(self, modules: Writer) -> None:
+        self.modules = modules
+        self.inputs: dict[int, int] = {}
+
+    def text(self, module: nn.Module, where: str, site: Site | None) -> str:
+        """An expression that makes such a module.
+
+        Raises:
+            ExportError: Its code cannot be traced.
+        """
+        if site is None:
+            site = Site(((torch.empty(0),), {}), lambda: self.modules.seen.given(module))
+        try:
+            modes = _in_both_modes(module, site)
+            text = self._as_torch(module, modes, site)
+            if text is None:
+                self.inputs[id(module)] = len(site.nodes)
+                text = self.modules.classes.add(self._definition(module, where, modes))
+        except ExportError:
+            raise
+        except Exception as error:
+            raise refusal(module, where, first_line(error)) from error
+        return text
+
+    def _as_torch(self, module: nn.Module, modes: Sequence[Opened], site: Site) -> str | None:
+        """The call that makes a layer of torch's own, where a subclass of it computes the same."""
+        for base in type(module).__mro__[1:]:
+            if base is nn.Module or not base.__module__.startswith("torch.nn.modules."):
+                continue
+            twin: nn.Module = object.__new__(base)
+            twin.__dict__.update(module.__dict__)
+            text = layer_text(twin)
+            if text is None:
+                continue
+            try:
+                same = [_code(mode) for mode in _in_both_modes(twin, site)] == [_code(mode) for mode in modes]
+            except Exception:
+                same = False
+            return text if same else None
+        return None
+
+    def _definition(self, module: nn.Module, where: str, modes: Sequence[Opened]) -> Definition:
+        sites: dict[str, Site] = {}
+        own: dict[str, str] = {}
+        tables: list[str] = []
+        for mode in modes:
+            for node in mode.graph.nodes:
+                if node.op == "call_module":
+                    sites.setdefault(str(node.target), mode.site(node))
+            for name, tensor in mode.constants.items():
+                text = needing(tensor_text(self.modules.seen.holding(tensor), f"{where}.{name}"), self.modules.parts)
+                line = f'self.register_buffer("{name.strip("_")}", {text}, persistent=False)'
+                assert name not in own or line in tables, "constants differ between modes"
+                own[name] = f"self.{name.strip('_')}"
+                tables += [] if line in tables else [line]
+        init = [*self.modules.init(module, where, sites), *tables]
+        training, inference = (self._lines(module, mode, own) for mode in modes)
+        body = indented(branched(training.lines, inference.lines))
+        kind = type(module)
+        head = f"def forward({', '.join(['self', *training.arguments])}):"
+        doc = words(f"What {kind.__module__}.{kind.__qualname__} computes.")
+        return Definition(kind.__name__, doc, tuple(init), (head, *body))
+
+    def _lines(self, module: nn.Module, mode: Opened, own: dict[str, str]) -> Lines:
+        return Lines(mode.graph, Around(self.modules.parts, self, module, None, mode.site, own))
+
+    def function(self, node: fx.Node, site: Site) -> tuple[str, list[fx.Node]]:
+        """A function, opened: its name in the file, and the nodes that it is called with.
+
+        Raises:
+            Unwritable: It cannot be traced.
+        """
+        target: Any = node.target
+        name = target.__name__
+        try:
+            found = opened(target, site)
+        except Exception as error:
+            raise Unwritable(f"the function {name!r}, which cannot be traced ({first_line(error)})") from error
+        if found.constants:
+            raise Unwritable(f"the function {name!r}, which makes tensors of its own")
+        lines = self._lines(nn.Module(), found, {})
+        body = filled("\n".join([f'    """{words(f"What {target.__module__}.{name} computes.")}"""', *lines.body]))
+        sources, own, count = self.modules.parts.sources, name, 1
+        while True:
+            source = f"def {own}({', '.join(lines.arguments)}):\n{body}\n"
+            if sources.setdefault(own, source) == source:
+                return own, site.nodes
+            count += 1
+            own = f"{name}_{count}"
+
+
+def _in_both_modes(module: nn.Module, site: Site) -> list[Opened]:
+    """What a module does in training and in inference; its flags are left as they were."""
+    flags = [(part, part.training) for part in module.modules()]
+    try:
+        modes = []
+        for training in (True, False):
+            set_mode(module, training)
+            modes.append(opened(module, site))
+        return modes
+    finally:
+        for part, flag in flags:
+            part.training = flag
+
+
+def _code(mode: Opened) -> str:
+    return str(mode.graph)
+
+
+def refusal(module: nn.Module, where: str, why: str) -> ExportError:
+    """What is said of a module that cannot be written."""
+    kind = type(module)
+    return ExportError(
+        f"a {kind.__module__}.{kind.__qualname__} cannot be written as Python source",
+        where=where,
+        why=why,
+        remedy="Replace it in the model by a module of torch.nn, or by one whose forward torch.fx can trace",
+    )

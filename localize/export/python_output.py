@@ -1,0 +1,59 @@
+"""What a model returns, in its own containers, as Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from localize.export.python_parts import Parts
+from localize.export.python_values import Unwritable, identifier, quoted, value_text
+from localize.exporting import ExportError
+from passes.outputs import Slot, Structure
+
+
+def output_text(structure: Structure, values: Sequence[str], parts: Parts) -> str:
+    """An expression for what the model returns.
+
+    Args:
+        structure: Its containers.
+        values: Text of what stands in them, by slot.
+        parts: Where classes of named tuples go.
+
+    Raises:
+        ExportError: The containers are of a class that cannot be written.
+    """
+    try:
+        return _text(structure.template, values, parts)
+    except Unwritable as error:
+        raise ExportError(
+            "what the model returns cannot be written as Python source",
+            why=f"it holds {error}",
+            remedy="Return tensors in tuples, lists, dicts, named tuples or dataclasses",
+        ) from error
+
+
+def _text(value: Any, values: Sequence[str], parts: Parts) -> str:
+    if isinstance(value, Slot):
+        return values[value.index]
+    kind = type(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _named(kind.__name__, dict(zip(value._fields, value, strict=True)), values, parts)
+    if kind in (tuple, list):
+        inner = [_text(part, values, parts) for part in value]
+        if kind is list:
+            return f"[{', '.join(inner)}]"
+        return f"({', '.join(inner)}{',' if len(inner) == 1 else ''})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
+        return _named(kind.__name__, {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, values, parts)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{value_text(k)}: {_text(part, values, parts)}' for k, part in value.items())}}}"
+    return value_text(value)
+
+
+def _named(name: str, fields: Mapping[str, Any], values: Sequence[str], parts: Parts) -> str:
+    """A named tuple, also in the place of a dataclass: a criterion reads either by attributes."""
+    own = identifier(name, "Output")
+    parts.imports.add("from collections import namedtuple")
+    parts.add(own, f"{own} = namedtuple({quoted(own)}, {value_text(list(fields))})\n")
+    return f"{own}({', '.join(f'{key}={_text(part, values, parts)}' for key, part in fields.items())})"

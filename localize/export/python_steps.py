@@ -1,0 +1,285 @@
+"""The steps of a localized model as Python: a method for each local module's layers, and what runs them in turn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from localize.cascade import before, entering, last_reads, window_of
+from localize.emit import wire
+from localize.export.python_around import Around
+from localize.export.python_modules import Modules
+from localize.export.python_nodes import RESERVED, Lines
+from localize.export.python_opened import Site
+from localize.export.python_output import output_text
+from localize.export.python_text import abbreviated
+from localize.export.python_tree import access
+from localize.export.python_values import identifier, quoted, words
+from localize.local_graph import HEAD_WEIGHT, LocalGraphModule
+from localize.local_module import LocalModule
+from localize.plan import describe
+from localize.supervision import Batch, Supervising
+from passes.codegen import opened
+from passes.statistics import buffers_kept, buffers_of
+
+LEARNABLE = '''\
+def learnable(loss):
+    """A loss whose backward finds nothing to train, instead of failing, where all of it is frozen."""
+    return loss if loss.requires_grad or not torch.is_grad_enabled() else loss.detach().requires_grad_()
+'''
+BUFFERS = '''\
+def buffers_in(*modules):
+    """The buffers of modules, as pairs of the module that holds each, and its name."""
+    return [(owner, name) for module in modules for owner in module.modules() for name in owner._buffers]
+'''
+_TAKEN = RESERVED | {"y", "loss", "logits", "beyond", "upstream", "batch", "result", "own"}
+
+
+class Steps:
+    """Methods of the generated class.
+
+    Args:
+        local: The localized model.
+        modules: Writer of modules; all of the primary network's have been written.
+        constants: Where tensors stand that the forward makes, by their name in the graph.
+    """
+
+    def __init__(self, local: LocalGraphModule, modules: Modules, constants: dict[str, str]) -> None:
+        self.local, self.modules, self.constants = local, modules, constants
+        self.network = local.made.context.network
+        self.all = local.local_modules
+        self.last_read = last_reads(self.all)
+        self.names: dict[str, str] = {}
+        self.specs = dict(self.network.shapes.specs)
+        if local.output_criterion is None:
+            self.names[self.all[-1].outputs[0]] = "logits"
+        modules.parts.add("learnable", LEARNABLE)
+
+    def write(self) -> list[str]:
+        """Lines of all methods."""
+        wiring = wire(self.network, [module.plan.layers for module in self.all])
+        lines: list[str] = []
+        for module, wires in zip(self.all, wiring, strict=True):
+            lines += [*self._layers(module, wires.members), ""]
+        for module in self.all:
+            if len(window_of(self.all, module.plan.index)) > 1:
+                lines += [*self._cascade(module), ""]
+        return [*lines, *self._steps(), "", *self._forward()]
+
+    # One local module -------------------------------------------------------------------------------------------------
+
+    def _layers(self, module: LocalModule, members: Sequence[str]) -> list[str]:
+        shared = self.network.partition.shared
+        captured = self.network.captured
+        graph = opened(captured, members, shared, module.inputs, module.outputs)
+        around = Around(
+            self.modules.parts, self.modules.others, self.local, "self.training", self._site, self.constants
+        )
+        first = next((name for name in module.inputs if self._is_tensor(name)), "")
+        names = ["x" if name == first else self._variable(name) for name in module.inputs]
+        names = [
+            f"{name}_" if name == "x" and own != first else name for name, own in zip(names, module.inputs, strict=True)
+        ]
+        written = Lines(graph, around, dict(zip(module.inputs, names, strict=True)))
+        head = f"def {self._method(module)}({', '.join(['self', *names])}):"
+        return [*self._comment(module), head, *abbreviated(written.body)]
+
+    def _site(self, node: fx.Node) -> Site:
+        return self.modules.seen.site(node)
+
+    def _comment(self, module: LocalModule) -> list[str]:
+        plan = module.plan
+        shapes = [
+            ", ".join(self._shape(n) for n in names if self._is_tensor(n)) for names in (module.inputs, module.outputs)
+        ]
+        layers = (
+            f"local layers {plan.layers[0]} to {plan.layers[-1]}"
+            if len(plan.layers) > 1
+            else "local layer " + "".join(map(str, plan.layers))
+        )
+        layers = layers if plan.layers else "the classifier"
+        lines = [f"# Local module {plan.index}, {words(plan.name)} ({layers}): {shapes[0]} -> {shapes[1]}"]
+        own = describe(plan.auxiliary) if plan.auxiliary else "none; its loss is that of the output"
+        lines.append(f"# Auxiliary network: {words(own)}")
+        if plan.cascade is not None and plan.cascade.reaches:
+            lines.append(f"# A second loss reaches back to module {plan.cascade.reaches[0]}")
+        if plan.note:
+            lines.append(f"# {words(plan.note)}")
+        return lines
+
+    def _shape(self, name: str) -> str:
+        return str(self.specs[name])
+
+    def _is_tensor(self, name: str) -> bool:
+        return self.specs[name] is not None
+
+    def _method(self, module: LocalModule) -> str:
+        return f"run_{module.plan.index}_{identifier(module.plan.name, 'module').lower()}"
+
+    def _variable(self, name: str) -> str:
+        """The variable that holds a value, the same in all methods."""
+        if name not in self.names:
+            base = "x" if name == self.network.captured.input else identifier(re.sub(r"@", "_before_", name)).lower()
+            found, count = base, 1
+            while found in self.names.values() or found in _TAKEN or (found == "x" and base != "x"):
+                count += 1
+                found = f"{base}_{count}"
+            self.names[name] = found
+        return self.names[name]
+
+    def _cascade(self, module: LocalModule) -> list[str]:
+        window = window_of(self.all, module.plan.index)
+        given = [self._variable(name) for name in entering(window, ())]
+        buffers = self._statistics(window)
+        lines = []
+        for member in window:
+            lines.append(self._call(member, [self._variable(name) for name in member.inputs]))
+        if buffers:
+            self.modules.parts.need(buffers_kept)
+            self.modules.parts.add("buffers_in", BUFFERS)
+            lines = [f"with buffers_kept(buffers_in({', '.join(buffers)})):", *(f"    {line}" for line in lines)]
+        reads = ", ".join(self._variable(name) for name in window[-1].outputs[: window[-1].reads])
+        doc = f'"""Modules {window[0].plan.index} to {window[-1].plan.index} once more, in one graph."""'
+        head = f"def cascade_{module.plan.index}({', '.join(['self', *given])}):"
+        return [head, *(f"    {line}" for line in (doc, *lines, f"return {reads}"))]
+
+    def _statistics(self, window: Sequence[LocalModule]) -> list[str]:
+        """Modules whose buffers running a window may change."""
+        places = {id(module): path for path, module in reversed([*self.local.named_modules(remove_duplicate=False)])}
+        owners: dict[int, str] = {}
+        for owner, name in (buffer for member in window for buffer in buffers_of(member.__dict__["stage"])):
+            # Tensors that the forward makes are the generated code's own.
+            if id(owner) in places and name not in owner._non_persistent_buffers_set:
+                owners.setdefault(id(owner), access("self", places[id(owner)], self.local))
+        return list(owners.values())
+
+    def _call(self, module: LocalModule, arguments: Sequence[str]) -> str:
+        results = ", ".join(self._variable(name) for name in module.outputs)
+        return f"{results} = self.{self._method(module)}({', '.join(arguments)})"
+
+    # A step -----------------------------------------------------------------------------------------------------------
+
+    def _steps(self) -> list[str]:
+        lines = [
+            "def steps(self, x, y):",
+            '    """One training step: yields name, loss and logits of each local module, input to output.',
+            "",
+            "    Call backward() on each loss before taking the next: its graph is freed before the next module runs.",
+            '    """',
+        ]
+        if any(isinstance(n, Supervising) for m in self.all for n in (m.auxiliary, m.cascaded) if n is not None):
+            self.modules.parts.need(Batch)
+        held: dict[str, Any] = {self.all[0].inputs[0]: None}
+        for module in self.all:
+            lines += [f"    {line}" for line in self._step(module, held)]
+        return lines
+
+    def _step(self, module: LocalModule, held: dict[str, Any]) -> list[str]:
+        plan = module.plan
+        lines = [f"# {plan.index} {words(plan.name)}"]
+        window = window_of(self.all, plan.index)
+        if len(window) > 1:
+            given = [self._entering(*found) for found in entering(window, held).values()]
+            lines.append(f"upstream = self.cascade_{plan.index}({', '.join(given)})")
+        lines += self._kept(module, held)
+        changed = {*module.overwrites, self.network.captured.input}
+        # What is handed over has no graph; only what is changed in place must not be the very tensor.
+        given = [self._detached(name) if name in changed else self._variable(name) for name in module.inputs]
+        lines.append(self._call(module, given))
+        own = [self._variable(name) for name in module.outputs[: module.reads]]
+        lines += self._loss(module, own, cascaded=False)
+        if plan.cascade is not None:
+            reads = (
+                own
+                if len(window) < 2
+                else ["upstream"]
+                if len(own) == 1
+                else [f"upstream[{i}]" for i in range(len(own))]
+            )
+            lines += self._loss(module, reads, cascaded=True)
+            lines.append(f"loss = {plan.cascade.independent!r} * loss + {plan.cascade.cascaded!r} * beyond")
+        gone = [name for name in held if self.last_read[name] <= plan.index]
+        for name in gone:
+            del held[name]
+        for name in module.outputs:
+            if name in self.last_read:
+                held[name] = None
+                if self._is_tensor(name):
+                    lines.append(f"{self._variable(name)} = {self._variable(name)}.detach()")
+            else:
+                gone.append(name)
+        done = [
+            *(["upstream", "beyond"] if len(window) > 1 else ["beyond"] if plan.cascade else []),
+            *map(self._variable, gone),
+        ]
+        done = [name for name in dict.fromkeys(done) if name not in ("x", "logits")]
+        last = module is self.all[-1]
+        lines += [f"del {', '.join(done)}"] if done and not last else []
+        lines.append(f"yield {quoted(plan.name)}, learnable(loss), logits")
+        return lines if last else [*lines, "del loss, logits"]
+
+    def _kept(self, module: LocalModule, held: dict[str, Any]) -> list[str]:
+        """Copies of what a module is about to change, where a cascade reads it later."""
+        lines = []
+        for name in sorted(module.overwrites):
+            key = before(name, module)
+            if key in self.last_read:
+                held[key] = None
+                self.specs[key] = self.specs[name]
+                lines.append(f"{self._variable(key)} = {self._variable(name)}.detach().clone()")
+        return lines
+
+    def _entering(self, key: str, copied: bool) -> str:
+        text = self._detached(key)
+        return f"{text}.clone()" if copied and self._is_tensor(key) else text
+
+    def _detached(self, name: str) -> str:
+        """A value for a module: without graph, and not the very tensor where it may be changed in place."""
+        return f"{self._variable(name)}.detach()" if self._is_tensor(name) else self._variable(name)
+
+    def _loss(self, module: LocalModule, reads: Sequence[str], *, cascaded: bool) -> list[str]:
+        """What is predicted, and the loss of it."""
+        name = quoted(module.plan.name)
+        logits, loss = "logits", "beyond" if cascaded else "loss"
+        network: Any = module.cascaded if cascaded else module.auxiliary
+        if module.auxiliary is not None:
+            path = f"self.module_{module.plan.index}.{'cascaded' if cascaded else 'auxiliary'}"
+            if isinstance(network, Supervising):
+                given = ", ".join([f"Batch(x, y, self.criterion, {name})", *reads])
+                found = f"{path}.supervise({given})"
+                return [f"{loss} = {found}[1]" if cascaded else f"{logits}, {loss} = {found}"]
+            if cascaded:
+                return [f"{loss} = self.criterion({path}({', '.join(reads)}), y)"]
+            return [f"{logits} = {path}({', '.join(reads)})", f"{loss} = self.criterion({logits}, y)"]
+        if self.local.output_criterion is not None:
+            output = output_text(self.network.captured.structure, reads, self.modules.parts)
+            if cascaded:
+                return [f"{loss} = self.output_criterion({output}, y)"]
+            return [f"{logits} = {output}", f"{loss} = self.output_criterion({logits}, y)"]
+        lines = [f"{logits} = {reads[0]}"] if not cascaded and reads[0] != logits else []
+        lines.append(f"{loss} = self.criterion({reads[0]}, y)")
+        names = module.outputs[: module.reads]
+        for head, text in zip(names[1:], reads[1:], strict=True):
+            if self._is_tensor(head) and self._shape(head) == self._shape(names[0]):
+                lines.append(f"{loss} = {loss} + {HEAD_WEIGHT!r} * self.criterion({text}, y)")
+        return lines
+
+    def _forward(self) -> list[str]:
+        lines = [
+            "def forward(self, x):",
+            '    """The primary network\'s output; in training no gradient passes between local modules."""',
+        ]
+        for module in self.all:
+            given = [
+                f"self.cut({self._variable(n)})" if self._is_tensor(n) else self._variable(n) for n in module.inputs
+            ]
+            lines.append(f"    {self._call(module, given)}")
+        cut = [
+            "def cut(self, value):",
+            '    """What one local module hands to the next."""',
+            "    return value.detach() if self.training else value",
+        ]
+        return [*lines, f"    return {self._variable(self.all[-1].outputs[0])}", "", *cut]

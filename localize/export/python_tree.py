@@ -1,0 +1,132 @@
+"""What a module holds, by name: parameters, buffers and modules; and how code reaches them, whatever the name."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import nn
+
+from localize.export.python_parts import Parts
+from localize.export.python_text import hole
+from localize.export.python_values import UNPACKED, quoted, tensor_text
+
+GROW = '''\
+def grow(root, parts):
+    """Puts modules, parameters and buffers in their places below a module, by name.
+
+    A name stands for the module of that name. What is in no state_dict comes as a tuple of one.
+    """
+    for path, part in parts.items():
+        owner = root
+        *above, name = path.split(".")
+        for step, child in zip(above, [*above[1:], name]):
+            if step not in owner._modules:
+                place(owner, step, nn.ModuleList() if child.isdecimal() else nn.Module())
+            owner = owner._modules[step]
+        if isinstance(part, nn.Parameter):
+            owner.register_parameter(name, part)
+        elif isinstance(part, (torch.Tensor, tuple)):
+            owner.register_buffer(name, part[0] if isinstance(part, tuple) else part, persistent=torch.is_tensor(part))
+        else:
+            place(owner, name, root.get_submodule(part) if isinstance(part, str) else part)
+    return root
+'''
+PLACE = '''\
+def place(owner, name, module):
+    """Adds a module; in a list, behind empty places for those that hold nothing."""
+    while isinstance(owner, nn.ModuleList) and name.isdecimal() and len(owner) < int(name):
+        owner.append(nn.Identity())
+    owner.add_module(name, module)
+'''
+
+
+def need_grow(parts: Parts) -> None:
+    """Adds what puts modules in their places."""
+    parts.add("place", PLACE)
+    parts.add("grow", GROW)
+
+
+def access(base: str, path: str, root: nn.Module) -> str:
+    """An expression for what is at a path below ``base``, which stands for ``root``."""
+    text, owner = base, root
+    for name in path.split("."):
+        listed = name.isdecimal() and [*owner._modules] == [str(i) for i in range(len(owner._modules))]
+        if listed:
+            text = f"{text}[{name}]"
+        else:
+            text = f"{text}.{name}" if is_name(name) else f"getattr({text}, {quoted(name)})"
+        owner = owner._modules.get(name) or owner
+    return text
+
+
+def is_name(text: str) -> bool:
+    """Whether it can stand behind a dot."""
+    return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) is not None and not keyword.iskeyword(text)
+
+
+def held(name: str, text: str) -> str:
+    """A line that makes a module a part of ``self``."""
+    return f"self.{name} = {text}" if is_name(name) else f"self.add_module({quoted(name)}, {text})"
+
+
+def parameter_text(tensor: torch.Tensor) -> str:
+    """An expression that makes a parameter of this shape."""
+    return f"nn.Parameter(torch.zeros({_shape(tensor)}))"
+
+
+def buffer_text(buffer: torch.Tensor, name: str, persistent: bool, parts: Parts) -> str:
+    """An expression that makes a buffer: with its values, unless a state_dict has them and they are learned.
+
+    Raises:
+        ExportError: It has no values.
+    """
+    if persistent and buffer.is_floating_point():
+        kind = "ones" if name.rpartition(".")[2].endswith("var") else "zeros"
+        made = "" if buffer.dtype is torch.float32 else f", dtype={buffer.dtype}"
+        return f"torch.{kind}({_shape(buffer)}{made})"
+    if persistent and not buffer.ndim:
+        return "torch.tensor(0)" if buffer.dtype is torch.int64 else f"torch.tensor(0, dtype={buffer.dtype})"
+    return needing(tensor_text(buffer, name), parts)
+
+
+def needing(text: str, parts: Parts) -> str:
+    """The text; what it needs of the file is added."""
+    if text.startswith("unpacked("):
+        parts.imports |= {"import base64", "import zlib"}
+        parts.add("unpacked", UNPACKED)
+    return text
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    if tensor.ndim == 1:
+        return hole("size", str(tensor.shape[0]))
+    return hole("shape", str(tuple(tensor.shape)))
+
+
+def own_tensors(
+    module: nn.Module, where: str, values: Callable[[torch.Tensor], torch.Tensor], parts: Parts
+) -> Iterator[str]:
+    """Lines that make the parameters and buffers of a module itself.
+
+    Raises:
+        ExportError: A buffer that no state_dict has is without values.
+    """
+    for name, parameter in module._parameters.items():
+        text = "None" if parameter is None else parameter_text(parameter)
+        yield f"self.{name} = {text}" if is_name(name) else f"self.register_parameter({quoted(name)}, {text})"
+    for name, buffer in module._buffers.items():
+        persistent = name not in module._non_persistent_buffers_set
+        text = "None"
+        if buffer is not None:
+            text = buffer_text(values(buffer), f"{where}.{name}", persistent, parts)
+        yield f"self.register_buffer({quoted(name)}, {text}{'' if persistent else ', persistent=False'})"
+
+
+def ordered(parts: Mapping[str, str]) -> str:
+    """An OrderedDict of modules by name."""
+    if all(is_name(name) for name in parts):
+        return f"OrderedDict({', '.join(f'{name}={text}' for name, text in parts.items())})"
+    return f"OrderedDict([{', '.join(f'({quoted(name)}, {text})' for name, text in parts.items())}])"
