@@ -9,17 +9,12 @@ function heading() {
   const memory = data.memory;
   const peak = memory.why ? null : bytes(memory.own.peak);
   const beside = !memory.why && memory.bp ? `${percent(memory.own.peak / memory.bp.peak)} of BP` : "";
-  const relative = (part, whole) => (whole && part ? `${weight(part / whole)}\u2009\u00d7 primary` : "");
   const figure = (name, value, note) =>
     h("div", {}, h("dt", {}, name), h("dd", {}, value, note ? h("small", {}, note) : ""));
   byId("figures").replaceChildren(
     figure("Modules", String(data.modules.length), `of ${plural(data.layers.length, "layer")}`),
     figure("Primary", si(data.params), `${si(data.macs)} MACs`),
-    figure(
-      "Auxiliary",
-      si(data.auxParams),
-      relative(data.auxMacs + data.repeatedMacs, data.macs) ? `${si(data.auxMacs + data.repeatedMacs)} MACs` : "",
-    ),
+    figure("Auxiliary", si(data.auxParams), data.auxParams ? `${si(data.auxMacs)} MACs` : ""),
     ...(peak ? [figure("Peak memory", peak, beside)] : []),
   );
 }
