@@ -18,10 +18,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import METHODS, LocalizeError, localize
-from localize.export.python_text import folded
+from localize.export.python_layers import layer_text
+from localize.export.python_text import filled, folded
 from localize.export.python_values import UNPACKED, tensor_text
 from localize.exporting import ExportError
 from localize.models import cifar_resnet
+from localize.runtime.memory import peak_step_bytes
 from tests.exported_python import assert_same_step, rebuilt, run, source_of
 from tests.thirty import batch, localized, pairs
 from tests.zoo import CLASSES, Entry
@@ -263,6 +265,77 @@ def test_losses_of_torch_are_written(criterion: Any) -> None:
     local = localize(cifar_resnet(8, width=4), "dgl", modules=3, criterion=criterion, example_inputs=X, seed=0)
     target = Y if isinstance(criterion, nn.CrossEntropyLoss) else F.one_hot(Y, CLASSES).float()
     assert_same_step(local, rebuilt(local), X, target)
+
+
+@pytest.mark.parametrize("method", ["auglocal", "mlaan", "infopro"])
+def test_a_step_takes_the_same_memory(method: str) -> None:
+    def step(network: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+        for _, loss, _ in network.steps(x, y):
+            loss.backward()
+
+    local = localize(cifar_resnet(8, width=4), method, modules=4, example_inputs=X, seed=0)
+    assert peak_step_bytes(rebuilt(local), 16, step=step) == peak_step_bytes(local, 16)
+
+
+LAYERS = (
+    nn.Conv1d(4, 6, 3, 2, 1, 2, 2, bias=False),
+    nn.Conv2d(4, 8, (3, 5), (1, 2), "valid", padding_mode="circular"),
+    nn.Conv3d(2, 2, 3),
+    nn.ConvTranspose2d(4, 4, 3, 2, 1, 1, 2, True, 2),
+    nn.Linear(3, 4, bias=False),
+    nn.Bilinear(2, 3, 4),
+    nn.BatchNorm2d(4, 1e-3, None, affine=False),
+    nn.BatchNorm1d(4, track_running_stats=False),
+    nn.InstanceNorm2d(4, affine=True),
+    nn.LayerNorm((3, 4), 1e-6),
+    nn.LayerNorm(8, elementwise_affine=False),
+    nn.LayerNorm(8, bias=False),
+    nn.RMSNorm(8),
+    nn.GroupNorm(2, 8, affine=False),
+    nn.LocalResponseNorm(5),
+    nn.Embedding(5, 3, padding_idx=1),
+    nn.MultiheadAttention(8, 2, 0.1, batch_first=True),
+    nn.MultiheadAttention(8, 2, bias=False, add_bias_kv=True, kdim=4, vdim=6),
+    nn.LSTM(3, 4, 2, bidirectional=True),
+    nn.GRU(3, 4, bias=False, batch_first=True),
+    nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+    nn.MaxPool2d(2),
+    nn.AvgPool2d((2, 3), count_include_pad=False, divisor_override=3),
+    nn.AdaptiveAvgPool2d((None, 2)),
+    nn.AdaptiveMaxPool2d(1),
+    nn.LPPool2d(2, 3),
+    nn.Dropout(0.3, inplace=True),
+    nn.GELU("tanh"),
+    nn.LeakyReLU(0.2),
+    nn.ReLU6(inplace=True),
+    nn.Hardtanh(-2.0, 2.0),
+    nn.ELU(0.5),
+    nn.PReLU(3),
+    nn.Softmax(-1),
+    nn.Softplus(2, 10),
+    nn.Threshold(0.1, 20),
+    nn.Flatten(2),
+    nn.Unflatten(1, (2, 2)),
+    nn.Identity(),
+    nn.ZeroPad2d((1, 2, 3, 4)),
+    nn.ReflectionPad2d(1),
+    nn.ConstantPad1d(2, 0.5),
+    nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+    nn.Upsample((4, 5)),
+    nn.PixelShuffle(2),
+    nn.ChannelShuffle(2),
+    nn.Unfold(3, padding=1),
+    nn.CrossEntropyLoss(ignore_index=255, label_smoothing=0.1),
+)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=repr)
+def test_layers_of_torch_are_constructor_calls(layer: nn.Module) -> None:
+    text = layer_text(layer)
+    assert text is not None
+    made = eval(filled(text), {"nn": nn})
+    assert repr(made) == repr(layer)
+    assert {k: v.shape for k, v in made.state_dict().items()} == {k: v.shape for k, v in layer.state_dict().items()}
 
 
 def test_other_losses_are_handed_in() -> None:

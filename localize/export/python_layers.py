@@ -18,7 +18,7 @@ from passes.untouched import same_randomness
 _NOT_ASKED = ("self", "device", "dtype", "args", "kwargs", "size_average", "reduce")
 _LEADING = {
     nn.Linear: 2, nn.Bilinear: 3, nn.Embedding: 2, nn.MultiheadAttention: 2, nn.Flatten: 2, nn.Unflatten: 2,
-    nn.GroupNorm: 2,
+    nn.GroupNorm: 2, nn.LSTM: 2, nn.GRU: 2,
 }  # fmt: skip
 """How many arguments are written without their names; three of convolutions, one of all others."""
 
@@ -45,9 +45,11 @@ def layer_text(module: nn.Module) -> str | None:
 
 def _arguments(module: nn.Module) -> Iterator[tuple[str, str]]:
     """Each argument that is not the default, as plain text and with its hole."""
-    parameters = inspect.signature(type(module).__init__).parameters.values()
+    recurrent = isinstance(module, (nn.LSTM, nn.GRU))
+    kind, left_out = (nn.RNNBase, ("mode", *_NOT_ASKED)) if recurrent else (type(module), _NOT_ASKED)
+    parameters = [p for p in inspect.signature(kind.__init__).parameters.values() if p.name not in left_out]
     leading = 3 if hasattr(module, "kernel_size") else _LEADING.get(type(module), 1)
-    for position, parameter in enumerate(p for p in parameters if p.name not in _NOT_ASKED):
+    for position, parameter in enumerate(parameters):
         value = _value(module, parameter.name)
         required = parameter.default is inspect.Parameter.empty
         if isinstance(value, torch.Tensor):
@@ -66,7 +68,7 @@ def _arguments(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _value(module: nn.Module, name: str) -> Any:
     """The value that a constructor's argument had, as the attributes tell it."""
-    if name == "bias":
+    if name == "bias" and not isinstance(module, nn.RNNBase):
         own = module._parameters.get("in_proj_bias" if isinstance(module, nn.MultiheadAttention) else "bias")
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)):
             return own is not None or module._parameters.get("weight") is None

@@ -53,8 +53,8 @@ class InputError(ValueError):
 '''
 _VALUES = '''\
 def has_values(tensor):
-    """Whether a tensor holds numbers: not on the meta device."""
-    return not tensor.is_meta
+    """Whether a tensor holds numbers: not on the meta device, and not where it is a fake one."""
+    return not tensor.is_meta and type(tensor) is torch.Tensor
 '''
 _INSTEAD: dict[Any, str] = {Batch: _BATCH, supervise: _SUPERVISE, InputError: _ERROR, has_values: _VALUES}
 """What is written in the place of things that hang together with too much else."""

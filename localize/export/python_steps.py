@@ -189,37 +189,40 @@ class Steps:
         # What is handed over has no graph; only what is changed in place must not be the very tensor.
         given = [self._detached(name) if name in changed else self._variable(name) for name in module.inputs]
         lines.append(self._call(module, given))
-        own = [self._variable(name) for name in module.outputs[: module.reads]]
-        lines += self._loss(module, own, cascaded=False)
-        if plan.cascade is not None:
-            reads = (
-                own
-                if len(window) < 2
-                else ["upstream"]
-                if len(own) == 1
-                else [f"upstream[{i}]" for i in range(len(own))]
-            )
-            lines += self._loss(module, reads, cascaded=True)
-            lines.append(f"loss = {plan.cascade.independent!r} * loss + {plan.cascade.cascaded!r} * beyond")
         gone = [name for name in held if self.last_read[name] <= plan.index]
         for name in gone:
             del held[name]
-        for name in module.outputs:
-            if name in self.last_read:
-                held[name] = None
-                if self._is_tensor(name):
-                    lines.append(f"{self._variable(name)} = {self._variable(name)}.detach()")
-            else:
-                gone.append(name)
-        done = [
-            *(["upstream", "beyond"] if len(window) > 1 else ["beyond"] if plan.cascade else []),
-            *map(self._variable, gone),
-        ]
-        done = [name for name in dict.fromkeys(done) if name not in ("x", "logits")]
-        last = module is self.all[-1]
-        lines += [f"del {', '.join(done)}"] if done and not last else []
+        lines += self._let_go([self._variable(name) for name in gone])
+        own = [self._variable(name) for name in module.outputs[: module.reads]]
+        lines += self._loss(module, own, cascaded=False)
+        if plan.cascade is not None:
+            reads = own if len(window) < 2 else ["upstream"]
+            if reads == ["upstream"] and len(own) > 1:
+                reads = [f"upstream[{i}]" for i in range(len(own))]
+            lines += self._loss(module, reads, cascaded=True)
+            lines.append(f"loss = {plan.cascade.independent!r} * loss + {plan.cascade.cascaded!r} * beyond")
+        if module is not self.all[-1]:
+            done = ["beyond"] * (plan.cascade is not None) + ["upstream"] * (len(window) > 1)
+            lines += self._hand_over(module, held, done)
         lines.append(f"yield {quoted(plan.name)}, learnable(loss), logits")
-        return lines if last else [*lines, "del loss, logits"]
+        return lines if module is self.all[-1] else [*lines, "del loss, logits"]
+
+    def _hand_over(self, module: LocalModule, held: dict[str, Any], done: list[str]) -> list[str]:
+        """What later modules read loses its graph; the rest goes, as do the variables of ``done``."""
+        lines = []
+        for name in module.outputs:
+            if name not in self.last_read:
+                done = [*done, self._variable(name)]
+                continue
+            held[name] = None
+            if self._is_tensor(name):
+                lines.append(f"{self._variable(name)} = {self._variable(name)}.detach()")
+        return [*lines, *self._let_go(done)]
+
+    def _let_go(self, names: Sequence[str]) -> list[str]:
+        # The images are asked for to the end.
+        found = [name for name in dict.fromkeys(names) if name != "x"]
+        return [f"del {', '.join(found)}"] if found else []
 
     def _kept(self, module: LocalModule, held: dict[str, Any]) -> list[str]:
         """Copies of what a module is about to change, where a cascade reads it later."""
