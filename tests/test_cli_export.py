@@ -71,7 +71,7 @@ def files() -> list[str]:
 
 
 def test_names_for_help_are_those_of_the_formats() -> None:
-    assert {name: kind.what for name, kind in FORMATS.items()}.items() <= _names.FORMATS.items()
+    assert {name: kind.what for name, kind in FORMATS.items()} == _names.FORMATS
     assert [name for name in ("onnx", "pt2") if name in FORMATS and not FORMATS[name].values] == []
     assert tuple(_names.VIEWS) == VIEWS
 

@@ -58,6 +58,7 @@ def test_operations_say_where_they_belong() -> None:
     assert {*order} == {*range(len(names))}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch 2.11's own unflatten meets its own deprecation
 def test_the_primary_network_can_be_unflattened() -> None:
     local = small(cifar_resnet(8, width=4))
     program = torch.export.load(io.BytesIO(written(local, "primary")))
