@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
 from localize.models import CifarResNet, cifar_resnet
+from tests.chromium import Chromium, find_chromium
 
 # One thread a worker: xdist already uses every core, and results do not depend on how many cores there are.
 torch.set_num_threads(1)
@@ -61,3 +63,14 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     """Eight random images, 8 x 3 x 16 x 16, and labels of ten classes."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(8, 3, 16, 16, generator=generator), torch.randint(10, (8,), generator=generator)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """A browser, which all tests of a file share."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("there is no Chromium on this machine")
+    found = Chromium(program, tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()

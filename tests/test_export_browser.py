@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,8 @@ from localize.export import View
 from localize.export.page import page
 from localize.export.request import Request
 from localize.models import cifar_resnet
-from tests.chromium import Chromium, find_chromium
+from tests.chromium import Chromium
 from tests.hostile import END, LAYERS, hostile_loss, hostile_model
-
-PROGRAM = find_chromium()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
@@ -56,14 +52,6 @@ OUTSIDE = """
   }).map((element) => element.outerHTML.slice(0, 200));
 })()
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    assert PROGRAM is not None
-    found = Chromium(PROGRAM, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
 
 
 class Pages:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -13,24 +12,13 @@ import pytest
 
 from localize import Plan
 from localize.export import FORMATS, Request, View, plan_schema
-from tests.chromium import Chromium, find_chromium
+from tests.chromium import Chromium
 from tests.outside import laid_out, lines_of, needs_dot, unfit
 from tests.test_export_browser import OVERLAPS
 from tests.thirty import allowed, pairs
 
-PROGRAM = find_chromium()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    assert PROGRAM is not None
-    found = Chromium(PROGRAM, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
-
 
 @needs_dot
-@pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 @pytest.mark.registry
 @pytest.mark.parametrize(("name", "method"), pairs())
 def test_every_drawn_format(name: str, method: str, browser: Chromium, tmp_path: Path) -> None:
