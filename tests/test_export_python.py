@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -327,6 +328,10 @@ LAYERS = (
     nn.Unfold(3, padding=1),
     nn.CrossEntropyLoss(ignore_index=255, label_smoothing=0.1),
 )
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    assert filled(layer_text(nn.Dropout(np.float64(0.25))) or "") == "nn.Dropout(p=0.25)"
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=repr)

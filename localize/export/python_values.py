@@ -48,8 +48,11 @@ def value_text(value: Any, of_node: Callable[[fx.Node], str] | None = None) -> s
         return of_node(value)
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
-    if type(value) in (int, float, bool, complex, type(None)):
+    if value is None or isinstance(value, (bool, complex)):
         return repr(value)
+    if isinstance(value, (int, float)):
+        # Of numpy's too, which call themselves otherwise.
+        return repr(float(value) if isinstance(value, float) else int(value))
     if isinstance(value, str):
         return quoted(value)
     if value is Ellipsis:
