@@ -55,6 +55,11 @@ def generate(
     return module
 
 
+def fits_code(path: str) -> bool:
+    """Whether code that torch generates can hold a name: its parts are written as attributes, or in quotes as they are."""
+    return path.isprintable() and not {'"', "\\"} & {*path} and not any(map(keyword.iskeyword, path.split(".")))
+
+
 def opened(
     captured: Captured, members: Collection[str], shared: Collection[str], inputs: Sequence[str], outputs: Sequence[str]
 ) -> fx.Graph:
@@ -162,11 +167,11 @@ class _Writer:
     def _target(self, path: str) -> str:
         """What a module or tensor of the user's model is called in the code.
 
-        fx writes names as attributes or into string literals, as they are: those that cannot stand there get another.
+        Names that generated code cannot hold get another.
         """
         if self.opened:
             return f"{PRIMARY}.{path}"
-        if path.isprintable() and not {'"', "\\"} & {*path} and not any(map(keyword.iskeyword, path.split("."))):
+        if fits_code(path):
             return f"{PRIMARY}.{path}"
         known = {own: alias for alias, own in self.aliases.items()}
         alias = known.get(path, f"{PRIMARY}_{len(known)}")

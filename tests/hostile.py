@@ -13,6 +13,8 @@ LAYERS = (
     "<img src=x onerror=window&hacked=2>",
     "\u05e9\u05dc\u05d5\u05dd\u2028\u2029\u202e",
     "\u5c42 ${1} `x` <!-- <script>",
+    "a\"b'c\\\n</script>\x07\ud800",
+    "class",
 )
 CLASS = f"{END}\"'\\\n\u2028\u202e&lt;"
 
@@ -25,7 +27,7 @@ hostile_loss.__name__ = f"'\"\n</script>{END}"
 
 
 def hostile_model() -> nn.Module:
-    """Three layers. Torch's own code generation bears no quotes and line breaks in names of modules."""
+    """A layer for each name."""
 
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -29,9 +29,11 @@ from localize.export.dot import source
 from localize.export.draw import draw
 from localize.export.drawing import Drawing, Group
 from localize.export.fold import Run, repeats, runs
+from localize.export.graphviz import pdf, png, svg
 from localize.export.words import short, shown
 from localize.exporting import VIEWS, ExportError, ViewKind
 from localize.models import cifar_resnet
+from tests.hostile import hostile_model
 from tests.outside import laid_out, lines_of, needs_dot, unfit
 
 HOSTILE = "a\"b'<script>alert(1)</script>&amp;\n\\l\\N\x07\u2028\u202e日本\ud800]]>--%>"
@@ -331,6 +333,28 @@ def test_no_name_of_a_module_breaks_a_file(name: str) -> None:
     ET.fromstring(FORMATS["graphml"].write(Request(local, View(module=1))))
     assert Plan.from_json(FORMATS["json"].write(Request(local, View())).decode()) == local.plan
     ET.fromstring(local.plan._repr_html_())
+
+
+def test_names_that_are_markup_and_code(tmp_path: Path) -> None:
+    """Files are as they should be, or refused for a name that the format cannot hold."""
+    local = localize(hostile_model(), d=2, example_inputs=torch.zeros(2, 3, 16, 16), seed=0)
+    for form in FORMATS:
+        path = tmp_path / f"hostile.{form}"
+        if FORMATS[form].values:
+            with pytest.raises(ExportError, match=r"torch\.export writes names into Python code as they are"):
+                local.export(path)
+            assert not path.exists()
+        elif FORMATS[form].write not in (svg, png, pdf) or shutil.which("dot"):
+            assert local.export(path).stat().st_size > 1000
+    names: dict[str, Any] = {"__name__": "exported"}
+    exec((tmp_path / "hostile.py").read_text(encoding="utf-8"), names)
+    network = names["Localized"]()
+    network.load_state_dict(local.state_dict())
+    x, y = torch.randn(2, 3, 16, 16), torch.tensor([1, 2])
+    for (name, loss, _), out in zip(network.steps(x, y), local.steps(x, y), strict=True):
+        assert name == out.name
+        assert torch.equal(loss, out.loss)
+    assert "hacked" not in names
 
 
 @given(st.text())

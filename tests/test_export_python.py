@@ -19,9 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import METHODS, LocalizeError, localize
-from localize.export.python_layers import layer_text
-from localize.export.python_text import filled, folded
-from localize.export.python_values import UNPACKED, tensor_text
+from localize.export.python.layers import layer_text
+from localize.export.python.text import filled, folded
+from localize.export.python.values import UNPACKED, tensor_text
 from localize.exporting import ExportError
 from localize.models import cifar_resnet
 from localize.runtime.memory import peak_step_bytes

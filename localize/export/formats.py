@@ -18,7 +18,7 @@ from localize.export.graphviz import pdf, png, svg
 from localize.export.onnx_model import onnx_model
 from localize.export.page import page
 from localize.export.plan_json import plan_json
-from localize.export.python_source import python_source
+from localize.export.python import python_source
 from localize.export.request import Request, View
 from localize.export.tensorboard import write_graph
 from localize.exporting import VIEWS, ExportError, ViewKind

@@ -19,6 +19,7 @@ from localize.export.chained import chain_of, giving, module_key, plainly, tenso
 from localize.exporting import ExportError, ViewKind
 from localize.inference import in_eval_mode
 from localize.local_graph import LocalGraphModule
+from passes.codegen import fits_code
 from passes.errors import first_line
 from passes.faked import has_values
 from passes.untouched import same_randomness, untouched
@@ -61,6 +62,7 @@ def program(local: LocalGraphModule, view: ViewKind, *, tensors_alone: bool = Fa
         LocalizeError: It has no predictions; see :meth:`LocalGraphModule.predictions`.
     """
     require_values(local)
+    require_names(local)
     with silent(), same_randomness():
         here = on_cpu(local)
         with untouched(here, hooks=True):
@@ -152,6 +154,25 @@ def example(local: LocalGraphModule, batch: int) -> Tensor:
 
 def _batch(local: LocalGraphModule) -> int:
     return local.plan.input.shape[0]
+
+
+def require_names(local: LocalGraphModule) -> None:
+    """Refuses names that torch cannot export: the file would be one that cannot be read.
+
+    Raises:
+        ExportError: The model has such a module, parameter or buffer.
+    """
+    modules = (name for name, _ in local.primary.named_modules())
+    tensors_held = (
+        name for kind in (nn.Module.named_parameters, nn.Module.named_buffers) for name, _ in kind(local.primary)
+    )
+    for name in (*modules, *tensors_held):
+        if not fits_code(name):
+            raise ExportError(
+                f"a name of the model is {name!r}",
+                why="torch.export writes names into Python code as they are",
+                remedy="Give it a name without quotes, backslashes, control characters and keywords of Python",
+            )
 
 
 def require_values(local: LocalGraphModule) -> None:

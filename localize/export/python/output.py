@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from localize.export.python_parts import Parts
-from localize.export.python_values import Unwritable, identifier, quoted, value_text
+from localize.export.python.parts import Parts
+from localize.export.python.values import Unwritable, identifier, quoted, value_text
 from localize.exporting import ExportError
 from passes.outputs import Slot, Structure
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import nn
 
-from localize.export.python_parts import Parts
-from localize.export.python_text import hole
-from localize.export.python_values import UNPACKED, quoted, tensor_text
+from localize.export.python.parts import Parts
+from localize.export.python.text import hole
+from localize.export.python.values import UNPACKED, quoted, tensor_text
 
 GROW = '''\
 def grow(root, parts):

@@ -14,10 +14,10 @@ import torch
 from torch import fx
 from torch.fx.graph import inplace_methods, magic_methods
 
-from localize.export.python_functions import SAME_PATH, STORE, function_name
-from localize.export.python_inline import SIZES, dead, inlined, is_size, looks_at_sizes
-from localize.export.python_text import HOLE, filled, hole
-from localize.export.python_values import identifier, value_text
+from localize.export.python.functions import SAME_PATH, STORE, function_name
+from localize.export.python.inline import SIZES, dead, inlined, is_size, looks_at_sizes
+from localize.export.python.text import HOLE, filled, hole
+from localize.export.python.values import identifier, value_text
 from passes.asserts import assertion
 from passes.inference import training_flag
 from passes.proxies import set_item, store

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from localize.export.python_text import hole
-from localize.export.python_values import Unwritable, value_text
+from localize.export.python.text import hole
+from localize.export.python.values import Unwritable, value_text
 from passes.untouched import same_randomness
 
 _NOT_ASKED = ("self", "device", "dtype", "args", "kwargs", "size_average", "reduce")
@@ -26,7 +26,7 @@ _LEADING = {
 def layer_text(module: nn.Module) -> str | None:
     """A call that makes a layer of torch.nn like this one, weights apart; None where no call is known to.
 
-    Numbers among its arguments are holes (:mod:`localize.export.python_text`).
+    Numbers among its arguments are holes (:mod:`localize.export.python.text`).
     """
     kind = type(module)
     if not kind.__module__.startswith("torch.nn.modules.") or getattr(nn, kind.__name__, None) is not kind:

@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import fx, nn
 
-from localize.export.python_around import Around
-from localize.export.python_classes import Classes, Definition
-from localize.export.python_layers import layer_text
-from localize.export.python_nodes import Lines
-from localize.export.python_opened import Given, Site
-from localize.export.python_others import Others
-from localize.export.python_parts import Parts, is_ours
-from localize.export.python_seen import Seen, values_of
-from localize.export.python_text import hole
-from localize.export.python_tree import buffer_text, held, need_grow, ordered, own_tensors, parameter_text
-from localize.export.python_values import quoted, value_text, words
+from localize.export.python.around import Around
+from localize.export.python.classes import Classes, Definition
+from localize.export.python.layers import layer_text
+from localize.export.python.nodes import Lines
+from localize.export.python.opened import Given, Site
+from localize.export.python.others import Others
+from localize.export.python.parts import Parts, is_ours
+from localize.export.python.seen import Seen, values_of
+from localize.export.python.text import hole
+from localize.export.python.tree import buffer_text, held, need_grow, ordered, own_tensors, parameter_text
+from localize.export.python.values import quoted, value_text, words
 from localize.recompute import Blocks
 
 Sites = Mapping[str, Site]

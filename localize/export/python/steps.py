@@ -10,14 +10,14 @@ from torch import fx
 
 from localize.cascade import before, entering, last_reads, window_of
 from localize.emit import wire
-from localize.export.python_around import Around
-from localize.export.python_modules import Modules
-from localize.export.python_nodes import RESERVED, Lines
-from localize.export.python_opened import Site
-from localize.export.python_output import output_text
-from localize.export.python_text import abbreviated
-from localize.export.python_tree import access
-from localize.export.python_values import identifier, quoted, words
+from localize.export.python.around import Around
+from localize.export.python.modules import Modules
+from localize.export.python.nodes import RESERVED, Lines
+from localize.export.python.opened import Site
+from localize.export.python.output import output_text
+from localize.export.python.text import abbreviated
+from localize.export.python.tree import access
+from localize.export.python.values import identifier, quoted, words
 from localize.local_graph import HEAD_WEIGHT, LocalGraphModule
 from localize.local_module import LocalModule
 from localize.plan import describe

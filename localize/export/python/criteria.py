@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from localize.export.python_classes import plain
-from localize.export.python_functions import function_name
-from localize.export.python_layers import layer_text
-from localize.export.python_parts import Parts
+from localize.export.python.classes import plain
+from localize.export.python.functions import function_name
+from localize.export.python.layers import layer_text
+from localize.export.python.parts import Parts
 from localize.local_graph import LocalGraphModule
 from localize.losses import cross_entropy, cross_entropy_of_last
 

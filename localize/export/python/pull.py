@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localize.export.python_values import quoted
+from localize.export.python.values import quoted
 from localize.local_graph import LocalGraphModule
 from localize.methods.leaps import Leaps
 from localize.methods.mlaan_options import own_options

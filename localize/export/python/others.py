@@ -8,16 +8,16 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from localize.export.python_around import Around
-from localize.export.python_classes import Classes, Definition
-from localize.export.python_layers import layer_text
-from localize.export.python_nodes import Lines
-from localize.export.python_opened import Opened, Site, opened
-from localize.export.python_parts import Parts
-from localize.export.python_seen import Seen
-from localize.export.python_text import branched, filled, indented
-from localize.export.python_tree import needing
-from localize.export.python_values import Unwritable, tensor_text, words
+from localize.export.python.around import Around
+from localize.export.python.classes import Classes, Definition
+from localize.export.python.layers import layer_text
+from localize.export.python.nodes import Lines
+from localize.export.python.opened import Opened, Site, opened
+from localize.export.python.parts import Parts
+from localize.export.python.seen import Seen
+from localize.export.python.text import branched, filled, indented
+from localize.export.python.tree import needing
+from localize.export.python.values import Unwritable, tensor_text, words
 from localize.exporting import ExportError
 from passes.errors import first_line
 from passes.untouched import set_mode

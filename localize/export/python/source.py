@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from localize.export.python_classes import Definition, plain
-from localize.export.python_criteria import Criteria, criteria_of
-from localize.export.python_header import header
-from localize.export.python_modules import Modules
-from localize.export.python_opened import Site
-from localize.export.python_parts import Parts
-from localize.export.python_pull import pull_lines
-from localize.export.python_seen import seen
-from localize.export.python_steps import Steps
-from localize.export.python_text import folded
-from localize.export.python_tree import access, is_name, need_grow, needing
-from localize.export.python_values import Unwritable, quoted, tensor_text
+from localize.export.python.classes import Definition, plain
+from localize.export.python.criteria import Criteria, criteria_of
+from localize.export.python.header import header
+from localize.export.python.modules import Modules
+from localize.export.python.opened import Site
+from localize.export.python.parts import Parts
+from localize.export.python.pull import pull_lines
+from localize.export.python.seen import seen
+from localize.export.python.steps import Steps
+from localize.export.python.text import folded
+from localize.export.python.tree import access, is_name, need_grow, needing
+from localize.export.python.values import Unwritable, quoted, tensor_text
 from localize.export.request import Request
 from localize.exporting import ExportError
 from localize.local_graph import LocalGraphModule

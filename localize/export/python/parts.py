@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from localize.export.python_values import value_text
+from localize.export.python.values import value_text
 from localize.supervision import Batch, supervise
 from passes.errors import InputError
 from passes.faked import has_values

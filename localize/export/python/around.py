@@ -7,10 +7,10 @@ from typing import Protocol
 
 from torch import fx, nn
 
-from localize.export.python_opened import Site
-from localize.export.python_parts import Parts, is_ours
-from localize.export.python_tree import access
-from localize.export.python_values import Unwritable
+from localize.export.python.opened import Site
+from localize.export.python.parts import Parts, is_ours
+from localize.export.python.tree import access
+from localize.export.python.values import Unwritable
 
 
 class Opening(Protocol):

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from localize.export.python_pull import pulls_of
-from localize.export.python_values import words
+from localize.export.python.pull import pulls_of
+from localize.export.python.values import words
 from localize.local_graph import LocalGraphModule
 
 _WIDTH = 118

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from localize.export.python_opened import Given, Site
+from localize.export.python.opened import Given, Site
 from localize.local_graph import LocalGraphModule
 from passes.faked import device_of, faked
 from passes.shapes import quiet

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from localize.export.python_nodes import RESERVED
-from localize.export.python_text import HOLE, REFERENCE, filled, folded, hole, indented, reference
-from localize.export.python_values import identifier
+from localize.export.python.nodes import RESERVED
+from localize.export.python.text import HOLE, REFERENCE, filled, folded, hole, indented, reference
+from localize.export.python.values import identifier
 
 
 @dataclass(frozen=True, slots=True)
