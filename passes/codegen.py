@@ -56,7 +56,7 @@ def generate(
 
 
 def fits_code(path: str) -> bool:
-    """Whether code that torch generates can hold a name: its parts are written as attributes, or in quotes as they are."""
+    """Whether code that torch generates can hold a name: it writes its parts as attributes, or in quotes, as they are."""
     return path.isprintable() and not {'"', "\\"} & {*path} and not any(map(keyword.iskeyword, path.split(".")))
 
 
