@@ -56,7 +56,7 @@ def generate(
 
 
 def fits_code(path: str) -> bool:
-    """Whether code that torch generates can hold a name: it writes its parts as attributes, or in quotes, as they are."""
+    """Whether code that torch generates can hold a name, part by part as an attribute, or in quotes as it is."""
     return path.isprintable() and not {'"', "\\"} & {*path} and not any(map(keyword.iskeyword, path.split(".")))
 
 
