@@ -27,9 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes many minutes runs only when it is asked for."""
-    if not config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("registry")]
+    """What takes many minutes runs only when it is asked for, by a marker or by its own name."""
+    if not config.option.markexpr and not any("::" in argument for argument in config.args):
+        left_out = [item for item in items if any(item.get_closest_marker(name) for name in ("registry", "slow"))]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 

@@ -27,8 +27,14 @@ RESULTS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+QUICK = ("loop_by_hand", "unchanged_loop")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[] if p.stem in QUICK else [pytest.mark.slow]) for p in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_example_learns(path: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", str(path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

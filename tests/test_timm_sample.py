@@ -67,7 +67,11 @@ def one_step(local: LocalGraphModule) -> Reach:
     return reach(local.train(), x, torch.zeros(BATCH, dtype=torch.int64, device="meta"))
 
 
-@pytest.mark.parametrize("name", [*(member.name for member in TIMM), *ODD])
+LONG = ("gemma4_vit_167m", "nasnetalarge", "pnasnet5large", "swinv2_cr_giant_224")
+NAMES = [*(member.name for member in TIMM), *ODD]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in NAMES])
 def test_every_parameter_is_trained_by_one_loss(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, **SMALLER.get(name, {}))
