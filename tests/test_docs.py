@@ -11,6 +11,7 @@ import pytest
 import torch
 from torchvision.models.segmentation import fcn_resnet50
 
+from docs import write_gallery
 from localize import localize
 from localize.cli import main
 from localize.export import plan_schema
@@ -85,3 +86,10 @@ def test_architecture_has_no_room_that_is_gone() -> None:
 def test_the_published_schema_is_the_codes() -> None:
     found = json.loads((ROOT / "docs" / "plan.schema.json").read_text(encoding="utf-8"))
     assert found == plan_schema(), "run python docs/write_schema.py"
+
+
+def test_the_gallery_is_what_its_script_writes() -> None:
+    text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    assert text == write_gallery.text(), "run python docs/write_gallery.py"
+    pictures = {path.name for path in (ROOT / "docs" / "gallery").iterdir()}
+    assert pictures == {picture.file for picture in write_gallery.PICTURES}
