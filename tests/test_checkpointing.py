@@ -91,6 +91,7 @@ def test_recomputed_activations_change_nothing(name: str, method: str) -> None:
             assert before is after is None or (before is not None and after is not None and torch.equal(before, after))
 
 
+@pytest.mark.slow
 def test_auxiliary_networks_take_less_memory() -> None:
     peaks = {
         recompute: peak_step_bytes(

@@ -129,6 +129,7 @@ def test_less_depth_where_allowed() -> None:
     assert any("instead of 5" in choice for choice in plan.budget.choices)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_kept_to_is_refused_with_figures() -> None:
     with pytest.raises(BudgetError) as caught:
         resnet(8, "dgl", memory_budget="20MB", batch_size=BATCH)

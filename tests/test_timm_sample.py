@@ -67,7 +67,15 @@ def one_step(local: LocalGraphModule) -> Reach:
     return reach(local.train(), x, torch.zeros(BATCH, dtype=torch.int64, device="meta"))
 
 
-LONG = ("gemma4_vit_167m", "nasnetalarge", "pnasnet5large", "swinv2_cr_giant_224")
+LONG = (
+    "gemma4_vit_167m",
+    "inception_v4",
+    "nasnetalarge",
+    "pnasnet5large",
+    "rexnet_100",
+    "sequencer2d_s",
+    "swinv2_cr_giant_224",
+)
 NAMES = [*(member.name for member in TIMM), *ODD]
 
 
