@@ -130,7 +130,7 @@ _HOMES = {
 def _find(name: str) -> Any:
     """A name on its first use (PEP 562): a public one, the version, or a room of this package."""
     if name == "__version__":
-        value: Any = _version()
+        value: Any = importlib.import_module("localize.version").own_version()
     elif home := next((home for home, names in _HOMES.items() if name in names), None):
         value = getattr(importlib.import_module(home), name)
     elif name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}") is None:
@@ -139,15 +139,6 @@ def _find(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")  # which sets the attribute by itself
     globals()[name] = value
     return value
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("localize")
-    except PackageNotFoundError:  # a source tree on the path, not installed
-        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -15,7 +15,14 @@ ROOT = Path(__file__).parent.parent
 # Ground floor first. A package stands for all that is in it, unless a longer name is on a floor of its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("passes",),
-    ("localize.losses", "localize.term_losses", "localize.diversity", "localize.fused", "localize.models"),
+    (
+        "localize.version",
+        "localize.losses",
+        "localize.term_losses",
+        "localize.diversity",
+        "localize.fused",
+        "localize.models",
+    ),
     (
         "localize.prediction",
         "localize.pooling",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +14,7 @@ from localize.export.programs import Program, failed, program, require_values, s
 from localize.export.request import Request
 from localize.exporting import ExportError
 from localize.local_graph import LocalGraphModule
+from localize.version import own_version
 from passes.untouched import same_randomness
 
 INPUT = "input"
@@ -132,11 +132,3 @@ def _describe(model: Any, request: Request, *, exact: bool) -> None:
             "localize.nodes": "exact" if exact else "by name and order",
         }
     )
-
-
-def own_version() -> str:
-    """The version of this package."""
-    try:
-        return version("localize")
-    except PackageNotFoundError:  # a source tree on the path, not installed
-        return "0+unknown"

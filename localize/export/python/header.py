@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 from localize.export.python.pull import pulls_of
 from localize.export.python.values import words
 from localize.local_graph import LocalGraphModule
+from localize.version import own_version
 
 _WIDTH = 118
 
@@ -31,7 +31,7 @@ def _paragraphs(local: LocalGraphModule, given: str) -> Iterator[str]:
     plan = local.plan
     count = len(plan.modules)
     modules = f"{count} local modules" if count > 1 else "one local module"
-    yield f"{words(plan.model)} in {modules}, trained by {words(plan.method)}; written by localize {_version()}."
+    yield f"{words(plan.model)} in {modules}, trained by {words(plan.method)}; written by localize {own_version()}."
     options = ", ".join(f"{key}={value}" for key, value in plan.options.items() if value is not None)
     yield f"Options: {words(options) or 'none'}. Input: {words(str(plan.input))}, batch first."
     yield "It needs torch alone. With the localized model's weights it gives its losses and gradients, bit for bit:"
@@ -56,10 +56,3 @@ def _paragraphs(local: LocalGraphModule, given: str) -> Iterator[str]:
         yield f"Hand in the losses that the model was localized with: {given}."
     if any(module.recompute for module in plan.modules):
         yield "Activations that the localized model computes anew are kept here: results are the same, memory is not."
-
-
-def _version() -> str:
-    try:
-        return version("localize")
-    except PackageNotFoundError:  # run from a checkout
-        return "(a checkout)"
