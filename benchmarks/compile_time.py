@@ -21,9 +21,9 @@ from torch import nn
 from localize import localize
 from localize.api import leaf_policy
 from localize.models import cifar_resnet
-from passes.capture import capture
-from passes.partition import partition
-from passes.shapes import infer_shapes
+from passes.capture.capture import capture
+from passes.partition.partition import partition
+from passes.shapes.infer import infer_shapes
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "torchvision resnet50, 3x224x224": (torchvision.models.resnet50, (2, 3, 224, 224)),

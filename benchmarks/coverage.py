@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from localize.runtime.coverage import Log, report
+from localize.bench.sweep.coverage import Log, report
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ import torchvision
 from torch import nn
 
 from localize import LocalGraphModule, localize
+from localize.bench.flops import Flops, step_flops
 from localize.models import cifar_resnet
-from localize.runtime.flops import Flops, step_flops
 
 REFERENCE = Path(__file__).parent.parent / "tests" / "reference"
 

@@ -30,9 +30,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from localize import METHODS, LocalGraphModule, Plan, localize
+from localize.bench.zoo import find_model
+from localize.memory.live_bytes import peak_step_bytes, train_step
 from localize.methods import with_depth
-from localize.runtime.memory import peak_step_bytes, train_step
-from localize.runtime.models import find_model
 
 RESULTS = Path(__file__).parent / "results"
 OPTIONS: dict[str, dict[str, Any]] = {"gn-dgl": {"head": "joint"}}

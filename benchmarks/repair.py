@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from localize.runtime.examine import Record, Settings
-from localize.runtime.sweep import Subject, sweep
+from localize.bench.sweep.examine import Record, Settings
+from localize.bench.sweep.workers import Subject, sweep
 
 COVERAGE = Path(__file__).parent / "results" / "coverage.jsonl"
 

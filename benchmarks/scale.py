@@ -27,10 +27,10 @@ from torch import nn
 from localize import localize
 from localize.api import input_of, leaf_policy
 from localize.models import cifar_resnet
-from passes.capture import capture
+from passes.capture.capture import capture
 from passes.ir import TensorSpec
-from passes.partition import partition
-from passes.shapes import infer_shapes
+from passes.partition.partition import partition
+from passes.shapes.infer import infer_shapes
 
 DEPTHS = (20, 56, 110, 302, 602, 1202)
 LARGEST: dict[str, dict[str, Any]] = {

@@ -19,7 +19,7 @@ from localize.bench.measure import measure
 from localize.bench.report import Report
 from localize.bench.setup import Setup
 from localize.bench.table import markdown_table
-from localize.runtime.models import find_model
+from localize.bench.zoo import find_model
 
 RESULTS = Path(__file__).parent / "results"
 HEADER = (

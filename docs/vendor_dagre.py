@@ -21,7 +21,7 @@ FILES = {
     "package/dist/dagre.min.js.LEGAL.txt": "dagre.min.js.LEGAL.txt",
     "package/LICENSE": "dagre.LICENSE",
 }
-TARGET = Path(__file__).parent.parent / "localize" / "export" / "assets" / "vendor"
+TARGET = Path(__file__).parent.parent / "localize" / "export" / "page" / "assets" / "vendor"
 
 
 def main(version: str) -> None:

@@ -15,10 +15,10 @@ sys.path.insert(0, str(ROOT))  # the commands of this checkout, whatever is inst
 
 from typer.models import ArgumentInfo  # noqa: E402
 
-from localize import _names  # noqa: E402
-from localize._flags import flags, summary  # noqa: E402
-from localize._help import EXAMPLES, PROGRAM, described  # noqa: E402
-from localize.cli import app  # noqa: E402
+from localize.cli import names as _names  # noqa: E402
+from localize.cli.help import EXAMPLES, PROGRAM, described  # noqa: E402
+from localize.cli.main import app  # noqa: E402
+from localize.cli.method_flags import flags, summary  # noqa: E402
 
 PAGE = ROOT / "docs" / "cli.md"
 WIDTH = 120

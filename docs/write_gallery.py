@@ -13,7 +13,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from localize.cli import main
+from localize.cli.main import main
 
 FOLDER = Path(__file__).parent / "gallery"
 INTRODUCTION = """# Gallery

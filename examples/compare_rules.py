@@ -9,8 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from localize import METHODS, localize
+from localize.memory.live_bytes import peak_step_bytes
 from localize.models import cifar_resnet
-from localize.runtime.memory import peak_step_bytes
 
 EPOCHS, BATCH = 4, 64
 OPTIONS: dict[str, dict[str, Any]] = {"auglocal": {"d": 2}, "auglocal+infopro": {"d": 2}, "gn-dgl": {"head": "joint"}}

@@ -19,16 +19,17 @@ if getattr(_passes, "OWNER", None) != "localize":
 
 if TYPE_CHECKING:
     from localize.api import localize
-    from localize.budget import BudgetError, MemoryBudget
-    from localize.exporting import ExportError
-    from localize.forecast import MemoryForecast
-    from localize.local_graph import LocalGraphModule
-    from localize.local_module import LocalModule, LocalOutput
     from localize.methods import METHODS
     from localize.obstacles import Obstacle, check
-    from localize.plan import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm, Plan
-    from localize.prediction import Prediction
+    from localize.plan.memory_budget import BudgetError, MemoryBudget
+    from localize.plan.memory_forecast import MemoryForecast
+    from localize.plan.plan import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm, Plan
+    from localize.plan.prediction import Prediction
+    from localize.runtime.exporting import ExportError
+    from localize.runtime.local_graph import LocalGraphModule
+    from localize.runtime.local_module import LocalModule, LocalOutput
     from localize.runtime.options import Runtime
+    from passes.capture.leaf_policy import LeafPolicy
     from passes.errors import (
         AdaptError,
         CaptureError,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
         SplitError,
     )
     from passes.ir import Layer, TensorSpec
-    from passes.leaves import LeafPolicy
 
 __version__: str
 
@@ -81,14 +81,14 @@ __all__ = [
 
 _HOMES = {
     "localize.api": ("localize",),
-    "localize.budget": (
+    "localize.plan.memory_budget": (
         "BudgetError",
         "MemoryBudget",
     ),
-    "localize.exporting": ("ExportError",),
-    "localize.forecast": ("MemoryForecast",),
-    "localize.local_graph": ("LocalGraphModule",),
-    "localize.local_module": (
+    "localize.runtime.exporting": ("ExportError",),
+    "localize.plan.memory_forecast": ("MemoryForecast",),
+    "localize.runtime.local_graph": ("LocalGraphModule",),
+    "localize.runtime.local_module": (
         "LocalModule",
         "LocalOutput",
     ),
@@ -97,7 +97,7 @@ _HOMES = {
         "Obstacle",
         "check",
     ),
-    "localize.plan": (
+    "localize.plan.plan": (
         "Auxiliary",
         "AuxiliaryBlock",
         "Cascade",
@@ -105,7 +105,7 @@ _HOMES = {
         "LossTerm",
         "Plan",
     ),
-    "localize.prediction": ("Prediction",),
+    "localize.plan.prediction": ("Prediction",),
     "localize.runtime.options": ("Runtime",),
     "passes.errors": (
         "AdaptError",
@@ -122,7 +122,7 @@ _HOMES = {
         "Layer",
         "TensorSpec",
     ),
-    "passes.leaves": ("LeafPolicy",),
+    "passes.capture.leaf_policy": ("LeafPolicy",),
 }
 """Where each public name is defined."""
 

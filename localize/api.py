@@ -12,26 +12,26 @@ from torch import nn
 
 from localize import export as exports
 from localize import methods
-from localize.budget import MemoryBudget, read_budget
-from localize.emit import Criteria, emit
-from localize.grouping import Balance, check_balance, groups_of
-from localize.local_graph import LocalGraphModule
-from localize.losses import Criterion, cross_entropy, cross_entropy_of_last
+from localize.compiler.emit import Criteria, emit
+from localize.compiler.planning import check_recompute, make_plan, merging, with_recompute
+from localize.memory.forecast import Forecaster
+from localize.memory.planner import Candidate, fit, forecast_of
 from localize.methods import Context
-from localize.planning import check_recompute, make_plan, merging, with_recompute
-from localize.prediction import Prediction, prediction_of, require_logits
-from localize.runtime.forecast import Forecaster
+from localize.methods.networks.losses import Criterion, cross_entropy, cross_entropy_of_last
+from localize.plan.grouping import Balance, check_balance, groups_of
+from localize.plan.memory_budget import MemoryBudget, read_budget
+from localize.plan.prediction import Prediction, prediction_of, require_logits
+from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.options import Runtime, read_runtime
-from localize.runtime.planner import Candidate, fit, forecast_of
 from passes import verify as spec
-from passes.adapt import Adapter
+from passes.adapt.adapter import Adapter
+from passes.capture.leaf_policy import LeafPolicy
+from passes.common.initializer import Initializer
 from passes.errors import CaptureError, InputError, MethodError
-from passes.granularity import Granularity
 from passes.ir import Network
-from passes.leaves import LeafPolicy
-from passes.outputs import Output, choices
+from passes.partition.granularity import Granularity
 from passes.pipeline import analyse, expect
-from passes.weights import Initializer
+from passes.structure import Output, choices
 
 _DEFAULT_SHAPE = (3, 224, 224)
 
@@ -110,7 +110,7 @@ def localize(
             :class:`localize.Runtime`. No part of the plan: ``local.runtime = ...`` changes it at any time.
         **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``pool``, ``head``,
             ``head_width``, ``selection``, ``width``, ``downsampling``, ``max_aux_macs`` and ``aux_init``, see
-            :class:`localize.methods.auglocal.Options`; each other method's stand in ``Options`` of its own module.
+            :class:`localize.methods.auglocal.rule.Options`; each other method's stand in ``Options`` of its own module.
 
     Returns:
         A ``torch.fx.GraphModule`` that shares its parameters with ``model``.

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from localize.api import input_of, leaf_policy, require_module
+from passes.capture.fidelity import capture_verified
 from passes.errors import LocalizeError
-from passes.fidelity import capture_verified
-from passes.granularity import Granularity
 from passes.ir import Opaque, TensorSpec
-from passes.outputs import Output
-from passes.partition import partition
-from passes.shapes import infer_shapes
+from passes.partition.granularity import Granularity
+from passes.partition.partition import partition
+from passes.shapes.infer import infer_shapes
+from passes.structure import Output
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from passes.outputs import Structure
+from passes.structure import Structure
 
 Layout = Literal["NCHW", "NHWC", "NCDHW", "NLC", "NC", "other"]
 """Where channels are: images channels-first and -last, volumes or clips, tokens, plain features, or nothing we know."""

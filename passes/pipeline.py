@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from passes import verify as spec
+from passes.capture.fidelity import capture_verified
+from passes.capture.leaf_policy import LeafPolicy, weighted_layers
 from passes.errors import PartitionError
-from passes.fidelity import capture_verified
-from passes.granularity import Granularity
 from passes.ir import Captured, Network, TensorSpec
-from passes.leaves import LeafPolicy, weighted_layers
-from passes.outputs import Output
-from passes.partition import partition, partition_again
-from passes.shapes import infer_shapes
-from passes.trunk import deepest_first
+from passes.partition.granularity import Granularity
+from passes.partition.output_choice import deepest_first
+from passes.partition.partition import partition, partition_again
+from passes.shapes.infer import infer_shapes
+from passes.structure import Output
 
 
 def analyse(
@@ -39,16 +39,17 @@ def analyse(
         shape: Shape of an example input, batch first, the batch at least 2.
         dtype: Type of the input.
         policy: What stays a leaf when tracing.
-        output: See :func:`passes.capture.capture`.
-        joint: See :func:`passes.capture.capture`. Without ``output``, the deepest value is then the primary output.
+        output: See :func:`passes.capture.capture.capture`.
+        joint: See :func:`passes.capture.capture.capture`. Without ``output``, the deepest value is then the primary
+            output.
         verify: Whether the graph is held against the model on random input.
-        max_cut: See :func:`passes.partition.partition`.
-        granularity: See :func:`passes.partition.partition`.
+        max_cut: See :func:`passes.partition.partition.partition`.
+        granularity: See :func:`passes.partition.partition.partition`.
         like: A network that this one was made of by changing leaf layers: it is partitioned as that one is.
 
     Raises:
-        CaptureError: See :func:`passes.fidelity.capture_verified` and :func:`passes.shapes.infer_shapes`.
-        PartitionError: See :func:`passes.partition.partition`.
+        CaptureError: See :func:`passes.capture.fidelity.capture_verified` and :func:`passes.shapes.infer.infer_shapes`.
+        PartitionError: See :func:`passes.partition.partition.partition`.
     """
     captured = capture_verified(model, policy, output, TensorSpec(tuple(shape), dtype), verify, joint)
     expect("capture", spec.captured(captured))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from passes.recipe import Recipe
+from passes.adapt.recipe import Recipe
 
 
 def assert_built(recipe: Recipe, module: nn.Module) -> None:

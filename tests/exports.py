@@ -16,10 +16,10 @@ from torch import nn
 
 from localize import LocalGraphModule
 from localize.export import Request, View
-from localize.export.chained import tensors
-from localize.export.exported_program import saved
-from localize.export.onnx_model import converted
-from localize.export.programs import program
+from localize.export.programs.chained import tensors
+from localize.export.programs.exported_program import saved
+from localize.export.programs.onnx_model import converted
+from localize.export.programs.programs import program
 
 
 def with_statistics(model: nn.Module) -> nn.Module:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule, Plan, localize
+from localize.bench.flops import count_flops
+from localize.methods.networks.local_loss import Term, WithTerms
 from localize.models import cifar_resnet
-from localize.runtime.flops import count_flops
-from localize.supervision import Term, WithTerms
 
 RULES = ["dgl", "predsim", "infopro", "auglocal+infopro"]
 OWN = RULES[:3]

@@ -7,13 +7,13 @@ import torch
 from torch import fx, nn
 
 from localize import localize
-from passes.adapt import Adapter
+from passes.adapt.adapter import Adapter
+from passes.adapt.rebuild import rebuild
+from passes.adapt.recipe import Recipe
+from passes.common.initializer import Initializer
 from passes.errors import AdaptError
 from passes.ir import TensorSpec
 from passes.pipeline import analyse
-from passes.rebuild import rebuild
-from passes.recipe import Recipe
-from passes.weights import Initializer
 from tests.built import assert_built
 
 

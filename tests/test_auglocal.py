@@ -13,8 +13,8 @@ import torchvision
 from torch import nn
 
 from localize import Auxiliary, LocalGraphModule, Plan, localize
+from localize.methods.auglocal.selection import pyramid, repetitive, sequential
 from localize.models import cifar_resnet
-from passes.select import pyramid, repetitive, sequential
 
 PLAIN = ["conv1x1", "conv3x3"]
 

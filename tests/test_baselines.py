@@ -14,11 +14,11 @@ from torch import nn
 
 from benchmarks.flops_tables import BASELINES, TABLE_7_BASELINES, baseline
 from localize import LocalGraphModule, localize
+from localize.bench.flops import count_flops, step_flops
+from localize.memory.live_bytes import peak_step_bytes
+from localize.methods.networks.local_loss import Term, WithTerms
 from localize.methods.predsim import pool_kernel
 from localize.models import cifar_resnet
-from localize.runtime.flops import count_flops, step_flops
-from localize.runtime.memory import peak_step_bytes
-from localize.supervision import Term, WithTerms
 from tests.vgg6a import LAYERS, Vgg6a
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "baselines_cifar.json").read_text())

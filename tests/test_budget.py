@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localize import MethodError, localize
-from passes.budget import least, lower_depths
+from localize.methods.auglocal.depth_budget import least, lower_depths
 from tests.test_auglocal import auxiliaries, resnet
 from tests.test_wide_cuts import EXAMPLE, TwoWays
 

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import LocalizeError, check, localize
-from passes.capture import capture
+from passes.capture.capture import capture
+from passes.capture.leaf_policy import LeafPolicy
 from passes.errors import CaptureError
-from passes.leaves import LeafPolicy
-from passes.shapes import infer_shapes
+from passes.shapes.infer import infer_shapes
 
 
 class Stubborn(nn.Module):

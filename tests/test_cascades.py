@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import LocalGraphModule, Plan, localize
-from localize.runtime.isolation import fake_step, reach
-from localize.runtime.memory import peak_step_bytes
-from passes.codegen import returned
+from localize.bench.sweep.isolation import fake_step, reach
+from localize.memory.live_bytes import peak_step_bytes
+from passes.codegen.generate import returned
 from tests.test_wide_cuts import MAKERS
 from tests.zoo import ZOO, Entry, assert_same, gradients
 

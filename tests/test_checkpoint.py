@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from localize.runtime import checkpoint as module
-from localize.runtime.checkpoint import (
+from localize.training import checkpoint as module
+from localize.training.checkpoint import (
     Checkpoint,
     Position,
     atomic_text,
@@ -28,7 +28,7 @@ from localize.runtime.checkpoint import (
     save_checkpoint,
     save_primary,
 )
-from localize.runtime.errors import CheckpointError
+from localize.training.errors import CheckpointError
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import MethodError, localize
+from localize.memory.live_bytes import peak_step_bytes
 from localize.models import cifar_resnet
-from localize.records import Recompute
-from localize.runtime.memory import peak_step_bytes
+from localize.plan.modules import Recompute
 from tests.graphs import FourLayers
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from passes.adapt import Adapter
+from passes.adapt.adapter import Adapter
+from passes.adapt.rebuild import rebuild
+from passes.adapt.recipe import Recipe
+from passes.common.initializer import Initializer
 from passes.ir import TensorSpec
 from passes.pipeline import analyse
-from passes.rebuild import rebuild
-from passes.recipe import Recipe
-from passes.weights import Initializer
 from tests.built import assert_built
 
 CLASSES = 5

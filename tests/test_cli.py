@@ -15,15 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from localize import _demo, _display
-from localize._train import default_folder
-from localize.cli import main
+from localize.bench import zoo as models
+from localize.cli import demo as _demo
+from localize.cli import progress as _display
+from localize.cli.main import main
+from localize.cli.train import default_folder
 from localize.methods import METHODS
 from localize.models import cifar_resnet
-from localize.runtime import models
-from localize.runtime.data import load_data
-from localize.runtime.errors import ModelError
-from localize.runtime.events import Event, StepDone
+from localize.training.data.batches import load_data
+from localize.training.errors import ModelError
+from localize.training.events import Event, StepDone
 
 MODEL_FILE = """
 import torch
@@ -343,7 +344,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str], monkeypatch
 
 def test_heavy_packages_stay_out_of_the_command_line() -> None:
     heavy = ("timm", "torchvision", "sklearn", "matplotlib")
-    script = f"import sys, localize.cli; print([m for m in {heavy} if m in sys.modules])"
+    script = f"import sys, localize.cli.main; print([m for m in {heavy} if m in sys.modules])"
     root = Path(__file__).resolve().parent.parent
     answer = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=root)
     assert answer.stdout.strip() == "[]"

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save, save_file
 
-from localize import _names
-from localize._weights import WeightsError, load_weights, read_weights
-from localize.cli import main
+from localize.cli import names as _names
+from localize.cli.main import main
+from localize.cli.weights import WeightsError, load_weights, read_weights
 from localize.export import FORMATS, Format, Request, formats
-from localize.exporting import VIEWS
+from localize.runtime.exporting import VIEWS
 from localize.sizes import format_bytes
 from tests.test_cli_models import MODEL_FILE
 
@@ -243,7 +243,7 @@ def test_tied_weights_whose_average_has_one_name() -> None:
     from torch import nn
 
     from localize import localize
-    from localize._weights import Weights
+    from localize.cli.weights import Weights
 
     class Tied(nn.Module):
         def __init__(self) -> None:

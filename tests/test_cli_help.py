@@ -16,16 +16,16 @@ import torchvision
 import typer.main
 
 from docs import write_cli
-from localize import _names
-from localize._complete import joined, models, one_of, several_of
-from localize._flags import options_of
-from localize._help import EXAMPLES, PROGRAM
-from localize.cli import app, main
+from localize.bench.sweep.workers import SOURCES
+from localize.bench.zoo import find_model
+from localize.cli import names as _names
+from localize.cli.completion import joined, models, one_of, several_of
+from localize.cli.help import EXAMPLES, PROGRAM
+from localize.cli.main import app, main
+from localize.cli.method_flags import options_of
 from localize.methods import METHODS
-from localize.runtime.models import find_model
 from localize.runtime.options import DTYPES, NAMED
-from localize.runtime.recipe import CLIP_BY, OPTIMIZERS, STEPS
-from localize.runtime.sweep import SOURCES
+from localize.training.recipe import CLIP_BY, OPTIMIZERS, STEPS
 
 ROOT = Path(__file__).parent.parent
 COMMANDS: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -45,7 +45,7 @@ def helped(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 HEAVY = ("torch", "timm", "torchvision", "networkx", "numpy", "matplotlib", "sklearn", "safetensors", "PIL")
 PROBE = """
 import sys
-from localize.cli import main
+from localize.cli.main import main
 for command in {commands}:
     try:
         main([*command, "--help"])
@@ -210,7 +210,8 @@ def completed(shell: str, line: str) -> list[str]:
         "zsh": {"_TYPER_COMPLETE_ARGS": line},
         "fish": {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
     }[shell]
-    script = f"import sys, localize.cli\ntry: localize.cli.main()\nfinally: assert not set(sys.modules) & {set(HEAVY)}"
+    script = "import sys\nfrom localize.cli.main import main\ntry: main()\n"
+    script += f"finally: assert not set(sys.modules) & {set(HEAVY)}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "_LOCALIZE_CLI_COMPLETE": f"complete_{shell}", **asked}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd="/", env=environment)
@@ -283,7 +284,7 @@ def test_ctrl_c_before_a_command_has_begun(capsys: pytest.CaptureFixture[str], m
     def stopped(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("localize._flags.options_of", stopped)  # outside of what says how to go on
+    monkeypatch.setattr("localize.cli.method_flags.options_of", stopped)  # outside of what says how to go on
     with pytest.raises(SystemExit) as caught:
         main(["inspect", "localize:cifar_resnet8"])
     assert caught.value.code == 130

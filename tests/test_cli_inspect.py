@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from localize import LocalGraphModule, Plan, _inspect, localize
-from localize._inspect_module import print_network
-from localize._inspect_table import print_modules, print_totals, totals
-from localize._terminal import LEAST_WIDTH, Page, broken
-from localize.cli import main
+from localize import LocalGraphModule, Plan, localize
+from localize.cli import inspect as _inspect
+from localize.cli.inspect_module import print_network
+from localize.cli.inspect_table import print_modules, print_totals, totals
+from localize.cli.main import main
+from localize.cli.terminal import LEAST_WIDTH, Page, broken
 from localize.methods import METHODS
 from localize.models import cifar_resnet
 from tests.test_cli_models import MODEL_FILE
@@ -158,7 +159,7 @@ def test_names_with_line_breaks(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_encoding_without_the_letters(tmp_path: Path) -> None:
-    script = "from localize._terminal import Page; p = Page(); p.table(('', 'ß'), [('1', '層')]); p.text('ü')"
+    script = "from localize.cli.terminal import Page; p = Page(); p.table(('', 'ß'), [('1', '層')]); p.text('ü')"
     for coding, expected in (("ascii", r"\xdf|\u5c64|\xfc"), ("utf-8", "ß|層|ü")):
         done = subprocess.run(
             [sys.executable, "-c", script],
@@ -190,7 +191,7 @@ def test_no_colour_in_a_pipe_and_none_if_it_is_not_wanted(monkeypatch: pytest.Mo
     root = str(Path(__file__).parent.parent)
     script = (
         "import os, pty, sys\n"
-        "code = 'from localize._terminal import Page; Page().title(\"x\")'\n"
+        "code = 'from localize.cli.terminal import Page; Page().title(\"x\")'\n"
         "pty.spawn([sys.executable, '-c', code])\n"
     )
     for extra, styled in (({}, True), ({"NO_COLOR": "1"}, False)):
@@ -372,6 +373,6 @@ def test_interrupted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     def stopped(*arguments: Any, **options: Any) -> nn.Module:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("localize._built.localize", stopped)
+    monkeypatch.setattr("localize.cli.load.localize", stopped)
     assert run(*CHAIN) == 130
     assert capsys.readouterr().err == "interrupted\n"

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from localize import LocalizeError, localize
-from localize.cli import main
+from localize.cli.main import main
+from localize.memory.forecast import measure
 from localize.models import cifar_resnet
-from localize.runtime.forecast import measure
 from localize.sizes import format_bytes, parse_bytes
 
 MODEL_FILE = """

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from localize import _sweep
-from localize.cli import main
-from localize.runtime.examine import Record, Settings, examine
-from localize.runtime.sweep import Subject
+from localize.bench.sweep.examine import Record, Settings, examine
+from localize.bench.sweep.workers import Subject
+from localize.cli import sweep as _sweep
+from localize.cli.main import main
 
 MODEL_FILE = """
 import torch

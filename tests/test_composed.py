@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule, localize
+from localize.memory.chart import POINTS, step_memory
+from localize.memory.composed import ComposedRun, dry_run_of
+from localize.memory.dry_run import DryRun
+from localize.memory.forecast import forecast
+from localize.memory.live_bytes import meta_copy
+from localize.memory.settings import Settings
 from localize.models import cifar_resnet
-from localize.runtime.composed import ComposedRun, dry_run_of
-from localize.runtime.course import POINTS, step_memory
-from localize.runtime.dry_run import DryRun
-from localize.runtime.forecast import forecast
-from localize.runtime.memory import meta_copy
-from localize.runtime.step_settings import Settings
 from tests.dense_models import Segmenter
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)

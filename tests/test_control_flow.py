@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from localize import CaptureError, InputError, LocalizeError, check, localize
-from passes.capture import capture
-from passes.fidelity import capture_verified
+from passes.capture.capture import capture
+from passes.capture.fidelity import capture_verified
+from passes.capture.replay import replay
 from passes.ir import Captured, TensorSpec
 from passes.pipeline import analyse
-from passes.replay import replay
-from passes.shapes import infer_shapes
+from passes.shapes.infer import infer_shapes
 
 EXAMPLE = torch.empty(2, 4, 8, 8)
 SPEC = TensorSpec(tuple(EXAMPLE.shape))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import InputError, localize
-from localize.losses import checked
+from localize.methods.networks.losses import checked
 from tests.dense_models import CLASSES, UNet
 from tests.test_random_graphs import assert_isolated
 from tests.zoo import assert_same, gradients

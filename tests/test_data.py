@@ -17,9 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from localize.runtime.data import Data, derived_generator, load_data
-from localize.runtime.errors import DataError
-from localize.runtime.images import (
+from localize.training.data.batches import Data, derived_generator, load_data
+from localize.training.data.images import (
     ASPECT_RANGE,
     CROP_PADDING,
     CROP_TRIES,
@@ -29,7 +28,8 @@ from localize.runtime.images import (
     random_crop_and_flip,
     reflect,
 )
-from localize.runtime.sources import balanced_subset, open_source
+from localize.training.data.sources import balanced_subset, open_source
+from localize.training.errors import DataError
 
 
 def write_folder(

@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import InputError, LocalGraphModule, MethodError, Plan, Prediction, localize
-from localize.dense import grid_of
-from localize.heads import build_head, describe_head, head_cost
-from localize.local_graph import HEAD_WEIGHT
+from localize.methods.networks.dense import grid_of
+from localize.methods.networks.heads import build_head, describe_head, head_cost
+from localize.runtime.local_graph import HEAD_WEIGHT
+from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
-from passes.shapes import CostMode
-from passes.weights import Initializer
+from passes.shapes.infer import CostMode
 from tests.dense_models import CLASSES, ChannelsLast, Segmenter, UNet, Volumes
 from tests.test_oracle import assert_equals_oracle
 from tests.test_random_graphs import assert_isolated, bounded

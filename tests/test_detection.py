@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import InputError, LocalGraphModule, MethodError, Plan, localize
-from passes.chain import Flow
 from passes.ir import Network
+from passes.partition.flow import Flow
+from passes.partition.output_choice import fusion_points
 from passes.pipeline import analyse
-from passes.trunk import fusion_points
 from tests.dense_models import Pyramid
 from tests.test_random_graphs import assert_isolated
 from tests.zoo import assert_same, gradients

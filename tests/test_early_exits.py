@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import LocalizeError, localize
-from localize.local_graph import LocalGraphModule
 from localize.models import cifar_resnet
+from localize.runtime.local_graph import LocalGraphModule
 from tests.graphs import FourLayers
 
 

@@ -12,8 +12,8 @@ import torchvision
 from torch import nn
 
 from localize import METHODS, LocalizeError, localize
+from localize.bench.sweep.isolation import fake_step, reach
 from localize.models import cifar_resnet
-from localize.runtime.isolation import fake_step, reach
 
 CLASSES = 10
 SIZE = 64

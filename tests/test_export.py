@@ -25,14 +25,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from localize import METHODS, LocalGraphModule, Plan, localize
 from localize.export import FORMATS, Request, View, plan_schema
-from localize.export.dot import source
-from localize.export.draw import draw
-from localize.export.drawing import Drawing, Group
-from localize.export.fold import Run, repeats, runs
-from localize.export.graphviz import pdf, png, svg
-from localize.export.words import short, shown
-from localize.exporting import VIEWS, ExportError, ViewKind
+from localize.export.drawing.dot import source
+from localize.export.drawing.draw import draw
+from localize.export.drawing.drawing import Drawing, Group
+from localize.export.drawing.fold import Run, repeats, runs
+from localize.export.drawing.graphviz import pdf, png, svg
+from localize.export.drawing.words import short, shown
 from localize.models import cifar_resnet
+from localize.runtime.exporting import VIEWS, ExportError, ViewKind
 from tests.hostile import hostile_model
 from tests.outside import laid_out, lines_of, needs_dot, unfit
 

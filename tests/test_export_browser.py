@@ -11,7 +11,7 @@ from torch import nn
 
 from localize import localize
 from localize.export import View
-from localize.export.page import page
+from localize.export.page.page import page
 from localize.export.request import Request
 from localize.models import cifar_resnet
 from tests.chromium import Chromium

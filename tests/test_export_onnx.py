@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule, LocalizeError, Plan, localize
-from localize.export import Request, View, export, onnx_model
-from localize.exporting import ExportError
+from localize.export import Request, View, export
+from localize.export.programs import onnx_model
 from localize.models import cifar_resnet
+from localize.runtime.exporting import ExportError
 from tests.exports import (
     convolutions,
     images,

@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from localize import LocalGraphModule, localize
-from localize.export import View, export, request
-from localize.export.page import embedded, page
-from localize.export.page_data import FOLD_FROM
+from localize.export import View, export
+from localize.export.page import page as module
+from localize.export.page.page import embedded, page
+from localize.export.page.page_data import FOLD_FROM
 from localize.export.request import Request
-from localize.exporting import VIEWS
 from localize.models import cifar_resnet
+from localize.runtime.exporting import VIEWS
 from passes.errors import PlanError
 from tests.hostile import CLASS, LAYERS, hostile_loss, hostile_model
 
-VENDOR = Path(request.__file__).parent / "assets" / "vendor"
+VENDOR = Path(module.__file__).parent / "assets" / "vendor"
 EXAMPLE = torch.zeros(2, 3, 16, 16)
 
 
@@ -121,7 +122,7 @@ def test_a_single_module(local: LocalGraphModule) -> None:
 
 def test_many_modules_are_folded_unasked(local: LocalGraphModule, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not parts(local).data()["view"]["fold"]
-    monkeypatch.setattr("localize.export.page_data.FOLD_FROM", len(local.plan.modules))
+    monkeypatch.setattr("localize.export.page.page_data.FOLD_FROM", len(local.plan.modules))
     view = parts(local).data()["view"]
     assert view["fold"]
     assert not view["asked"]
@@ -152,7 +153,7 @@ def test_says_why_there_is_no_memory(local: LocalGraphModule, monkeypatch: pytes
     def refuse(*_: Any) -> None:
         raise PlanError("it depends on <values>")
 
-    monkeypatch.setattr("localize.export.page_data.step_memory", refuse)
+    monkeypatch.setattr("localize.export.page.page_data.step_memory", refuse)
     memory = parts(local).data()["memory"]
     assert memory["why"] == "it depends on <values>"
 

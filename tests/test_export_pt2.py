@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule, Plan, localize
-from localize.export import Request, View, programs
-from localize.export.exported_program import PLAN_FILE, exported_program
-from localize.exporting import ExportError
+from localize.export import Request, View
+from localize.export.programs import programs
+from localize.export.programs.exported_program import PLAN_FILE, exported_program
 from localize.models import cifar_resnet
+from localize.runtime.exporting import ExportError
 from tests.exports import images, require_alike, require_program, state_of, with_statistics
 from tests.zoo import ZOO, Entry
 

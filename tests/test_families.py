@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from localize import localize
 from localize.api import leaf_policy
-from passes.capture import capture
+from passes.capture.capture import capture
+from passes.capture.replay import Replay
 from passes.ir import TensorSpec
-from passes.replay import Replay
 from tests.families import KINDS, TIMM, TORCHVISION, Member
 
 pytestmark = pytest.mark.registry

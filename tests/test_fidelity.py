@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from localize import CaptureError, check, localize
 from localize.api import leaf_policy
-from passes.capture import capture
-from passes.fidelity import capture_verified, difference
+from passes.capture.capture import capture
+from passes.capture.fidelity import capture_verified, difference
+from passes.capture.replay import replay
 from passes.ir import Captured, TensorSpec
-from passes.replay import replay
 from tests.snapshot import Snapshot
 
 EXAMPLE = TensorSpec((2, 3, 8, 8))

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from localize import LocalGraphModule, LocalizeError, Plan, PlanError, localize
-from localize.forecast import MemoryForecast
+from localize.memory.dry_run import DryRun
+from localize.memory.forecast import Curve, forecast, measure
+from localize.memory.live_bytes import meta_copy, peak_step_bytes
+from localize.memory.settings import Settings
 from localize.models import CifarResNet, cifar_resnet
-from localize.runtime.dry_run import DryRun
-from localize.runtime.errors import RecipeError
-from localize.runtime.forecast import Curve, forecast, measure
-from localize.runtime.memory import meta_copy, peak_step_bytes
-from localize.runtime.recipe import OPTIMIZERS, Recipe
-from localize.runtime.step_settings import Settings
+from localize.plan.memory_forecast import MemoryForecast
+from localize.training.errors import RecipeError
+from localize.training.recipe import OPTIMIZERS, Recipe
 from tests.dense_models import Pyramid
 from tests.tracked import tracked
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from localize import localize
-from localize.runtime.forecast import measure
+from localize.memory.forecast import measure
 from tests.test_every_method import OTHERS, PAIRED, SIZE
 from tests.tracked import tracked
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule, Plan, localize
-from localize.methods.gn_dgl_auxiliary import GroupLosses, together
-from localize.methods.gn_dgl_options import Options
+from localize.bench.sweep.isolation import fake_step, reach
+from localize.methods.gn_dgl.auxiliary import GroupLosses, together
+from localize.methods.gn_dgl.options import Options
+from localize.methods.networks.local_loss import Batch
 from localize.models import CifarResNet, cifar_resnet
-from localize.runtime.isolation import fake_step, reach
-from localize.supervision import Batch
 from passes.errors import InputError, LocalizeError, MethodError, SplitError
 from passes.ir import TensorSpec
 from tests.test_wide_cuts import TwoWays

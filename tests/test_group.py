@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localize.plan.group import group_by_cost, group_evenly, group_sizes, join_last, join_untrained
 from passes.errors import PartitionError
-from passes.group import group_by_cost, group_evenly, group_sizes, join_last, join_untrained
 
 
 @given(st.integers(1, 120).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))

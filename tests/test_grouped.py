@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from passes.grouped import Gathered, GroupedLayerNorm, GroupedLinear
+from passes.layers.grouped import Gathered, GroupedLayerNorm, GroupedLinear
 
 
 @given(groups=st.integers(1, 4), inputs=st.integers(1, 3), outputs=st.integers(1, 3), bias=st.booleans())

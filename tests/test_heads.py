@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import CaptureError, localize
-from localize.local_graph import HEAD_WEIGHT
+from localize.runtime.local_graph import HEAD_WEIGHT
 from tests.test_random_graphs import assert_isolated
 from tests.zoo import assert_same, gradients
 

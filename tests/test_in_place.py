@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import LocalizeError, localize
-from passes.fidelity import capture_verified
+from passes.capture.fidelity import capture_verified
 from tests.test_control_flow import EXAMPLE, SPEC, Part, Root, assert_agrees
 from tests.test_oracle import assert_equals_oracle
 

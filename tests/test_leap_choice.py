@@ -15,13 +15,13 @@ from torch import nn
 
 from localize import localize
 from localize.api import leaf_policy
-from localize.methods.leaps import Leaps
+from localize.bench.flops import step_flops
+from localize.methods.auglocal.selection import leaps
+from localize.methods.mlaan.leaps import Leaps
 from localize.models import cifar_resnet
-from localize.records import Auxiliary
-from localize.runtime.flops import step_flops
+from localize.plan.modules import Auxiliary
+from passes.adapt.resolution import stage_starts
 from passes.pipeline import analyse
-from passes.resolution import stage_starts
-from passes.select import leaps
 from tests.test_mlaan import BASES, METHODS, small
 
 RELEASED = json.loads((Path(__file__).parent / "reference" / "baselines_cifar.json").read_text())["mlaan_leap_resnet32"]

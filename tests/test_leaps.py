@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from localize import LocalGraphModule, localize
-from localize.methods import leaps
-from localize.methods.leaps import Leaps
+from localize.methods.mlaan import leaps
+from localize.methods.mlaan.leaps import Leaps
 from tests.test_mlaan import small
 from tests.zoo import assert_same
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from localize import LocalGraphModule, localize
+from localize.memory.live_bytes import peak_step_bytes
 from localize.models import CifarResNet, cifar_resnet
-from localize.runtime.memory import peak_step_bytes
 from tests.tracked import tracked
 
 BATCH = 1024

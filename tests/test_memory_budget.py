@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from localize import BudgetError, LocalGraphModule, LocalizeError, MemoryBudget, MethodError, Plan, localize
-from localize.cli import main
+from localize.cli.main import main
+from localize.compiler.planning import with_recompute
+from localize.memory.live_bytes import peak_step_bytes
 from localize.models import cifar_resnet
-from localize.planning import with_recompute
-from localize.runtime.memory import peak_step_bytes
 
 BATCH = 256
 X = torch.empty(2, 3, 32, 32)

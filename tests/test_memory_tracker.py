@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localize import LocalGraphModule, localize
+from localize.memory.live_bytes import LiveBytes, fake_copy, peak_step_bytes
 from localize.models import cifar_resnet
-from localize.runtime.memory import LiveBytes, fake_copy, peak_step_bytes
 from tests.tracked import tracked
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)

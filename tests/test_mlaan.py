@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule, MethodError, Plan, localize
+from localize.bench.sweep.isolation import fake_step, reach
 from localize.models import cifar_resnet
-from localize.runtime.isolation import fake_step, reach
 from tests.dense_models import CLASSES, UNet
 from tests.zoo import assert_same, gradients
 

@@ -11,12 +11,12 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from localize import LocalGraphModule, LocalizeError, OutOfMemoryError, localize
+from localize.memory.forecast import measure
 from localize.models import CifarResNet, cifar_resnet
-from localize.runtime.data import load_data
-from localize.runtime.forecast import measure
-from localize.runtime.recipe import Recipe
-from localize.runtime.sources import open_source
-from localize.runtime.trainer import train
+from localize.training.data.batches import load_data
+from localize.training.data.sources import open_source
+from localize.training.recipe import Recipe
+from localize.training.trainer import train
 
 CUDA = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 7.00 GiB"
 EXAMPLE = torch.zeros(2, 3, 32, 32)

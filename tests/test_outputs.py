@@ -12,12 +12,12 @@ import torch
 import torchvision
 from torch import nn
 
-from passes.capture import capture
+from passes.capture.capture import capture
+from passes.capture.replay import replay
 from passes.errors import CaptureError
 from passes.ir import Captured
-from passes.outputs import Structure
-from passes.replay import replay
-from passes.shapes import infer_shapes
+from passes.shapes.infer import infer_shapes
+from passes.structure import Structure
 
 
 class Pair(NamedTuple):

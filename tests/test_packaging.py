@@ -19,15 +19,6 @@ def project() -> dict[str, Any]:
         return tomllib.load(file)
 
 
-def test_every_package_is_listed(project: dict[str, Any]) -> None:
-    found = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for package in ("localize", "passes")
-        for path in (ROOT / package).rglob("__init__.py")
-    }
-    assert set(project["tool"]["setuptools"]["packages"]) == found
-
-
 def test_every_folder_with_code_is_a_package() -> None:
     folders = {path.parent for package in ("localize", "passes") for path in (ROOT / package).rglob("*.py")}
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []

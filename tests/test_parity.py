@@ -15,8 +15,8 @@ from torch import nn
 
 from benchmarks.flops_tables import MISPRINT, TABLE_7, TABLE_11, TAUS
 from localize import Auxiliary, LocalGraphModule, localize
+from localize.bench.flops import count_flops, step_flops
 from localize.models import cifar_resnet
-from localize.runtime.flops import count_flops, step_flops
 
 REFERENCE = Path(__file__).parent / "reference"
 CIFAR = json.loads((REFERENCE / "auglocal_cifar.json").read_text())["models"]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
-from passes.plain import Kind, build_plain, nearest_width, stack
-from passes.weights import Initializer
+from passes.layers.plain_blocks import Kind, build_plain, nearest_width, stack
 
 SHAPES: dict[Layout, int] = {"NCHW": 3, "NHWC": 3, "NLC": 2, "NC": 1}
 

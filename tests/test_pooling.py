@@ -15,14 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import localize
-from localize.heads import build_head, describe_head, head_cost
-from localize.pooling import AttentionPool, FirstToken, GlobalAveragePool, Pooling
-from localize.prediction import Prediction
+from localize.methods.networks.heads import build_head, describe_head, head_cost
+from localize.methods.networks.pooling import AttentionPool, FirstToken, GlobalAveragePool, Pooling
+from localize.plan.prediction import Prediction
+from passes.adapt.class_token import tokens_with_class
+from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
 from passes.pipeline import analyse
-from passes.shapes import CostMode
-from passes.tokens import tokens_with_class
-from passes.weights import Initializer
+from passes.shapes.infer import CostMode
 from tests.test_random_graphs import assert_isolated, bounded
 
 SHAPES: dict[Layout, tuple[int, ...]] = {"NCHW": (3, 5, 2, 4), "NHWC": (3, 2, 4, 5), "NLC": (3, 7, 5), "NC": (3, 5)}

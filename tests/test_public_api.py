@@ -64,7 +64,7 @@ assert not hasattr(localize, "nothing") and not hasattr(localize, "_nothing")
 assert localize.methods.__name__ == "localize.methods"  # a room, as if it had been imported
 from localize import METHODS, Plan, localize as function
 assert localize.localize is function and localize.METHODS is METHODS and callable(function)
-import localize.cli, localize.export, localize.obstacles
+import localize.cli.main, localize.export, localize.obstacles
 assert localize.localize is function and localize.check is localize.obstacles.check
 for value in (function, Plan, localize.LocalizeError):
     assert pickle.loads(pickle.dumps(value)) is value

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from localize import LocalGraphModule, Plan, localize
-from localize.merge import Merged
+from localize.methods.networks.merge import Merged
 from passes.ir import Network
 from passes.pipeline import analyse
 from tests.graphs import SIZE, Instruction, Program, programs

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional as F
 
-from passes.adapt import Adapter
+from passes.adapt.adapter import Adapter
+from passes.adapt.rebuild import rebuild
+from passes.adapt.recipe import Recipe
+from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
 from passes.pipeline import analyse
-from passes.rebuild import rebuild
-from passes.recipe import Recipe
-from passes.weights import Initializer
 from tests.built import assert_built
 
 WIDTH = 8

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from localize.runtime.errors import RecipeError
-from localize.runtime.recipe import Recipe
+from localize.training.errors import RecipeError
+from localize.training.recipe import Recipe
 
 
 def test_defaults_are_the_papers() -> None:

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional as F
 
-from passes.adapt import Adapter
-from passes.arguments import follow, leaves, replaced, split_again
-from passes.fronts import Front, ToLayout, build_front, from_image, to_image
+from passes.adapt.adapter import Adapter
+from passes.adapt.arguments import follow, leaves, replaced, split_again
+from passes.adapt.outside_shapes import measured, stand_in
+from passes.adapt.rebuild import rebuild
+from passes.adapt.recipe import Recipe
+from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
+from passes.layers.adapters import Front, ToLayout, build_front, from_image, to_image
 from passes.pipeline import analyse
-from passes.rebuild import rebuild
-from passes.recipe import Recipe
-from passes.stand_in import measured, stand_in
-from passes.weights import Initializer
 from tests.built import assert_built
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from passes.activations import frugal_relu
-from passes.rerun import recomputed
-from passes.statistics import buffers_in
+from passes.codegen.buffers import buffers_in
+from passes.codegen.recompute import recomputed
+from passes.codegen.relu import frugal_relu
 
 
 class Counted(nn.Module):

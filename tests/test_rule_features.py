@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import localize
-from localize.dense import ToGrid, grid_of_features
+from localize.bench.sweep.isolation import reach
+from localize.methods.networks.dense import ToGrid, grid_of_features
 from localize.methods.predsim import pool_kernel
-from localize.runtime.isolation import reach
 from passes.ir import TensorSpec
 from tests.rules import OWN, RULES, assert_as_planned, images, small
 

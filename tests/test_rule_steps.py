@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import InputError, LocalGraphModule, MethodError, Plan, localize
+from localize.bench.sweep.isolation import reach
 from localize.models import cifar_resnet
-from localize.runtime.isolation import reach
 from tests.dense_models import Segmenter, UNet
 from tests.rules import DECODING, every_rule, images, networks, small
 from tests.zoo import assert_same, gradients

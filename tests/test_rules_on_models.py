@@ -9,7 +9,7 @@ import timm
 import torch
 
 from localize import Plan, localize
-from localize.runtime.isolation import fake_step, reach
+from localize.bench.sweep.isolation import fake_step, reach
 
 RULES = ["dgl", "predsim", "infopro", "auglocal+infopro"]
 MODELS: dict[str, dict[str, Any]] = {

@@ -12,17 +12,17 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule, Runtime, localize
+from localize.bench.sweep.isolation import fake_step
+from localize.memory.live_bytes import peak_step_bytes
 from localize.methods import METHODS
 from localize.models import cifar_resnet
 from localize.runtime.compiled import PATIENCE
-from localize.runtime.errors import OptionError
-from localize.runtime.isolation import fake_step
-from localize.runtime.memory import peak_step_bytes
 from localize.runtime.optimizers import build
 from localize.runtime.options import AUTO, PLAIN
 from localize.runtime.regions import regions_of, structure
 from localize.runtime.schedule import choose
 from localize.runtime.streams import Streams
+from localize.training.errors import OptionError
 from passes.errors import InputError
 from tests.rules import images, small
 from tests.zoo import Entry, every_model

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from localize import LocalGraphModule, Runtime, cli
+from localize import LocalGraphModule, Runtime
+from localize.cli.main import main
 from localize.models import cifar_resnet
-from localize.runtime.data import Data, load_data
-from localize.runtime.events import Interrupted
 from localize.runtime.options import AUTO, PLAIN
-from localize.runtime.trainer import train
+from localize.training.data.batches import Data, load_data
+from localize.training.events import Interrupted
+from localize.training.trainer import train
 from tests.test_trainer import RECIPE, assert_same_weights, interrupt_after, localized
 
 
@@ -71,13 +72,13 @@ def test_the_command_line_says_what_it_chose(tmp_path: Path, capsys: pytest.Capt
     model = ["--model", "localize:cifar_resnet8", "--data", "digits", "--limit", "20", "--image-size", "8"]
     rest = ["--epochs", "1", "-d", "2", "--device", "cpu", "--out", str(tmp_path / "x")]
     with pytest.raises(SystemExit) as stop:
-        cli.main(["train", *model, *rest, "--runtime", "auto"])
+        main(["train", *model, *rest, "--runtime", "auto"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith("Runtime(channels_last=True, fused=True) on cpu\n  compile off: ")
 
 
 def test_the_command_line_refuses_unknown_runtimes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "--model", "localize:cifar_resnet8", "--data", "digits", "--runtime", "fast"])
+        main(["train", "--model", "localize:cifar_resnet8", "--data", "digits", "--runtime", "fast"])
     assert stop.value.code == 2
     assert "unknown runtime 'fast'. Known: plain, auto, compile" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.select import pyramid, repetitive, sequential, uniform
+from localize.methods.auglocal.selection import pyramid, repetitive, sequential, uniform
 
 
 @pytest.mark.parametrize(

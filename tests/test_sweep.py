@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule, LocalOutput, localize
+from localize.bench.sweep.coverage import Log, report
+from localize.bench.sweep.examine import Record, Settings, examine
+from localize.bench.sweep.isolation import Reach, fake_step, reach
+from localize.bench.sweep.workers import subjects, sweep
+from localize.bench.zoo import find_model
 from localize.models import CifarResNet
-from localize.runtime.coverage import Log, report
-from localize.runtime.errors import ModelError, SweepError
-from localize.runtime.examine import Record, Settings, examine
-from localize.runtime.isolation import Reach, fake_step, reach
-from localize.runtime.models import find_model
-from localize.runtime.sweep import subjects, sweep
+from localize.training.errors import ModelError, SweepError
 
 MODELS = """
 import os, signal, time
@@ -148,7 +148,7 @@ def test_an_unforeseen_error_is_a_failure(monkeypatch: pytest.MonkeyPatch, model
     def bug(*args: object) -> None:
         raise AssertionError("x" * 1000)
 
-    monkeypatch.setattr("localize.runtime.examine.fake_step", bug)
+    monkeypatch.setattr("localize.bench.sweep.examine.fake_step", bug)
     record = examine("models.py:chain", "", Settings())
     assert (record.status, record.stage) == ("failed", "step")
     assert record.reason.startswith("AssertionError: xxx")

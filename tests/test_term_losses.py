@@ -11,7 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localize.term_losses import denormalized, one_hot, reconstruction_loss, similarity_loss, similarity_matrix
+from localize.methods.networks.terms import (
+    denormalized,
+    one_hot,
+    reconstruction_loss,
+    similarity_loss,
+    similarity_matrix,
+)
 
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 5), st.integers(2, 7)),

@@ -9,8 +9,8 @@ import timm
 import torch
 
 from localize import LocalGraphModule, localize
-from localize.plan import Plan
-from localize.runtime.isolation import BATCH, Reach, reach
+from localize.bench.sweep.isolation import BATCH, Reach, reach
+from localize.plan.plan import Plan
 from tests.families import TIMM
 
 ODD = (

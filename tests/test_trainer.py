@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from localize import LocalGraphModule, Plan, localize
 from localize.models import cifar_resnet
-from localize.runtime.data import Data, load_data
-from localize.runtime.errors import CheckpointError, DataError, TrainingError
-from localize.runtime.evaluation import evaluate
-from localize.runtime.events import EpochDone, Event, Interrupted, Started, StepDone
-from localize.runtime.recipe import Recipe
-from localize.runtime.trainer import RUN_FILES, TrainingResult, train
+from localize.training.data.batches import Data, load_data
+from localize.training.errors import CheckpointError, DataError, TrainingError
+from localize.training.evaluation import evaluate
+from localize.training.events import EpochDone, Event, Interrupted, Started, StepDone
+from localize.training.recipe import Recipe
+from localize.training.trainer import RUN_FILES, TrainingResult, train
 from tests.dense_models import UNet
 
 RECIPE = Recipe(epochs=3, batch_size=16, lr=0.05)

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from localize import LocalGraphModule, localize
-from localize.cli import main
+from localize.cli.main import main
 from localize.models import cifar_resnet
-from localize.runtime.averaging import Average
-from localize.runtime.data import Data, load_data
-from localize.runtime.errors import CheckpointError
-from localize.runtime.evaluation import evaluate
-from localize.runtime.events import Interrupted
-from localize.runtime.recipe import ADDED_SETTINGS, Recipe
-from localize.runtime.trainer import TrainingResult, train
-from localize.runtime.updates import Updates, micro_batches
+from localize.training.averaging import Average
+from localize.training.data.batches import Data, load_data
+from localize.training.errors import CheckpointError
+from localize.training.evaluation import evaluate
+from localize.training.events import Interrupted
+from localize.training.recipe import ADDED_SETTINGS, Recipe
+from localize.training.trainer import TrainingResult, train
+from localize.training.updates import Updates, micro_batches
 from tests.rules import images, small
 from tests.test_trainer import assert_same_weights, interrupt_after, localized, without_times
 

@@ -10,12 +10,12 @@ from torch import nn
 
 from localize import localize
 from localize.models import cifar_resnet
-from passes.adapt import Adapter
+from passes.adapt.adapter import Adapter
+from passes.adapt.rebuild import rebuild
+from passes.adapt.retype import clone
+from passes.common.initializer import Initializer
 from passes.ir import TensorSpec
 from passes.pipeline import analyse
-from passes.rebuild import rebuild
-from passes.retype import clone
-from passes.weights import Initializer
 
 
 def draw(seed: int = 0) -> Initializer:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from localize import LocalGraphModule, PartitionError, Plan, localize
 from localize.api import input_of, leaf_policy
-from localize.merge import Merged
+from localize.methods.networks.merge import Merged
 from passes.ir import Network
 from passes.pipeline import analyse
 from tests.test_oracle import assert_equals_oracle

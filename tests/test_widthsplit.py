@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from localize.models import cifar_resnet
+from localize.plan.group import group_evenly
+from passes.common.initializer import Initializer
 from passes.errors import SplitError
-from passes.group import group_evenly
-from passes.grouped import Gathered, GroupedLayerNorm, GroupedLinear
 from passes.ir import Network
-from passes.ownership import trace_groups
+from passes.layers.grouped import Gathered, GroupedLayerNorm, GroupedLinear
 from passes.pipeline import analyse
-from passes.weights import Initializer
-from passes.widthsplit import split_width
+from passes.split.split import split_width
+from passes.split.trace_owners import trace_groups
 from tests.graphs import SIZE, Program, programs
 
 SHAPE = (2, 3, SIZE, SIZE)

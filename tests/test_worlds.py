@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from passes.ir import TensorSpec
-from passes.worlds import dependence, holders_of, marked, runnable, values_of
+from passes.split.nan_probe import dependence, holders_of, marked, runnable, values_of
 
 SPEC = TensorSpec((2, 4, 4, 4), layout="NCHW")
 OWNERS = (0, 0, 1, 1)

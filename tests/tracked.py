@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from localize.runtime.memory import fake_copy, train_step
+from localize.memory.live_bytes import fake_copy, train_step
 
 
 def tracked(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from localize import LocalGraphModule
 from localize.bench.setup import Setup
-from localize.runtime.memory import Step
+from localize.memory.live_bytes import Step
 
 LEARNING_RATE = 1e-3
 """Low, so that weights stay finite however many steps are timed."""

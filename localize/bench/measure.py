@@ -14,16 +14,16 @@ from torch import nn
 
 from localize import LocalGraphModule, localize
 from localize.bench.contender import Contender, step_of
+from localize.bench.flops import step_flops
 from localize.bench.machine import environment
 from localize.bench.report import Entry, Report
 from localize.bench.setup import Setup
+from localize.bench.sweep.examine import example_of
 from localize.bench.timing import Timing, take_turns
 from localize.bench.work import step_macs
-from localize.runtime.errors import BenchError
-from localize.runtime.examine import example_of
-from localize.runtime.flops import step_flops
-from localize.runtime.memory import peak_step_bytes
-from localize.runtime.models import ModelFactory
+from localize.bench.zoo import ModelFactory
+from localize.memory.live_bytes import peak_step_bytes
+from localize.training.errors import BenchError
 
 Tell = Callable[[str], None]
 """Takes a few words on what is being done."""

@@ -28,11 +28,11 @@ class Entry:
     plan_macs: int
     """Multiply-accumulates of one forward pass at batch 1: primary, auxiliary networks, and what cascades run again."""
     fvcore_flops: int
-    """The same as the papers count them (:func:`localize.runtime.flops.step_flops`), cascades left out."""
+    """The same as the papers count them (:func:`localize.bench.flops.step_flops`), cascades left out."""
     step_macs: int
     """Multiply-accumulates of forward and backward, a sample (:func:`localize.bench.work.step_macs`)."""
     peak_bytes: int
-    """Live tensors of a step at most, counted (:func:`localize.runtime.memory.peak_step_bytes`)."""
+    """Live tensors of a step at most, counted (:func:`localize.memory.live_bytes.peak_step_bytes`)."""
     allocated_bytes: int | None = None
     """What torch's allocator gave out at most during a step; on CUDA only."""
     reserved_bytes: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from localize.methods import get_method, with_depth
-from localize.runtime.errors import BenchError
+from localize.training.errors import BenchError
 
 AMP_TYPES = ("bfloat16", "float16")
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from localize.runtime.memory import Step, fake_copy, train_step
+from localize.memory.live_bytes import Step, fake_copy, train_step
 
 SAMPLES = 2
 """Samples of the counted step: batch norm refuses one value a channel."""
@@ -29,7 +29,7 @@ def step_macs(
         module: A localized model, or a plain one.
         image_shape: Shape of one image, C x H x W.
         label_shape: Shape of one label: () for classes.
-        step: Forward and backward of a batch; by default :func:`~localize.runtime.memory.train_step`.
+        step: Forward and backward of a batch; by default :func:`~localize.memory.live_bytes.train_step`.
     """
     with fake_copy(module) as replica, torch.enable_grad(), FlopCounterMode(display=False) as counter:
         replica.train()

@@ -2,6 +2,6 @@
 
 from localize.export.formats import FORMATS, Format, add_graph, export, to_networkx
 from localize.export.request import Request, View
-from localize.export.schema import plan_schema
+from localize.plan.schema import plan_schema
 
 __all__ = ["FORMATS", "Format", "Request", "View", "add_graph", "export", "plan_schema", "to_networkx"]

@@ -11,19 +11,19 @@ from typing import Any
 
 import networkx as nx
 
-from localize.export.dot import dot
-from localize.export.exported_program import exported_program
-from localize.export.graphs import graph_of, graphml
-from localize.export.graphviz import pdf, png, svg
-from localize.export.onnx_model import onnx_model
-from localize.export.page import page
+from localize.export.drawing.dot import dot
+from localize.export.drawing.graphs import graph_of, graphml
+from localize.export.drawing.graphviz import pdf, png, svg
+from localize.export.drawing.tensorboard import write_graph
+from localize.export.page.page import page
 from localize.export.plan_json import plan_json
+from localize.export.programs.exported_program import exported_program
+from localize.export.programs.onnx_model import onnx_model
 from localize.export.python import python_source
 from localize.export.request import Request, View
-from localize.export.tensorboard import write_graph
-from localize.exporting import VIEWS, ExportError, ViewKind
-from localize.local_graph import LocalGraphModule
-from localize.runtime.checkpoint import atomic_write
+from localize.runtime.exporting import VIEWS, ExportError, ViewKind
+from localize.runtime.local_graph import LocalGraphModule
+from localize.training.checkpoint import atomic_write
 
 _DRAWN: tuple[ViewKind, ...] = ("full", "primary", "local", "auxiliary")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from localize.exporting import ViewKind
-from localize.local_graph import LocalGraphModule
+from localize.runtime.exporting import ViewKind
+from localize.runtime.local_graph import LocalGraphModule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from localize.methods import auglocal, auglocal_infopro, bp, checkpoint, dgl, gn_dgl, infopro, mlaan, predsim
+from localize.methods import bp, checkpoint, dgl, infopro, predsim
+from localize.methods.auglocal import rule as auglocal
+from localize.methods.auglocal import with_infopro as auglocal_infopro
 from localize.methods.base import Builder, Context, Method, read_options, with_depth
+from localize.methods.gn_dgl import rule as gn_dgl
+from localize.methods.mlaan import rule as mlaan
 from passes.errors import MethodError
 
 __all__ = ["METHODS", "Builder", "Context", "Method", "get_method", "read_options", "with_depth"]

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from localize.plan import LocalModulePlan
-from localize.prediction import Prediction
-from passes.adapt import Adapter
-from passes.cutter import own_tensors
+from localize.plan.plan import LocalModulePlan
+from localize.plan.prediction import Prediction
+from passes.adapt.adapter import Adapter
+from passes.common.initializer import Initializer
 from passes.errors import MethodError
 from passes.ir import Network
-from passes.weights import Initializer
+from passes.partition.cuts import own_tensors
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ class Method:
     """Local modules in order, the last without auxiliary network; ``parameters`` are filled in by the caller."""
     build: Builder
     """The auxiliary network of a planned module, from the module's output to the prediction; a
-    :class:`localize.supervision.Supervising` one where the local loss is more than the criterion of that."""
+    :class:`localize.methods.networks.local_loss.Supervising` one where the local loss is more than the criterion of
+    that."""
     local: bool = True
     """Whether it has local losses; backpropagation has none."""
     build_cascaded: Builder = _no_network

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from localize.methods.base import Context, Method, group_name
-from localize.plan import LocalModulePlan
+from localize.plan.plan import LocalModulePlan
+from passes.common.initializer import Initializer
 from passes.errors import MethodError
-from passes.weights import Initializer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

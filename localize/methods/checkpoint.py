@@ -11,7 +11,7 @@ import dataclasses
 
 from localize.methods import bp
 from localize.methods.base import Context, Method
-from localize.plan import LocalModulePlan
+from localize.plan.plan import LocalModulePlan
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,11 +36,11 @@ from localize.methods.layerwise import (
     plan_modules,
     require_vector,
 )
-from localize.plan import Auxiliary, LocalModulePlan
-from localize.recompute import Blocks
+from localize.methods.networks.blocks import Blocks
+from localize.plan.plan import Auxiliary, LocalModulePlan
+from passes.common.initializer import Initializer
 from passes.ir import TensorSpec
-from passes.plain import Plain, build_plain
-from passes.weights import Initializer
+from passes.layers.plain_blocks import Plain, build_plain
 
 _REDUCTION = 4
 """By how much the first pooling lowers resolution."""

@@ -2,8 +2,8 @@
 
 Wang, Ni, Song, Yang, Huang: "Revisiting Locally Supervised Learning: an Alternative to End-to-end Training", ICLR 2021:
 "InfoPro (Softmax)". Local loss: ``alpha * reconstruction + beta * criterion``
-(:func:`localize.term_losses.reconstruction_loss`), both weights linear in the index of the module. Networks as compared
-in AugLocal (ICLR 2024), appendix A.3 and table 6.
+(:func:`localize.methods.networks.terms.reconstruction_loss`), both weights linear in the index of the module.
+Networks as compared in AugLocal (ICLR 2024), appendix A.3 and table 6.
 
 Deviations, and choices the paper leaves open:
 
@@ -30,7 +30,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from localize.heads import build_head, describe_head, head_cost
 from localize.methods.base import Context, Method
 from localize.methods.checks import require_count
 from localize.methods.layerwise import (
@@ -43,17 +42,18 @@ from localize.methods.layerwise import (
     features_of,
     plan_modules,
 )
+from localize.methods.networks.heads import build_head, describe_head, head_cost
 from localize.methods.reconstruction import (
     ReconstructionOptions,
     build_reconstruction,
     require_images,
     with_reconstruction,
 )
-from localize.plan import Auxiliary, LocalModulePlan
+from localize.plan.plan import Auxiliary, LocalModulePlan
+from passes.adapt.resolution import reduction
+from passes.common.initializer import Initializer
 from passes.ir import TensorSpec
-from passes.plain import Plain
-from passes.resolution import reduction
-from passes.weights import Initializer
+from passes.layers.plain_blocks import Plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

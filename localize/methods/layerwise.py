@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from localize.dense import Grid, ToGrid, grid_of_features
 from localize.methods.base import Context, group_name, trained_layers
-from localize.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
-from localize.pooling import build_pool, describe_pool
-from localize.recompute import Blocks
+from localize.methods.networks.blocks import Blocks
+from localize.methods.networks.dense import Grid, ToGrid, grid_of_features
+from localize.methods.networks.pooling import build_pool, describe_pool
+from localize.plan.group import join_untrained
+from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
+from passes.common.initializer import Initializer, bare
 from passes.errors import MethodError
-from passes.group import join_untrained
 from passes.ir import TensorSpec
-from passes.plain import Plain, build_plain
-from passes.weights import Initializer, bare
+from passes.layers.plain_blocks import Plain, build_plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Nokland, Eidnes: "Training Neural Networks with Local Error Signals", ICML 2019, the "predsim" loss:
 ``(1 - beta) * cross-entropy + beta * similarity matching``, beta = 0.99
-(:func:`localize.term_losses.similarity_loss`). Networks as compared in AugLocal (ICLR 2024), appendix A.3 and table 6.
+(:func:`localize.methods.networks.terms.similarity_loss`). Networks as compared in AugLocal (ICLR 2024), appendix A.3
+and table 6.
 
 Deviations, and choices the paper leaves open:
 
@@ -41,11 +42,11 @@ from localize.methods.layerwise import (
     plan_modules,
     require_vector,
 )
-from localize.plan import Auxiliary, LocalModulePlan, LossTerm
-from localize.supervision import Batch, Term, WithTerms
-from localize.term_losses import one_hot, similarity_loss
+from localize.methods.networks.local_loss import Batch, Term, WithTerms
+from localize.methods.networks.terms import one_hot, similarity_loss
+from localize.plan.plan import Auxiliary, LocalModulePlan, LossTerm
+from passes.common.initializer import Initializer, bare
 from passes.errors import InputError, MethodError
-from passes.weights import Initializer, bare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

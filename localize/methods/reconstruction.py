@@ -14,18 +14,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from localize.dense import resampling
 from localize.methods.base import Context
 from localize.methods.checks import is_number, require_count
 from localize.methods.layerwise import Features, Place, features_of, ramp
-from localize.plan import Auxiliary, LossTerm
-from localize.supervision import Batch, Term, WithTerms
-from localize.term_losses import denormalized, reconstruction_loss
+from localize.methods.networks.dense import resampling
+from localize.methods.networks.local_loss import Batch, Term, WithTerms
+from localize.methods.networks.terms import denormalized, reconstruction_loss
+from localize.plan.plan import Auxiliary, LossTerm
+from passes.common.fake_tensors import has_values
+from passes.common.initializer import Initializer, bare
 from passes.errors import InputError, MethodError
-from passes.faked import has_values
 from passes.ir import TensorSpec
-from passes.plain import Plain
-from passes.weights import Initializer, bare
+from passes.layers.plain_blocks import Plain
 
 NAME = "reconstruction"
 """Of the term."""

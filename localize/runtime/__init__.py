@@ -1,1 +1,4 @@
-"""Runs a localized model: data, recipe, training loop, checkpoints, memory accounting. Nothing in here prints."""
+"""What ``localize()`` returns, and how its training steps run.
+
+May import ``localize.plan``, ``localize.methods`` and ``passes``.
+"""

@@ -20,7 +20,7 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from localize.local_module import LocalModule
+from localize.runtime.local_module import LocalModule
 from localize.runtime.regions import Code, Region, look, regions_of, structure
 from passes.errors import first_line
 

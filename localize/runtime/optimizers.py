@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from localize.local_graph import LocalGraphModule
+from localize.runtime.local_graph import LocalGraphModule
 from passes.errors import first_line
 
 Kind = TypeVar("Kind", bound=torch.optim.Optimizer)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from localize.runtime.errors import OptionError
+from localize.training.errors import OptionError
 
 DTYPES = ("bfloat16", "float16")
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from localize.local_graph import LocalGraphModule
-from localize.methods.leaps import followed
+from localize.methods.mlaan.leaps import followed
+from localize.runtime.local_graph import LocalGraphModule
 
 Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -79,7 +79,8 @@ def owned_parameters(local: LocalGraphModule) -> dict[str, list[nn.Parameter]]:
     """Trainable parameters by the local module after whose backward they may be updated. Each is in one list.
 
     That is the last module whose loss reaches it: with cascades several do. A copy that follows a later layer
-    (:func:`localize.methods.leaps.follow`) goes with that layer, since it is pulled towards what the layer has become.
+    (:func:`localize.methods.mlaan.leaps.follow`) goes with that layer, since it is pulled towards what the layer has
+    become.
     """
     names = [module.name for module in local.plan.modules]
     assert len(set(names)) == len(names), f"local modules share a name: {names}"

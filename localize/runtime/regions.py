@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from localize.local_module import LocalModule
-from localize.recompute import Blocks
-from localize.supervision import Supervising, Term
-from passes.codegen import PRIMARY
+from localize.methods.networks.blocks import Blocks
+from localize.methods.networks.local_loss import Supervising, Term
+from localize.runtime.local_module import LocalModule
+from passes.codegen.generate import PRIMARY
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _MIXING = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.modules.conv._ConvNd)

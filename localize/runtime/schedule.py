@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from localize.local_module import LocalModule
 from localize.runtime.compiled import Artefacts, CompiledRegions
+from localize.runtime.local_module import LocalModule
 from localize.runtime.options import PLAIN, Runtime, read_runtime
 from localize.runtime.streams import Streams
 

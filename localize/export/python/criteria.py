@@ -11,8 +11,8 @@ from localize.export.python.classes import plain
 from localize.export.python.functions import function_name
 from localize.export.python.layers import layer_text
 from localize.export.python.parts import Parts
-from localize.local_graph import LocalGraphModule
-from localize.losses import cross_entropy, cross_entropy_of_last
+from localize.methods.networks.losses import cross_entropy, cross_entropy_of_last
+from localize.runtime.local_graph import LocalGraphModule
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from localize.export.python.pull import pulls_of
 from localize.export.python.values import words
-from localize.local_graph import LocalGraphModule
+from localize.runtime.local_graph import LocalGraphModule
 from localize.version import own_version
 
 _WIDTH = 118

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from localize.export.python.text import hole
 from localize.export.python.values import Unwritable, value_text
-from passes.untouched import same_randomness
+from passes.common.restore import same_randomness
 
 _NOT_ASKED = ("self", "device", "dtype", "args", "kwargs", "size_average", "reduce")
 _LEADING = {

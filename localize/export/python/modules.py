@@ -21,7 +21,7 @@ from localize.export.python.seen import Seen, values_of
 from localize.export.python.text import hole
 from localize.export.python.tree import buffer_text, held, need_grow, ordered, own_tensors, parameter_text
 from localize.export.python.values import quoted, value_text, words
-from localize.recompute import Blocks
+from localize.methods.networks.blocks import Blocks
 
 Sites = Mapping[str, Site]
 """Paths of modules that a graph calls, each with a call of it."""

@@ -18,10 +18,10 @@ from localize.export.python.functions import SAME_PATH, STORE, function_name
 from localize.export.python.inline import SIZES, dead, inlined, is_size, looks_at_sizes
 from localize.export.python.text import HOLE, filled, hole
 from localize.export.python.values import identifier, value_text
-from passes.asserts import assertion
-from passes.inference import training_flag
-from passes.proxies import set_item, store
-from passes.sized import guard
+from passes.capture.assertions import assertion
+from passes.capture.proxies import set_item, store
+from passes.capture.size_decisions import guard
+from passes.codegen.eval_mode import training_flag
 
 RESERVED = frozenset(
     {"self", "torch", "nn", "F", "math", "operator", "zlib", "base64", "block", *keyword.kwlist, *keyword.softkwlist}

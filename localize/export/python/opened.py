@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from passes.leaves import LeafPolicy
-from passes.sized import ASKS, Decision
-from passes.tracer import Tracer
+from passes.capture.leaf_policy import LeafPolicy
+from passes.capture.size_decisions import ASKS, Decision
+from passes.capture.tracer import Tracer
 
 _RANK = ("ndim", "dim", "ndimension")
 Given = tuple[tuple[Any, ...], Mapping[str, Any]]

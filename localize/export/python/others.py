@@ -18,9 +18,9 @@ from localize.export.python.seen import Seen
 from localize.export.python.text import branched, filled, indented
 from localize.export.python.tree import needing
 from localize.export.python.values import Unwritable, tensor_text, words
-from localize.exporting import ExportError
+from localize.runtime.exporting import ExportError
+from passes.common.restore import set_mode
 from passes.errors import first_line
-from passes.untouched import set_mode
 
 
 class Writer(Protocol):

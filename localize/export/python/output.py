@@ -8,8 +8,8 @@ from typing import Any
 
 from localize.export.python.parts import Parts
 from localize.export.python.values import Unwritable, identifier, quoted, value_text
-from localize.exporting import ExportError
-from passes.outputs import Slot, Structure
+from localize.runtime.exporting import ExportError
+from passes.structure import Slot, Structure
 
 
 def output_text(structure: Structure, values: Sequence[str], parts: Parts) -> str:

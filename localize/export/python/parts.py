@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from localize.export.python.values import value_text
-from localize.supervision import Batch, supervise
+from localize.methods.networks.local_loss import Batch, supervise
+from passes.common.fake_tensors import has_values
 from passes.errors import InputError
-from passes.faked import has_values
 
 _GIVEN = {"torch": torch, "nn": nn, "F": nn.functional}
 """What every file imports."""

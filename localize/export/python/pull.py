@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from localize.export.python.values import quoted
-from localize.local_graph import LocalGraphModule
-from localize.methods.leaps import Leaps
-from localize.methods.mlaan_options import own_options
+from localize.methods.mlaan.leaps import Leaps
+from localize.methods.mlaan.options import own_options
+from localize.runtime.local_graph import LocalGraphModule
 
 
 def pulls_of(local: LocalGraphModule) -> list[tuple[str, str, str]]:

@@ -12,10 +12,10 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from localize.export.python.opened import Given, Site
-from localize.local_graph import LocalGraphModule
-from passes.faked import device_of, faked
-from passes.shapes import quiet
-from passes.untouched import same_randomness, set_mode, untouched
+from localize.runtime.local_graph import LocalGraphModule
+from passes.common.fake_tensors import device_of, faked
+from passes.common.restore import same_randomness, set_mode, untouched
+from passes.shapes.infer import quiet
 
 
 @dataclass(slots=True)

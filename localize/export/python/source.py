@@ -21,10 +21,10 @@ from localize.export.python.text import folded
 from localize.export.python.tree import access, is_name, need_grow, needing
 from localize.export.python.values import Unwritable, quoted, tensor_text
 from localize.export.request import Request
-from localize.exporting import ExportError
-from localize.local_graph import LocalGraphModule
+from localize.runtime.exporting import ExportError
+from localize.runtime.local_graph import LocalGraphModule
+from passes.common.restore import is_hook_table
 from passes.errors import first_line
-from passes.untouched import is_hook_table
 
 _FREEZE = '''\
 def freeze(root, names):

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from localize.cascade import before, entering, last_reads, window_of
-from localize.emit import wire
+from localize.compiler.emit import wire
 from localize.export.python.around import Around
 from localize.export.python.modules import Modules
 from localize.export.python.nodes import RESERVED, Lines
@@ -18,12 +17,13 @@ from localize.export.python.output import output_text
 from localize.export.python.text import abbreviated
 from localize.export.python.tree import access
 from localize.export.python.values import identifier, quoted, words
-from localize.local_graph import HEAD_WEIGHT, LocalGraphModule
-from localize.local_module import LocalModule
-from localize.plan import describe
-from localize.supervision import Batch, Supervising
-from passes.codegen import opened
-from passes.statistics import buffers_kept, buffers_of
+from localize.methods.networks.local_loss import Batch, Supervising
+from localize.plan.plan import describe
+from localize.runtime.cascade import before, entering, last_reads, window_of
+from localize.runtime.local_graph import HEAD_WEIGHT, LocalGraphModule
+from localize.runtime.local_module import LocalModule
+from passes.codegen.buffers import buffers_kept, buffers_of
+from passes.codegen.generate import opened
 
 LEARNABLE = '''\
 def learnable(loss):

@@ -14,8 +14,8 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from localize.exporting import ExportError
-from passes.faked import has_values
+from localize.runtime.exporting import ExportError
+from passes.common.fake_tensors import has_values
 
 _FEW = 16
 """Numbers that are always written out."""

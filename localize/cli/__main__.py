@@ -1,0 +1,5 @@
+"""Runs the command line as ``python -m localize.cli``."""
+
+from localize.cli.main import main
+
+main()

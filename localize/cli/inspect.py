@@ -1,0 +1,183 @@
+"""``localize-cli inspect``: its flags, and what it does, in the order in which it does it.
+
+Heavy imports stay inside, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localize.cli.options import (
+    ClassesOption,
+    DepthOption,
+    FoldOption,
+    GranularityOption,
+    ImageSizeOption,
+    MaxCutOption,
+    MethodOption,
+    ModelArgument,
+    ModulesOption,
+    OutputOption,
+    cutting,
+)
+
+if TYPE_CHECKING:
+    from localize import LocalGraphModule, MemoryForecast, Plan
+    from localize.cli.load import Asked, Found
+
+
+def inspect(
+    context: typer.Context,
+    model: ModelArgument,
+    method: MethodOption = "auglocal",
+    depth: DepthOption = 4,
+    modules: ModulesOption = None,
+    max_cut: MaxCutOption = None,
+    granularity: GranularityOption = None,
+    output: OutputOption = None,
+    classes: ClassesOption = None,
+    image_size: ImageSizeOption = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also say what a step of so many images takes in memory; by default not, for speed."),
+    ] = None,
+    module: Annotated[
+        int | None, typer.Option(min=0, help="One local module in full, its generated code too.", metavar="K")
+    ] = None,
+    fold: FoldOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: plan, totals, obstacles.")] = False,
+) -> None:
+    """Show what a model becomes: local modules, auxiliary networks, and their costs beside backpropagation.
+
+    A row says of a local module its layers, output, parameters, MACs and bytes of activations, then its auxiliary
+    network: depth, layers copied (3/2 is a copy of layer 3 that halves resolution), and cost. Submodules that cannot be
+    traced are named. A model that does not localize has all that is in the way listed, with exit code 1.
+
+    Activation bytes are of what layers give, for one image. What auxiliary networks and everything else take on top, a
+    forecast says: --batch-size, or localize-cli memory.
+
+    Nothing is computed and no weights are made. The method's own options are flags, as of train.
+    """
+    from localize.cli.load import Asked
+    from localize.cli.method_flags import options_of
+
+    options = options_of(method, depth, context.args, "inspect")
+    cuts = cutting(max_cut, granularity, output)
+    keywords = {"method": method, "d": depth, "modules": modules, **cuts, **options}
+    localizes = run_inspect(Asked(model, keywords, classes, image_size), batch_size, module, fold=fold, as_json=as_json)
+    if not localizes:
+        raise typer.Exit(1)
+
+
+def run_inspect(asked: Asked, batch_size: int | None, module: int | None, *, fold: bool, as_json: bool) -> bool:
+    """Prints what a model becomes.
+
+    Args:
+        asked: The model.
+        batch_size: Images of the step whose memory is forecast; none without.
+        module: Index of the only local module that is shown, in full.
+        fold: Whether alike modules are shown once.
+        as_json: One JSON object in place of tables.
+
+    Returns:
+        Whether it localizes.
+
+    Raises:
+        LocalizeError: The model is unknown or cannot be built, there is no such module, or no forecast.
+    """
+    from localize.cli.inspect_module import check_index
+    from localize.cli.load import found as find
+
+    found = find(asked)
+    local = found.local
+    forecast = None
+    if local is not None and module is not None:
+        check_index(local.plan, module)
+    if local is not None and batch_size is not None:
+        forecast = local.plan.memory(batch_size)
+    if as_json:
+        typer.echo(json.dumps(record(asked.name, found, forecast, module)))
+    else:
+        _show(asked.name, found, forecast, module, fold=fold)
+    return local is not None
+
+
+def record(name: str, found: Found, forecast: MemoryForecast | None, module: int | None) -> dict[str, Any]:
+    """All of it as plain values."""
+    from localize.cli.inspect_module import module_record
+    from localize.cli.inspect_table import totals
+
+    obstacles = [dataclasses.asdict(obstacle) for obstacle in found.obstacles]
+    told: dict[str, Any] = {"model": name, "localizes": found.local is not None}
+    if found.local is not None:
+        told |= {"plan": json.loads(found.local.plan.to_json()), "totals": totals(found.local.plan).to_dict()}
+        told |= {} if forecast is None else {"memory": forecast.to_dict()}
+        told |= {} if module is None else {"module": _plain(module_record(found.local, module))}
+    return {**told, "obstacles": obstacles}
+
+
+def _show(name: str, found: Found, forecast: MemoryForecast | None, module: int | None, *, fold: bool) -> None:
+    from localize.cli.inspect_module import print_module
+    from localize.cli.terminal import Page
+
+    page = Page()
+    if found.local is None:
+        for obstacle in found.obstacles:
+            page.text(f"{name}: {obstacle}", hang=2)
+        return
+    page.text(name)
+    page.text(str(found.local.plan).split("\n", 1)[0])
+    if module is not None:
+        print_module(page, found.local, module)
+        return
+    _show_all(page, found.local, found, forecast, fold=fold)
+
+
+def _show_all(page: Any, local: LocalGraphModule, found: Found, forecast: MemoryForecast | None, *, fold: bool) -> None:
+    from localize.cli.inspect_table import print_modules, print_totals
+
+    plan = local.plan
+    page.text(f"L={len(plan.layers)} local layers in K={len(plan.modules)} local modules")
+    page.text()
+    print_modules(page, plan, fold=fold)
+    page.text()
+    print_totals(page, plan, forecast)
+    for note in notes(plan, forecast):
+        page.text(note, hang=2)
+    if found.obstacles:
+        page.title("kept whole, since they cannot be traced")
+        for obstacle in found.obstacles:
+            page.text(str(obstacle), hang=2)
+
+
+def notes(plan: Plan, forecast: MemoryForecast | None) -> list[str]:
+    """What is to be said beside the figures."""
+    told: dict[str, list[int]] = {}
+    for module in plan.modules:
+        if module.note:
+            told.setdefault(module.note, []).append(module.index)
+    if forecast is not None:
+        binding = f"module {forecast.binding.index}" if forecast.binding else "the update"
+        where = f"{binding} sets the peak; localize-cli memory says more"
+        return [f"memory: of {forecast.batch_size} images, {forecast.optimizer}; {where}", *_told(told)]
+    return _told(told)
+
+
+def _told(notes: dict[str, list[int]]) -> list[str]:
+    return [f"module{'s' if len(each) > 1 else ''} {_spans(each)}: {note}" for note, each in notes.items()]
+
+
+def _spans(indices: list[int]) -> str:
+    """Indices in order, runs of them as such: ``0-6, 9``."""
+    starts = [i for i in indices if i - 1 not in indices]
+    ends = [i for i in indices if i + 1 not in indices]
+    return ", ".join(f"{i}" if i == j else f"{i}-{j}" for i, j in zip(starts, ends, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """A record with types written as text."""
+    return json.loads(json.dumps(value, default=lambda each: str(each).removeprefix("torch.")))

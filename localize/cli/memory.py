@@ -1,0 +1,54 @@
+"""``localize-cli memory``: what a training step takes, module by module, and the largest batch that fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from localize import MemoryForecast
+from localize.cli.load import Asked, localized
+from localize.sizes import format_bytes, parse_bytes
+
+_NAMES = {"bp": "backpropagation", "checkpoint": "backpropagation with checkpointing"}
+
+
+def run_memory(
+    asked: Asked,
+    batch_size: int,
+    settings: Mapping[str, Any],
+    budget: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Prints a forecast.
+
+    Args:
+        asked: The model.
+        batch_size: Images.
+        settings: Of :meth:`localize.Plan.memory`.
+        budget: Memory that the largest batch is to be found for.
+        as_json: One JSON object in place of a table.
+
+    Raises:
+        LocalizeError: The model cannot be built or localized, or a setting is out of range.
+    """
+    limit = None if budget is None else parse_bytes(budget)
+    forecast = localized(asked).plan.memory(batch_size, **settings)
+    found = {} if limit is None else {each.method: each.largest_batch(limit) for each in (forecast, *forecast.rivals)}
+    if as_json:
+        largest = {} if limit is None else {"budget": limit, "largest_batch": found}
+        typer.echo(json.dumps({"name": asked.name, **forecast.to_dict(), **largest}))
+        return
+    typer.echo(str(forecast))
+    if limit is not None:
+        typer.echo(f"\nlargest batch within {format_bytes(limit)}:")
+        for line in _largest(forecast, found):
+            typer.echo(f"  {line}")
+
+
+def _largest(forecast: MemoryForecast, found: Mapping[str, int]) -> list[str]:
+    width = max(len(_NAMES.get(method, method)) for method in found)
+    return [f"{_NAMES.get(method, method):{width}}  {batch or 'none fits'}" for method, batch in found.items()]

@@ -1,0 +1,89 @@
+"""Pictures by Graphviz: its program ``dot`` reads the graph and gives SVG, PNG or PDF."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from localize.export.drawing.dot import dot
+from localize.export.request import Request
+from localize.runtime.exporting import ExportError
+
+_SVG = "http://www.w3.org/2000/svg"
+TIMEOUT = 300
+"""Seconds that ``dot`` may take."""
+
+
+def svg(request: Request) -> bytes:
+    """A picture that any browser shows, with tooltips.
+
+    Every line of text says how wide it was made for: where a browser has another font, it is set to that width.
+    """
+    drawn, layout = _rendered(dot(request), "svg", "json")
+    widths = {
+        (text.replace("\N{NO-BREAK SPACE}", " "), x, -y): width for text, x, y, width in _texts(json.loads(layout))
+    }
+    picture = ElementTree.fromstring(drawn)
+    for element in picture.iter(f"{{{_SVG}}}text"):
+        text = (element.text or "").replace("\N{NO-BREAK SPACE}", " ")  # Graphviz writes such for several spaces
+        key = (text, float(element.get("x", 0)), float(element.get("y", 0)))
+        if widths.get(key):
+            element.set("textLength", f"{widths[key]:g}")
+            element.set("lengthAdjust", "spacingAndGlyphs")
+    for prefix, address in (("", _SVG), ("xlink", "http://www.w3.org/1999/xlink")):
+        ElementTree.register_namespace(prefix, address)
+    written: bytes = ElementTree.tostring(picture, encoding="utf-8", xml_declaration=True)
+    return written + b"\n"
+
+
+def _texts(layout: Mapping[str, Any]) -> Iterator[tuple[str, float, float, float]]:
+    """Every line of text in a layout, its place and its width in points."""
+    for item in (layout, *layout.get("objects", ()), *layout.get("edges", ())):
+        for step in item.get("_ldraw_", ()):
+            if step["op"] == "T":
+                yield step["text"], *step["pt"], step["width"]
+
+
+def png(request: Request) -> bytes:
+    """A picture of pixels."""
+    return _rendered(dot(request), "png")[0]
+
+
+def pdf(request: Request) -> bytes:
+    """A picture for print."""
+    return _rendered(dot(request), "pdf")[0]
+
+
+def _rendered(graph: bytes, *kinds: str) -> list[bytes]:
+    """What ``dot`` makes of a graph, in each of several forms, of one layout.
+
+    Raises:
+        ExportError: There is no such program, it fails, or takes too long.
+    """
+    program = shutil.which("dot")
+    if program is None:
+        raise ExportError(
+            f"{kinds[0]} is drawn by Graphviz, and its program dot is not there",
+            remedy="Install it (apt install graphviz, brew install graphviz, conda install graphviz, or from "
+            "graphviz.org), or write html or dot, which need no program",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / kind for kind in kinds]
+        outputs = [word for kind, file in zip(kinds, files, strict=True) for word in (f"-T{kind}", f"-o{file}")]
+        try:
+            done = subprocess.run([program, *outputs], input=graph, capture_output=True, timeout=TIMEOUT, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ExportError(f"{program} did not draw the graph", why=str(error), remedy=_SMALLER) from error
+        if done.returncode != 0 or not all(file.exists() for file in files):
+            why = done.stderr.decode("utf-8", "replace").strip() or f"exit code {done.returncode}"
+            raise ExportError(f"{program} did not draw the graph", why=why, remedy=_SMALLER)
+        return [file.read_bytes() for file in files]
+
+
+_SMALLER = "Draw less (fold, one module, another view), or write dot and look at the graph"

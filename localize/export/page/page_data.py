@@ -1,0 +1,222 @@
+"""What the page shows, as plain values: everything is text and numbers, and the page's own scripts draw it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+from localize.export.drawing.fold import runs
+from localize.export.request import Request, View
+from localize.memory.chart import Course, StepMemory, step_memory
+from localize.methods import get_method
+from localize.plan.memory_forecast import ModuleMemory
+from localize.plan.modules import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan
+from localize.plan.plan import Plan, describe
+from localize.runtime.local_graph import LocalGraphModule
+from passes.errors import LocalizeError
+from passes.ir import Layer, TensorSpec
+
+BATCH = 64
+"""Samples in the step that the page shows, where the plan was made for no other number."""
+FOLD_FROM = 41
+"""Modules from which on alike ones are folded unasked."""
+
+Data = dict[str, Any]
+
+
+def page_data(request: Request) -> Data:
+    """Everything that a page shows."""
+    local, view = request.local, request.view
+    plan = local.plan
+    batch = plan.budget.batch_size if plan.budget else BATCH
+    memory = _memory(local, batch)
+    forecast = {} if isinstance(memory, str) else {module.index: module for module in memory.forecast.modules}
+    return {
+        "model": plan.model,
+        "method": plan.method,
+        "options": _options(plan),
+        "criterion": criterion_name(local.criterion),
+        "outputCriterion": criterion_name(local.output_criterion or local.criterion),
+        "input": str(plan.input),
+        "output": str(plan.output),
+        "prediction": str(plan.prediction),
+        "params": plan.params,
+        "macs": plan.macs,
+        "auxParams": plan.auxiliary_params,
+        "auxMacs": plan.auxiliary_macs,
+        "repeatedMacs": plan.repeated_macs,
+        "original": dataclasses.asdict(plan.original) if plan.original else None,
+        "classifier": {"params": plan.classifier_params, "macs": plan.classifier_macs},
+        "opaque": list(plan.opaque),
+        "budget": list(plan.budget.choices) if plan.budget else [],
+        "layers": [_layer(local, layer) for layer in plan.layers],
+        "modules": [_module(local, module, forecast.get(module.index)) for module in plan.modules],
+        "runs": [[run.first, run.period, run.count] for run in runs(plan)],
+        "view": _view(view, len(plan.modules)),
+        "memory": {"why": memory, "batch": batch} if isinstance(memory, str) else _step(memory),
+        "code": local.code.strip(),
+    }
+
+
+def _options(plan: Plan) -> list[list[Any]]:
+    """Names and values of the method's options, and whether the head tells them: the depth, and what is unusual."""
+    kind = get_method(plan.method).Options
+    usual = {item.name: item.default for item in dataclasses.fields(kind)}
+    return [
+        [key, str(value), key == "d" or usual.get(key, value) != value]
+        for key, value in plan.options.items()
+        if value is not None
+    ]
+
+
+def _view(view: View, modules: int) -> Data:
+    return {
+        "kind": view.kind,
+        "module": view.module,
+        "fold": view.fold or modules >= FOLD_FROM,
+        "asked": view.fold,
+        "foldFrom": FOLD_FROM,
+    }
+
+
+def criterion_name(criterion: Any) -> str:
+    """A loss in a word: its function's name, or its class's."""
+    name = str(getattr(criterion, "__name__", type(criterion).__name__))
+    return {"cross_entropy_of_last": "cross_entropy"}.get(name, name)
+
+
+def _layer(local: LocalGraphModule, layer: Layer) -> Data:
+    kind = ""
+    with contextlib.suppress(AttributeError):
+        kind = type(local.primary.get_submodule(layer.name)).__name__ if layer.name else ""
+    return {
+        "name": layer.name,
+        "type": kind,
+        "params": layer.params,
+        "macs": layer.macs,
+        "bytes": layer.activation_bytes,
+        "input": str(layer.input),
+        "output": str(layer.output),
+    }
+
+
+def _module(local: LocalGraphModule, module: LocalModulePlan, memory: ModuleMemory | None) -> Data:
+    plan, index = local.plan, module.index
+    layers = [plan.layers[i] for i in module.layers]
+    last = index == len(plan.modules) - 1
+    before = plan.modules[index - 1].layers[-1] if index and plan.modules[index - 1].layers else None
+    source = layers[0].input if layers else plan.layers[before].output if before is not None else plan.input
+    return {
+        "name": module.name,
+        "layers": list(module.layers),
+        "last": last,
+        "params": sum(layer.params for layer in layers) + last * plan.classifier_params,
+        "macs": sum(layer.macs for layer in layers) + last * plan.classifier_macs,
+        "bytes": sum(layer.activation_bytes for layer in layers),
+        "auxParams": sum(network.params for network in module.networks),
+        "auxMacs": sum(network.macs for network in module.networks),
+        "input": str(source),
+        "output": str(plan.output) if last else str(layers[-1].output),
+        "crossing": [] if last else crossing(local, module),
+        "parameters": list(module.parameters),
+        "note": module.note,
+        "recompute": list(module.recompute),
+        "own": _loss(module, module.auxiliary, module.cascade),
+        "cascade": _cascade(module.cascade),
+        "code": local.local_modules[index].code.strip(),
+        "memory": None if memory is None else _peak(memory),
+    }
+
+
+def crossing(local: LocalGraphModule, module: LocalModulePlan) -> list[str]:
+    """Shapes of the tensors that cross from a module to those behind it, the newest first."""
+    layer = module.layers[-1]
+    newest = local.plan.layers[layer].output
+    if local.made is None:
+        return [str(newest)] * local.plan.layers[layer].width
+    network = local.made.context.network
+    specs = [network.shapes.specs[name] for name in network.partition.live[layer]]
+    return [str(spec) for spec in specs if isinstance(spec, TensorSpec)]
+
+
+def _loss(module: LocalModulePlan, auxiliary: Auxiliary | None, cascade: Cascade | None) -> Data:
+    weight = 1.0 if cascade is None else cascade.independent
+    return {"weight": weight, "network": None if auxiliary is None else _network(auxiliary)}
+
+
+def _cascade(cascade: Cascade | None) -> Data | None:
+    if cascade is None:
+        return None
+    return {
+        "reaches": list(cascade.reaches),
+        "weight": cascade.cascaded,
+        "parameters": list(cascade.parameters),
+        "network": None if cascade.auxiliary is None else _network(cascade.auxiliary),
+    }
+
+
+def _network(auxiliary: Auxiliary) -> Data:
+    return {
+        "words": describe(auxiliary),
+        "depth": auxiliary.depth,
+        "params": auxiliary.params,
+        "macs": auxiliary.macs,
+        "weight": auxiliary.weight,
+        "merged": list(auxiliary.merged),
+        "blocks": [_block(block) for block in auxiliary.blocks],
+        "head": auxiliary.head,
+        "terms": [dataclasses.asdict(term) for term in auxiliary.terms],
+        "groups": [[f"{first} to {end - 1}" for first, end in group] for group in auxiliary.groups],
+    }
+
+
+def _block(block: AuxiliaryBlock) -> Data:
+    return {
+        "kind": block.kind,
+        "source": block.source,
+        "in": block.in_channels,
+        "out": block.out_channels,
+        "stride": block.stride,
+        "projection": block.projection,
+        "adapter": block.adapter,
+    }
+
+
+def _peak(memory: ModuleMemory) -> Data:
+    at = memory.at
+    return {"peak": memory.peak, "kept": memory.kept, "phase": at.phase, "operation": at.operation}
+
+
+def _memory(local: LocalGraphModule, batch: int) -> StepMemory | str:
+    """The course of a step; why there is none, if its memory cannot be forecast."""
+    try:
+        return step_memory(local, batch)
+    except LocalizeError as error:
+        return str(error)
+
+
+def _step(memory: StepMemory) -> Data:
+    found = memory.forecast
+    return {
+        "batch": found.batch_size,
+        "dtype": found.dtype,
+        "optimizer": found.optimizer,
+        "resident": found.resident,
+        "gradients": found.gradients,
+        "at": str(found.at),
+        "binding": found.binding.index if found.binding else None,
+        "own": _course(memory.own),
+        "bp": None if memory.rival is None or memory.rival is memory.own else _course(memory.rival),
+        "whyNot": memory.why_not,
+    }
+
+
+def _course(course: Course) -> Data:
+    return {
+        "operations": course.operations,
+        "live": list(course.live),
+        "spans": [[span.module, span.phase[0], span.start, span.stop] for span in course.spans],
+        "peak": course.peak,
+        "peakAt": course.peak_at,
+    }

@@ -1,0 +1,193 @@
+"""What torch's exporter made, as it is wanted: without what computes nothing, named, and told by local module.
+
+``model`` is an ``onnx_ir.Model`` throughout, and is changed in place.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import fx
+
+from localize.export.programs.chained import AUXILIARY
+from localize.export.programs.membership import Member
+from localize.plan.plan import Plan
+from passes.codegen.generate import PRIMARY
+
+_MARK = "localize"
+_SCOPE = "localize.runtime.local_module.LocalModule"
+_CHAIN, _WHOLE = "localize.export.programs.chained.Chain", "localize.runtime.local_graph.LocalGraphModule"
+_NAMESPACE, _SCOPES, _CLASSES = "namespace", "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
+
+
+def mark(node: fx.Node, member: Member) -> None:
+    """Writes on an operation where it belongs, in the form that outlives all of torch's passes: as a module around it.
+
+    What a chain of local modules put there goes, so that operations of all views look alike.
+    """
+    (root, (_, kind)), *inner = (node.meta.get("nn_module_stack") or {"": ("", "")}).items()
+    place = f"{_MARK}:{member.module}:{AUXILIARY if member.auxiliary else ''}"
+    if kind == _CHAIN:
+        kind, inner = _WHOLE, [(key, (_own_path(path, member), each)) for key, (path, each) in inner]
+    stack = {root: ("", kind), place: (place, _SCOPE), **{key: (path, each) for key, (path, each) in inner if path}}
+    node.meta["nn_module_stack"] = stack
+
+
+def _own_path(path: str, member: Member) -> str:
+    """The path of a module within the primary network, or within the auxiliary networks; empty for what is around."""
+    start = f"{member.key if member.auxiliary else PRIMARY}."
+    return path.removeprefix(start) if path.startswith(start) else ""
+
+
+def tidy(model: Any) -> None:
+    """Computes what is constant, and drops what changes nothing.
+
+    Nothing is fused: a node is part of one layer, and a parameter keeps its values and its name.
+    """
+    import onnx_ir.passes.common as passes
+    from onnxscript import optimizer, rewriter
+
+    passes.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants(model)
+        rewriter.rewrite(model, _rules())
+    passes.RemoveUnusedNodesPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.LiftSubgraphInitializersToMainGraphPass()(model)
+    passes.OutputFixPass()(model)
+    passes.NameFixPass()(model)
+
+
+def _rules() -> list[Any]:
+    """Rewriting that takes one node away, and leaves those around it as they are."""
+    from onnxscript.rewriter.rules import common
+
+    names = (
+        "add_0_rule", "sub_0_rule", "mul_by_1_rule", "div_by_1_rule",
+        "no_op_cast_rule", "no_op_expand_rule", "no_op_transpose_rule", "dropout_inference_rule", "dropout_zero_rule",
+        "remove_optional_bias_from_conv_rule", "remove_optional_bias_from_conv_transpose_rule",
+        "remove_optional_bias_from_gemm_rule",
+    )  # fmt: skip
+    return [getattr(common, name) for name in names]
+
+
+def merge_tied(model: Any) -> None:
+    """Leaves one initializer of those that are one tensor in the model: the first."""
+    import onnx_ir
+
+    first: dict[tuple[Any, ...], Any] = {}
+    for name, value in list(model.graph.initializers.items()):
+        raw = getattr(value.const_value, "raw", None)
+        if raw is None or not hasattr(raw, "data_ptr") or not raw.numel():
+            continue
+        one = first.setdefault((raw.data_ptr(), raw.dtype, tuple(raw.shape), raw.stride()), value)
+        if one is not value:
+            onnx_ir.convenience.replace_all_uses_with(value, one)
+            del model.graph.initializers[name]
+
+
+def name_values(model: Any, given: str, outputs: Sequence[str]) -> None:
+    """Names the input and the outputs; what else has such a name gets another, parameters excepted."""
+    graph = model.graph
+    taken = set(graph.initializers)
+    wanted = [unique(name, taken) for name in (given, *outputs)]
+    ends = [*graph.inputs[:1], *graph.outputs]
+    assert len(ends) == len(wanted), f"{len(graph.outputs)} outputs for {len(outputs)} names"
+    for value in _values(graph):
+        if value.name in wanted:
+            value.name = unique(f"{value.name}_", taken)
+    for value, name in zip(ends, wanted, strict=True):
+        value.name = name
+
+
+def name_batch(model: Any, name: str) -> None:
+    """Names the batch size in the shapes of all values, where it may vary."""
+    import onnx_ir
+
+    (given, *_) = model.graph.inputs
+    symbol = given.shape[0]
+    if isinstance(symbol, int):
+        return
+    whole = re.compile(rf"\b{re.escape(str(symbol.value))}\b")
+    for value in _values(model.graph):
+        if value.shape is not None:
+            dims = [dim if isinstance(dim, int) else whole.sub(name, str(dim.value)) for dim in value.shape]
+            value.shape = onnx_ir.Shape(dims)
+
+
+def describe_nodes(model: Any, plan: Plan) -> None:
+    """Says of each node in which local module it is, and names it by that, as a path."""
+    nodes = list(_nodes(model.graph))
+    told = _members(nodes)
+    taken: set[str] = set()
+    for node in nodes:
+        member = told[node]
+        scopes, classes = (ast.literal_eval(node.metadata_props.get(key, "[]")) for key in (_SCOPES, _CLASSES))
+        if len(scopes) > 1:
+            marked = _marked(node) is not None
+            scopes[1 : 1 + marked], classes[1 : 1 + marked] = [member.key], [_SCOPE]
+            name = member.properties(plan)["localize.module"].replace("/", "_")
+            shown = [scopes[0], f"{name} {AUXILIARY}" if member.auxiliary else name, *scopes[2:]]
+            texts = {_SCOPES: repr(scopes), _CLASSES: repr(classes)}
+            texts[_NAMESPACE] = "/".join(f"{a}: {b}" for a, b in zip(shown, classes, strict=True))
+        else:
+            texts = {}
+        # The rest of what torch's exporter says would tell others where the user's files are.
+        node.metadata_props.clear()
+        node.metadata_props.update({**member.properties(plan), **texts})
+        inside = [member.key, *scopes[2:-1][-1:], node.op_type]
+        node.name = unique(re.sub(r"[^\w/-]+", "_", "/".join(inside).replace(".", "/")), taken)
+
+
+def _members(nodes: Sequence[Any]) -> dict[Any, Member]:
+    """What marks say; what has none goes with those that read it, or else with what it reads."""
+    known = {node: member for node in nodes if (member := _marked(node)) is not None}
+    for node in reversed(nodes):
+        if node not in known:
+            readers = (user.node for value in node.outputs for user in value.uses())
+            _put(known, node, readers, min)
+    for node in nodes:
+        if node not in known:
+            producers = (value.producer() for value in node.inputs if value is not None)
+            _put(known, node, producers, max)
+            known.setdefault(node, Member(0))
+    return known
+
+
+def _put(known: dict[Any, Member], node: Any, others: Iterable[Any], choose: Any) -> None:
+    near = [known[other] for other in others if other in known]
+    if near:
+        known[node] = choose(near, key=lambda member: member.module)
+
+
+def _marked(node: Any) -> Member | None:
+    for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[1:2]:
+        word, _, rest = scope.partition(":")
+        index, _, network = rest.partition(":")
+        if word == _MARK and index.isdigit():
+            return Member(int(index), auxiliary=bool(network))
+    return None
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """A name that is not yet taken, and takes it."""
+    found, count = name, 1
+    while found in taken:
+        found, count = f"{name}_{count}", count + 1
+    taken.add(found)
+    return found
+
+
+def _nodes(graph: Any) -> Iterable[Any]:
+    import onnx_ir
+
+    return onnx_ir.traversal.RecursiveGraphIterator(graph)
+
+
+def _values(graph: Any) -> Iterable[Any]:
+    yield from graph.inputs
+    for node in _nodes(graph):
+        yield from node.outputs

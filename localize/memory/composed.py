@@ -1,0 +1,260 @@
+"""A training step on fake tensors in which local modules that are alike run once: for pictures, which have no time.
+
+Modules are isolated: what one does to memory follows from its own code, its auxiliary network and the values that it is
+given, and from nothing else. So the operations of one module say what those of all modules like it do, counted from
+what is alive when their turn comes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from localize.memory.alike import code_of, look
+from localize.memory.dry_run import DryRun
+from localize.memory.live_bytes import fill, meta_copy
+from localize.memory.optimizer_update import bytes_of
+from localize.memory.settings import Settings
+from localize.memory.timeline import Event, Timeline
+from localize.methods.networks.local_loss import Batch
+from localize.runtime.local_graph import LocalGraphModule
+from localize.runtime.local_module import LocalModule, LocalOutput
+from passes.common.fake_tensors import device_of
+from passes.common.restore import untouched
+
+
+def dry_run_of(local: LocalGraphModule, settings: Settings) -> DryRun:
+    """A dry run of a localized model as it is now: composed if it can be, else of every module.
+
+    Args:
+        local: Any device will do, the meta device too. It is left alone.
+        settings: Of the step.
+    """
+    if is_composable(local, settings):
+        return ComposedRun(local, settings, device_of(local))
+    twin = meta_copy(local)
+    assert isinstance(twin, LocalGraphModule)
+    return DryRun(twin, settings, device_of(local))
+
+
+def is_composable(local: LocalGraphModule, settings: Settings) -> bool:
+    """Whether modules are isolated, and the step can be run without a copy of the model."""
+    if local.output_criterion is not None or settings.step != "batch" or settings.dtype is not None:
+        return False
+    modules = list(local.modules())
+    # Hooks are silent while the model itself runs; these compute weights.
+    hooks = [hook for module in modules for hook in module._forward_pre_hooks.values()]
+    return not (
+        any(module.cascade for module in local.plan.modules)
+        or any(isinstance(module, torch.jit.ScriptModule) for module in modules)  # their tensors cannot be exchanged
+        or any(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks)
+    )
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a module that ran did, for those like it."""
+
+    index: int
+    events: Sequence[Event]
+    start: int
+    """Bytes alive before it."""
+    end: int
+    """Bytes alive behind it."""
+    outputs: Sequence[Any]
+    """What it hands on, in order; of tensors shape, stride and dtype."""
+    given: int
+    """Bytes of its logits and loss, which a training loop holds until the next module has run."""
+    held: int = 0
+    """Bytes that are alive as long as those: what computed them may be. Known when the next module has run."""
+
+
+class ComposedRun(DryRun):
+    """Dry runs of a model itself, in which only the first of alike local modules runs.
+
+    While a module runs its parameters and buffers are fake; at the end of the step they are put back.
+
+    Args:
+        replica: The model.
+        settings: How.
+        device: Where it is.
+    """
+
+    def _prepare(self) -> None:
+        """Nothing is filled before it is known what runs."""
+
+    def _forget(self) -> None:
+        """Gradients are those of fakes. The model's own may have some: those of its training."""
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        with untouched(self.replica), super()._undisturbed():
+            self.replica.train()
+            self._filled: set[int] = set()
+            self._stand_ins: dict[int, nn.Parameter] = {}
+            self._held: Any = None
+            self._last: _Seen | None = None
+            yield
+            del self._filled, self._stand_ins, self._held, self._last
+
+    def _step(self, timeline: Timeline, x: Tensor, y: Any) -> tuple[int, int]:
+        replica, seen = self.replica, dict[Hashable, _Seen]()
+        values: dict[str, Any] = {replica.local_modules[0].inputs[0]: x}
+        trained = [p for p in replica.parameters() if p.requires_grad]
+        for module in replica.local_modules:
+            form = self._form(module, values, x)
+            if form in seen:
+                self._skip(timeline, module, values, seen[form])
+                continue
+            self._last = self._run(timeline, module, values, Batch(x, y, replica.criterion, module.plan.name))
+            if None not in self._last.outputs:
+                seen[form] = self._last
+        self._held = None
+        # Without what no loss reaches in modules that did not run: it has no gradient, and no state.
+        parameters = [self._stand_in(p) for p in trained if id(p) in self._stand_ins]
+        gradients = sum(bytes_of([p.grad]) for p in parameters)
+        return gradients, self._update(timeline, len(replica.local_modules), parameters) if parameters else 0
+
+    def _stand_in(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The fake whose gradient is of the form that this one's would be."""
+        while id(parameter) in self._stand_ins:
+            parameter = self._stand_ins[id(parameter)]
+        return parameter
+
+    def _form(self, module: LocalModule, values: dict[str, Any], x: Tensor) -> Hashable:
+        """All that a module's events follow from."""
+        index, last_read = module.plan.index, self.replica._last_read
+        storages = [v.untyped_storage()._cdata for v in values.values() if isinstance(v, Tensor)]
+        storages.append(x.untyped_storage()._cdata)
+        inputs = tuple(
+            (
+                look(values[name]),
+                last_read[name] <= index,
+                isinstance(values[name], Tensor) and storages.count(values[name].untyped_storage()._cdata),
+            )
+            for name in module.inputs
+        )
+        return (
+            inputs,
+            index == 0,
+            tuple(name in last_read for name in module.outputs),
+            code_of(module.__dict__["stage"]),
+            module.auxiliary is not None and code_of(module.auxiliary),
+            tuple(look(p) for p in self.replica.parameters_of(index)),
+            (module.plan.recompute, module.reads),
+            0 if self._last is None else self._last.given,
+        )
+
+    def _run(self, timeline: Timeline, module: LocalModule, values: dict[str, Any], batch: Batch) -> _Seen:
+        """A module's part of the step."""
+        replica, index = self.replica, module.plan.index
+        self._fill(timeline, module)
+        given = [weakref.ref(v.untyped_storage()) for v in values.values() if isinstance(v, Tensor)]
+        first, start = len(timeline.events), timeline.live
+        timeline.enter(index, "forward")
+        with self._autocast():
+            logits, loss = replica._step(module, values, batch)
+        if not loss.requires_grad:
+            loss = loss.detach().requires_grad_()
+        self._release(timeline)
+        self._held = LocalOutput(batch.name, loss, logits)
+        timeline.enter(index, "backward")
+        loss.backward()
+        old = {storage._cdata for ref in given if (storage := ref()) is not None}
+        outputs = [_handed(values.get(name), old) for name in module.outputs]
+        given_back = bytes_of(tree_leaves(self._held))
+        return _Seen(index, tuple(timeline.events[first:]), start, timeline.live, outputs, given_back)
+
+    def _release(self, timeline: Timeline) -> None:
+        """Lets go of the last module's logits and loss, as a training loop does when it has the next one's."""
+        before, self._held = timeline.live, None
+        if self._last is not None:
+            self._last.held = before - timeline.live
+
+    def _fill(self, timeline: Timeline, module: LocalModule) -> None:
+        """Puts fakes in place of all that a module runs with; they are counted already."""
+        owners = []
+        for owner in _owners(module, self.replica.criterion):
+            if id(owner) not in self._filled:
+                self._filled.add(id(owner))
+                owners.append(owner)
+        originals = [(owner, dict(owner._parameters)) for owner in owners]
+        with _disable_current_modes(), self.mode:
+            fakes = fill(owners)
+        counted = timeline.live
+        timeline.track(fakes)
+        timeline.live = counted
+        for owner, before in originals:
+            self._stand_ins |= {id(p): owner._parameters[name] for name, p in before.items() if p is not None}  # type: ignore[misc]
+
+    def _skip(self, timeline: Timeline, module: LocalModule, values: dict[str, Any], seen: _Seen) -> None:
+        """Does to memory what a module like it has done."""
+        index, replica = module.plan.index, self.replica
+        shift = timeline.live - seen.start
+        timeline.events += [
+            Event(e.live + shift, e.operator, index, e.phase, "" if e.operator else e.place, e.shape)
+            for e in seen.events
+        ]
+        self._release(timeline)
+        with timeline.paused():
+            self._held = torch.empty(seen.held, dtype=torch.uint8, device="cpu")
+            for name in [name for name in values if replica._last_read[name] <= index]:
+                del values[name]
+            for name, output in zip(module.outputs, seen.outputs, strict=True):
+                if name in replica._last_read:
+                    values[name] = output.make()
+        timeline.live, self._last = seen.end + shift, seen
+        pairs = zip(replica.parameters_of(index), replica.parameters_of(seen.index), strict=True)
+        self._stand_ins |= {id(own): other for own, other in pairs if own is not other}
+
+
+@dataclass(frozen=True, slots=True)
+class _Handed:
+    """A value that later modules read."""
+
+    value: Any
+    """None for tensors."""
+    shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+
+    def make(self) -> Any:
+        """One like it."""
+        if self.value is not None or not self.stride:
+            return self.value
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="cpu")
+
+
+def _handed(value: Any, old: set[int]) -> _Handed | None:
+    """How to make a value's like; None where that is not known: for views of what was there before, or of a part."""
+    if not isinstance(value, Tensor):
+        return _Handed(value)
+    storage = value.untyped_storage()
+    span = 1 + sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
+    if storage._cdata in old or not value.ndim or storage.nbytes() != span * value.element_size():
+        return None
+    return _Handed(None, tuple(value.shape), value.stride(), value.dtype)
+
+
+def _owners(module: LocalModule, criterion: Any) -> Iterator[nn.Module]:
+    """Whatever has parameters and buffers that a local module runs with."""
+    stage = module.__dict__["stage"]
+    for node in stage.graph.nodes:
+        path = str(node.target)
+        if node.op == "call_module":
+            yield from stage.get_submodule(path).modules()
+        elif node.op == "get_attr":
+            yield stage.get_submodule(path.rpartition(".")[0])
+    for part in (module.auxiliary, criterion):
+        if isinstance(part, nn.Module):
+            yield from part.modules()

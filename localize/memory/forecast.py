@@ -1,0 +1,270 @@
+"""Memory of a training step, forecast for a batch size and found for a budget, without running it on real tensors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from localize.compiler.emit import Criteria, over
+from localize.compiler.planning import make_plan
+from localize.memory.dry_run import DryRun, Recording
+from localize.memory.live_bytes import meta_copy, on_meta
+from localize.memory.settings import MakeOptimizer, Settings
+from localize.memory.timeline import Event
+from localize.methods import Context, get_method
+from localize.plan.memory_forecast import MemoryForecast, ModuleMemory, Moment, Schedule
+from localize.plan.plan import Plan
+from localize.runtime.local_graph import LocalGraphModule
+from passes.adapt.adapter import Adapter
+from passes.common.fake_tensors import device_of
+from passes.errors import PlanError
+from passes.ir import Network
+
+RIVALS = ("bp", "checkpoint")
+
+
+def measure(
+    local: LocalGraphModule,
+    batch_size: int,
+    *,
+    dtype: torch.dtype | str | None = None,
+    amp: torch.dtype | str | None = None,
+    optimizer: str | MakeOptimizer = "sgd",
+    step: Schedule = "batch",
+    target: Callable[[int], Any] | None = None,
+) -> MemoryForecast:
+    """The memory forecast of a localized model as it is now; :meth:`localize.Plan.memory` has rivals beside it.
+
+    Takes as long as one training step of a small batch, since nothing is computed. The model is left alone.
+
+    Args:
+        local: Any device will do, the meta device too.
+        batch_size: Samples.
+        dtype: Of parameters, buffers and images; by default as they are.
+        amp: Of autocast in forward passes, a region a local module; by default none.
+        optimizer: ``"sgd"`` (Nesterov momentum), ``"adam"``, ``"adamw"``, or a function from parameters to an
+            optimizer.
+        step: ``"batch"`` updates all parameters at the end of the step; ``"module"`` each local module's, and frees
+            their gradients, right after the last backward that reaches them.
+        target: From the batch size to a target for the criterion; by default class indices.
+
+    Raises:
+        PlanError: The step cannot be run on fake tensors, or a setting is out of range.
+        RecipeError: The optimizer is unknown.
+    """
+    settings = Settings(dtype=dtype, amp=amp, optimizer=optimizer, step=step, target=target)
+    twin = meta_copy(local)
+    assert isinstance(twin, LocalGraphModule)
+    return forecast(DryRun(twin, settings, device_of(local)), batch_size)
+
+
+class Forecaster:
+    """Makes forecasts for the plan of a localized model, from all that the plan was made of; keeps what it has made.
+
+    It holds the user's model, and not what :func:`localize.localize` returned, which may be gone by then.
+
+    Args:
+        context: What the plan was made on.
+        original: The network of the user's model, where ``context`` has another; what rivals train.
+        options: The method's.
+        criteria: The losses.
+    """
+
+    def __init__(self, context: Context, original: Network | None, options: Any, criteria: Criteria) -> None:
+        self._context, self._original = context, original or context.network
+        self._options, self._criteria = options, criteria
+        self._known: dict[Any, MemoryForecast] = {}
+        self._runs: dict[Any, DryRun] = {}
+
+    def __call__(self, plan: Plan, batch_size: int, rivals: bool, settings: Mapping[str, Any]) -> MemoryForecast:
+        """The forecast; see :meth:`localize.Plan.memory`."""
+        chosen = Settings(**settings)
+        key = (batch_size, rivals, chosen, self._form())
+        if key not in self._known:
+            runs = [self.dry_run(name, plan, chosen) for name in ("", *(RIVALS if rivals else ()))]
+            own, *beside = (partial(forecast, run, batch_size) for run in runs)
+            self._known[key] = own(tuple(rival() for rival in beside))
+        return self._known[key]
+
+    def dry_run(self, rival: str, plan: Plan, settings: Settings) -> DryRun:
+        """That of a rival, or without its name the plan's own; the same for every batch size."""
+        key = (rival, settings, self._form())
+        if key not in self._runs:
+            self._runs[key] = (
+                self._rival(rival, settings)
+                if rival
+                # Without what it forecasts by: that holds this run.
+                else self._emitted(copy.copy(plan), self._context, self._options, settings)
+            )
+        return self._runs[key]
+
+    def _form(self) -> tuple[Any, ...]:
+        """What may change about the model after it was localized, and counts."""
+        model = self._context.network.captured.model
+        return tuple((p.dtype, p.requires_grad) for p in model.parameters())
+
+    def _rival(self, method: str, settings: Settings) -> DryRun:
+        network = self._original
+        context = dataclasses.replace(self._context, network=network, adapter=Adapter(network), groups=None)
+        options = get_method(method).Options()
+        return self._emitted(make_plan(context, method, options, None), context, options, settings)
+
+    def _emitted(self, plan: Plan, context: Context, options: Any, settings: Settings) -> DryRun:
+        model, criteria = context.network.captured.model, self._criteria
+        # The rest of the context is made anew by over(), and nothing of the user's model is to stay with forecasts.
+        context = dataclasses.replace(context, merging=lambda groups: [])
+        memo = on_meta(model, criteria.output, criteria.local)
+        with torch.random.fork_rng(devices=[]):
+            primary, output = copy.deepcopy(model, memo), copy.deepcopy(criteria.output, memo)
+            local = Criteria(copy.deepcopy(criteria.local, memo))
+            twin = over(plan, context, options, local, primary, output)
+        return DryRun(twin, settings, device_of(model))
+
+
+def forecast(dry_run: DryRun, batch_size: int, rivals: tuple[MemoryForecast, ...] = ()) -> MemoryForecast:
+    """What a dry run says of a batch size.
+
+    Raises:
+        PlanError: As :meth:`DryRun.record` does, or the batch size is none.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise PlanError(
+            f"batch_size={batch_size!r} is no number of samples", remedy="Give a whole number of at least 1"
+        )
+    recording = dry_run.record(batch_size)
+    plan, settings = dry_run.replica.plan, dry_run.settings
+    modules, update = _modules(plan, recording)
+    return MemoryForecast(
+        model=plan.model,
+        method=plan.method,
+        batch_size=batch_size,
+        input=str(plan.input),
+        dtype=_name(dry_run.dtype),
+        amp=None if settings.amp is None else _name(settings.amp),
+        optimizer=settings.optimizer_name,
+        step=settings.step,
+        parameters=recording.parameters,
+        buffers=recording.buffers,
+        optimizer_state=recording.optimizer_state,
+        batch=recording.inputs,
+        gradients=recording.gradients,
+        modules=modules,
+        update=update,
+        rivals=rivals,
+        search=partial(largest_batch, dry_run, batch_size),
+    )
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _modules(plan: Plan, recording: Recording) -> tuple[tuple[ModuleMemory, ...], Moment | None]:
+    """The peak of each local module, and that of the update at the end."""
+    peaks: dict[int, Event] = {}
+    starts: dict[tuple[int, str], int] = {}
+    for event in recording.events:
+        if event.operator is None:
+            starts[event.module, event.phase] = event.live
+        if event.module not in peaks or event.live > peaks[event.module].live:
+            peaks[event.module] = event
+    moments = {k: recording.timeline.moment(event, recording.optimizer_state) for k, event in peaks.items()}
+    modules = tuple(
+        ModuleMemory(
+            module.index,
+            module.name,
+            starts[module.index, "backward"] - starts[module.index, "forward"],
+            moments[module.index],
+        )
+        for module in plan.modules
+    )
+    return modules, moments.get(len(plan.modules))
+
+
+class Curve:
+    """Live bytes behind every operation as a polynomial of the batch size, through recordings of the same operations.
+
+    What a step runs does not depend on the batch size, and nearly every tensor has one dimension that is the batch, or
+    none: two recordings make a line. Similarities of all pairs of samples make it a parabola.
+
+    Args:
+        recordings: Two or three, at batch sizes b, 2b, 3b.
+
+    Raises:
+        PlanError: They ran different operations: the model branches on the batch size.
+    """
+
+    def __init__(self, *recordings: Recording) -> None:
+        self._batch = recordings[0].batch
+        operators = recordings[0].operators()
+        if any(recording.operators() != operators for recording in recordings):
+            raise PlanError("what a training step runs depends on the batch size")
+        totals = [[event.live + r.optimizer_state for event in r.events] for r in recordings]
+        self._differences = {_differences(values) for values in zip(*totals, strict=True)}
+
+    def peak(self, batch: int) -> int:
+        """Most bytes alive in a step of this batch size."""
+        t = (batch - self._batch) / self._batch
+        factors = (1.0, t, t * (t - 1) / 2)
+        return max(round(sum(f * d for f, d in zip(factors, own, strict=False))) for own in self._differences)
+
+    def largest(self, budget: int) -> int:
+        """The largest batch size whose peak is within the budget; 0 if there is none."""
+        return _last_that(lambda batch: self.peak(batch) <= budget)
+
+
+def _differences(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Newton's forward differences."""
+    found = []
+    while values:
+        found.append(values[0])
+        values = tuple(b - a for a, b in pairwise(values))
+    return tuple(found)
+
+
+def largest_batch(dry_run: DryRun, start: int, budget: int) -> int:
+    """The largest batch size whose step takes no more than ``budget`` bytes; 0 if there is none.
+
+    Recordings at ``start`` and twice that make a curve, and the batch size that it says is recorded too. Where that one
+    is not as predicted, a third one makes the curve a parabola; where that fails too, batch sizes are tried one by one.
+    """
+
+    def fits(batch: int) -> bool:
+        try:
+            return dry_run.record(batch).peak() <= budget
+        except PlanError:
+            if batch > 1:
+                raise
+            return False  # batch norm in train mode refuses one value a channel
+
+    for count in (2, 3):
+        try:
+            curve = Curve(*(dry_run.record(start * (i + 1)) for i in range(count)))
+        except PlanError:
+            break
+        guess = curve.largest(budget)
+        if guess <= 1:
+            return guess if guess and fits(guess) else 0
+        if dry_run.record(guess).peak() == curve.peak(guess):
+            return guess
+    return _last_that(fits)
+
+
+def _last_that(fits: Callable[[int], bool]) -> int:
+    """The last whole number that fits, if all before it do (1 may be an exception); 0 if not even 2 does."""
+    high = 2
+    while fits(high):
+        high *= 2
+    low = high // 2
+    if low == 1:
+        return int(fits(1))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

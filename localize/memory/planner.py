@@ -1,0 +1,319 @@
+"""The memory planner: what is computed anew, merged or made shallower, so that a step keeps to a memory budget.
+
+Every decision rests on forecasts of whole steps (:mod:`localize.memory.forecast`), none on rules of thumb: a plan that
+is returned has been seen to keep to the budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, get_args
+
+from localize.compiler.emit import Criteria
+from localize.compiler.planning import with_recompute
+from localize.memory.forecast import Forecaster
+from localize.methods import Context
+from localize.plan.memory_budget import BudgetError, Means, MemoryBudget
+from localize.plan.memory_forecast import MemoryForecast, Schedule
+from localize.plan.modules import Budgeted, LocalModulePlan, Recompute
+from localize.plan.plan import Plan
+from localize.sizes import format_bytes
+from passes.ir import Network
+
+WAYS: tuple[tuple[Recompute, ...], ...] = (
+    ("norms",),
+    ("layers",),
+    ("layers", "norms"),
+    ("blocks",),
+    ("layers", "blocks"),
+)
+"""What a local module may compute anew, roughly from the cheapest in time to the leanest."""
+
+FILLS = (2.0, 1.5, 1.2, 1.0, 0.9, 0.8)
+"""How far merged modules are to fill the budget by estimate, one after the other, until the forecast keeps to it. The
+estimate is too high: it counts auxiliary networks that merging does away with."""
+
+
+class Candidate(NamedTuple):
+    """A plan, and what it was made on."""
+
+    context: Context
+    options: Any
+    plan: Plan
+
+
+class Fitted(NamedTuple):
+    """A plan, and what a step of it takes."""
+
+    candidate: Candidate
+    forecast: MemoryForecast
+
+
+Forecasts = Callable[[Candidate, Schedule], MemoryForecast]
+Replans = Callable[[Any, Sequence[int] | None], Candidate]
+"""From options, and the number of layers of each local module or None for the method's choice."""
+
+
+def fit(first: Candidate, budget: MemoryBudget, forecasts: Forecasts, replans: Replans | None) -> Candidate:
+    """The plan, changed as far as needed and allowed so that a step keeps to the budget; it says what was done.
+
+    Args:
+        first: As asked for.
+        budget: Limit and means.
+        forecasts: Forecasts a step.
+        replans: Plans with other options or local modules; None where the primary network depends on them.
+
+    Raises:
+        BudgetError: No means that are allowed suffice.
+    """
+    return _Planner(first, budget, forecasts, replans).fit()
+
+
+class _Planner:
+    def __init__(self, first: Candidate, budget: MemoryBudget, forecasts: Forecasts, replans: Replans | None) -> None:
+        self.first, self.budget, self.replans = first, budget, replans
+        self.limit = budget.bytes
+        self._make = forecasts
+        self._known: dict[Any, MemoryForecast] = {}
+
+    def forecasts(self, candidate: Candidate, schedule: Schedule) -> MemoryForecast:
+        """What a step takes; made once."""
+        key = candidate.plan.modules, schedule
+        if key not in self._known:
+            self._known[key] = self._make(candidate, schedule)
+        return self._known[key]
+
+    def fit(self) -> Candidate:
+        before = self.forecasts(self.first, self.budget.step)
+        found = self._tried(self.budget.may, Fitted(self.first, before))
+        if found.forecast.peak > self.limit:
+            raise self._impossible(found)
+        if "merge" in self.budget.may and self.replans is not None:
+            found = self._merged(found, self.replans) or found
+        return self._recorded(found, before)
+
+    def _tried(self, may: Sequence[Means], asked: Fitted) -> Fitted:
+        """The first that keeps to the budget with these means, or the leanest."""
+        leanest = asked
+        for found in self._attempts(may, asked):
+            if found.forecast.peak < leanest.forecast.peak:
+                leanest = found
+            if leanest.forecast.peak <= self.limit:
+                break
+        return leanest
+
+    def _attempts(self, may: Sequence[Means], asked: Fitted) -> Iterator[Fitted]:
+        """Ever leaner plans. Whatever leaves results as they are comes first."""
+        yield asked
+        schedules: list[Schedule] = [self.budget.step]
+        if "step" in may and self.budget.step == "batch":
+            schedules.append("module")
+        options = asked.candidate.options
+        depths = range(getattr(options, "d", 1) - 1, 0, -1) if "depth" in may and self.replans is not None else ()
+        for depth in (None, *depths):
+            candidate = asked.candidate
+            if depth is not None:
+                assert self.replans is not None
+                candidate = self.replans(dataclasses.replace(options, d=depth), None)
+            for schedule in schedules:
+                plain = Fitted(candidate, self.forecasts(candidate, schedule))
+                yield plain
+                if "recompute" in may:
+                    yield self._recomputing(plain)
+
+    def _recomputing(self, plain: Fitted) -> Fitted:
+        """Computes activations anew in the modules that are over the budget, each in the cheapest way that suffices."""
+        candidate, forecast = plain
+        plan = candidate.plan
+        over = [m.index for m in forecast.modules if m.peak > self.limit]
+        peaks: dict[int, dict[tuple[Recompute, ...], int]] = {k: {} for k in over}
+        for way in WAYS:
+            pending = [k for k in over if min(peaks[k].values(), default=self.limit + 1) > self.limit]
+            if not pending:
+                break
+            tried = self._with(candidate, _throughout(plan, {k: way for k in over}))
+            found = self.forecasts(tried, forecast.step)
+            for k in over:
+                peaks[k][tried.plan.modules[k].recompute] = found.modules[k].peak
+        chosen = {k: self._cheapest(plan, plan.modules[k], peaks[k]) for k in over}
+        lean = self._with(candidate, _throughout(plan, chosen))
+        return Fitted(lean, self.forecasts(lean, forecast.step)) if over else plain
+
+    def _cheapest(
+        self, plan: Plan, module: LocalModulePlan, peaks: dict[tuple[Recompute, ...], int]
+    ) -> tuple[Recompute, ...]:
+        fitting = [way for way, peak in peaks.items() if peak <= self.limit]
+        if not fitting:
+            return min(peaks, key=peaks.__getitem__)
+        return min(fitting, key=lambda way: (_repeated(plan, module, way), peaks[way]))
+
+    def _with(self, candidate: Candidate, ways: dict[int, tuple[Recompute, ...]]) -> Candidate:
+        modules = candidate.plan.modules
+        parts = [_joined(module.recompute, ways.get(module.index, ())) for module in modules]
+        return candidate._replace(plan=with_recompute(candidate.plan, parts))
+
+    def _merged(self, fitted: Fitted, replans: Replans) -> Fitted | None:
+        """Fewer and larger local modules, as large as the budget allows."""
+        candidate, forecast = fitted
+        sizes = [len(module.layers) for module in candidate.plan.modules]
+        if not all(sizes):
+            return None
+        tried: list[list[int]] = []
+        for part in FILLS:
+            groups = _together(candidate.plan, forecast, int(self.limit * part))
+            if len(groups) == len(sizes):
+                return None
+            if groups == tried:
+                continue
+            tried = groups
+            merged = replans(candidate.options, [sum(sizes[k] for k in group) for group in groups])
+            kept = [candidate.plan.modules[group[0]].recompute if len(group) == 1 else () for group in groups]
+            merged = merged._replace(plan=with_recompute(merged.plan, kept))
+            found = Fitted(merged, self.forecasts(merged, forecast.step))
+            if found.forecast.peak <= self.limit:
+                return found
+        return None
+
+    def _recorded(self, found: Fitted, before: MemoryForecast) -> Candidate:
+        candidate, forecast = found
+        record = Budgeted(
+            size=self.limit,
+            batch_size=self.budget.batch_size,
+            optimizer=self.budget.optimizer,
+            amp=self.budget.amp,
+            step=forecast.step,
+            before=before.peak,
+            peak=forecast.peak,
+            choices=tuple(self._choices(candidate, forecast)),
+        )
+        return candidate._replace(plan=dataclasses.replace(candidate.plan, budget=record))
+
+    def _choices(self, candidate: Candidate, forecast: MemoryForecast) -> Iterator[str]:
+        """What was done, and what it costs in time, counted in multiply-accumulates of a whole step."""
+        plan, asked = candidate.plan, self.first.plan
+        whole = _step_macs(plan)
+        for way, modules in _by_way(plan):
+            if way and any(asked.modules[m.index].recompute != way for m in modules if m.index < len(asked.modules)):
+                more = sum(_repeated(plan, module, way) for module in modules) / whole
+                indices = _ranges([module.index for module in modules])
+                cost = f"{100 * more:+.1f} % MACs" if more else "no MACs"
+                yield f"recompute {' and '.join(way)} in {indices}: {cost}, same results"
+        if forecast.step != self.budget.step:
+            yield "step='module', by the training loop: no MACs, same results"
+        if candidate.options != self.first.options:
+            yield f"d={candidate.options.d} instead of {self.first.options.d}: {_against(plan, asked)}, other results"
+        if len(plan.modules) != len(asked.modules):
+            yield (
+                f"{len(plan.modules)} local modules instead of {len(asked.modules)}: {_against(plan, asked)}, "
+                "other results"
+            )
+
+    def _impossible(self, found: Fitted) -> BudgetError:
+        forecast, budget = found.forecast, self.budget
+        over = format_bytes(forecast.peak - self.limit)
+        where = f"module {forecast.binding.index} ({forecast.binding.name})" if forecast.binding else "the update"
+        remedies = []
+        batch = forecast.largest_batch(self.limit)
+        if batch:
+            remedies.append(f"a batch of at most {batch}")
+        more: tuple[Means, ...] = ("recompute", "step")
+        for means in (more[:1], more):
+            if set(means) <= set(budget.may):
+                continue
+            other = self._tried(means, Fitted(self.first, forecast))
+            if other.forecast.peak <= self.limit:
+                allowed = ", ".join(map(repr, means))
+                remedies.append(f"MemoryBudget(..., may=({allowed})), which takes {format_bytes(other.forecast.peak)}")
+                break
+        remedies.append(f"memory_budget={_size(forecast.peak)!r}")
+        if "depth" not in budget.may and getattr(self.first.options, "d", 1) > 1:
+            remedies.append(f"another depth than d={self.first.options.d}")
+        return BudgetError(
+            f"a step of {budget.batch_size} samples takes {format_bytes(forecast.peak)} at the least, {over} more than "
+            f"the memory budget of {format_bytes(self.limit)}",
+            why=f"{where} binds: {forecast.at}",
+            remedy=f"Give {'; or '.join(remedies)}",
+        )
+
+
+def _throughout(plan: Plan, ways: dict[int, tuple[Recompute, ...]]) -> dict[int, tuple[Recompute, ...]]:
+    """The same, and as much for the modules before that cascaded losses run once more."""
+    found = dict(ways)
+    for k, way in ways.items():
+        cascade = plan.modules[k].cascade
+        for j in cascade.reaches if cascade else ():
+            found[j] = _joined(found.get(j, ()), way)
+    return found
+
+
+def _together(plan: Plan, forecast: MemoryForecast, limit: int) -> list[list[int]]:
+    """Groups of consecutive local modules that, by what each keeps, stay below a limit as one.
+
+    Modules that compute activations anew stay as they are: what that saved is not to be spent on merging.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for module in reversed(forecast.modules):
+        alone = plan.modules[module.index].recompute
+        if groups and not alone and module.kept <= room:
+            groups[0].insert(0, module.index)
+            room -= module.kept
+        else:
+            groups.insert(0, [module.index])
+            room = 0 if alone else limit - module.peak
+    return groups
+
+
+def _size(size: int) -> str:
+    """A budget that a number of bytes keeps to, in words."""
+    return f"{math.ceil(size / 1e6)}MB"
+
+
+def _joined(first: Sequence[Recompute], second: Sequence[Recompute]) -> tuple[Recompute, ...]:
+    both = {*first, *second}
+    if "blocks" in both:
+        both.discard("norms")  # which are inside of blocks
+    return tuple(part for part in get_args(Recompute) if part in both)
+
+
+def _repeated(plan: Plan, module: LocalModulePlan, way: Sequence[Recompute]) -> int:
+    """Multiply-accumulates of a second run."""
+    layers = sum(plan.layers[i].macs for i in module.layers) if "layers" in way else 0
+    return layers + (sum(network.macs for network in module.networks) if "blocks" in way else 0)
+
+
+def _step_macs(plan: Plan) -> int:
+    """Multiply-accumulates of forward and backward passes."""
+    return 3 * (plan.macs + plan.auxiliary_macs + plan.repeated_macs)
+
+
+def _against(plan: Plan, other: Plan) -> str:
+    return f"{100 * (_step_macs(plan) / _step_macs(other) - 1):+.1f} % MACs"
+
+
+def _by_way(plan: Plan) -> list[tuple[tuple[Recompute, ...], list[LocalModulePlan]]]:
+    ways = dict.fromkeys(module.recompute for module in plan.modules)
+    return [(way, [module for module in plan.modules if module.recompute == way]) for way in ways]
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """``modules 0-3, 7``."""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and index == parts[-1][1] + 1:
+            parts[-1][1] = index
+        else:
+            parts.append([index, index])
+    words = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
+    return f"module{'s' if len(indices) > 1 else ''} {words}"
+
+
+def forecast_of(
+    candidate: Candidate, step: Schedule, *, original: Network | None, criteria: Criteria, budget: MemoryBudget
+) -> MemoryForecast:
+    """What a step of a candidate takes with the settings of a budget."""
+    forecaster = Forecaster(candidate.context, original, candidate.options, criteria)
+    settings = {"dtype": None, "amp": budget.amp, "optimizer": budget.optimizer, "step": step, "target": None}
+    return forecaster(candidate.plan, budget.batch_size, False, settings)

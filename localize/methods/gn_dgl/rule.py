@@ -1,0 +1,200 @@
+"""GN-DGL: each local module is split in groups of neurons, and each group learns from a loss of its own.
+
+Patel, Eickenberg, Belilovsky: "Local Learning with Neuron Groups" (2023).
+Groups: section 3.2, algorithm 1; several layers a module: section 4.2. Stop-gradient: section 3.3, algorithm 2.
+Diversity: section 3.4, equation 1. Layerwise ensemble: section 3.4, :meth:`localize.LocalGraphModule.ensemble`.
+Groups that differ by module (VGG6a): section 4.1.
+
+The network that is trained is smaller than the user's: layers behind the first of each module become grouped
+(:mod:`passes.split.split`). It is ``local.primary``, a model of the user's class; the user's own is left as it is. With
+one group everywhere it is the user's own that is trained.
+
+Deviations, and choices the paper leaves open:
+
+- The stop-gradient variant is the default, and the penalty's weight is 0.5 at temperature 3, as in the released code.
+  ``stop_gradient=False, diversity=0`` is the plain GN-DGL of table 1.
+- Auxiliary networks are those of the released ResNet code; ``auxiliary="predsim"`` are those of the paper's VGG6a
+  experiments, with PredSim's loss for each group, and ``auxiliary="dgl"`` those of DGL.
+- With one group everywhere, ``auxiliary="dgl"`` and ``head="joint"``, it is DGL.
+- The classifier is a local module of its own, which reads detached features: the model's own classifier is trained. The
+  released code trains a network of the auxiliary networks' form beside the model's classifier, which it leaves unused.
+  A linear classifier makes less of features that were not trained for it: the last auxiliary networks
+  (``predictions(x)[-2]``) and the ensemble are the figures to hold against the released code's.
+- With ``modules=1`` and this classifier, training is local still: two modules. ``head="joint"`` with ``modules=1`` is
+  backpropagation.
+- A classifier without trainable parameters cannot be a module of its own: then ``head="joint"`` holds, and the plan
+  says so.
+- Parameters that a module uses before its first dense layer (norms and depthwise convolutions at its start, position
+  tables) work on channels of all groups of the module before: all groups train them. The plan names them.
+- Hidden layers of a classifier (VGG's) belong to the classifier, and stay whole.
+- A loss is the sum of the groups' losses and the weighted penalty; gradients of weights are those of the group's own
+  terms, since the penalty detaches the other group.
+- What a module predicts (:meth:`localize.LocalGraphModule.predictions`) are logits whose softmax is the mean of the
+  groups' softmaxes.
+- By default each local layer is a module, as in section 4.1. ResNets of section 4.2 have K of them: ``modules=K``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from localize.methods.base import Context, Method, group_name, trained_layers
+from localize.methods.gn_dgl.auxiliary import GroupLosses, Ranges, build_one, describe
+from localize.methods.gn_dgl.options import Options
+from localize.methods.layerwise import require_vector
+from localize.plan.group import join_untrained
+from localize.plan.plan import Auxiliary, LocalModulePlan, LossTerm
+from passes.common.initializer import Initializer
+from passes.errors import MethodError
+from passes.split.channel_owners import Owners, runs
+from passes.split.split import split_width
+from passes.split.trace_owners import trace_groups
+
+
+def prepare(context: Context, options: Options, draw: Initializer) -> nn.Module | None:
+    """The model with its width split; None where no module has several groups.
+
+    Raises:
+        MethodError: The options do not fit the network.
+        SplitError: A layer cannot be split.
+    """
+    require_vector(context, "gn-dgl", "its auxiliary networks end in linear layers, which leave no positions")
+    modules, reason = _modules(context, options)
+    counts = _counts(options, modules, reason)
+    if max(counts) == 1:
+        return None
+    if options.diversity and context.prediction.outputs < 2:
+        raise MethodError("the diversity penalty needs at least two logits", remedy="Give diversity=0")
+    _require_narrow(context, modules, counts)
+    return split_width(context.network, modules, counts, draw)
+
+
+def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
+    """Local modules, the classifier the last of them; of a network whose width has been split."""
+    network = context.network
+    modules, reason = _modules(context, options)
+    counts = _counts(options, modules, reason)
+    found = trace_groups(network, modules, counts, split=False) if max(counts) > 1 else None
+    planned = []
+    last = len(modules) - (options.head == "joint" or bool(reason))
+    for index, layers in enumerate(modules):
+        name = group_name(network, layers)
+        if index == last:
+            planned.append(LocalModulePlan(index, name, layers, None, (), reason))
+            continue
+        ranges = _ranges(found.owners[index], counts[index]) if found and counts[index] > 1 else ()
+        shared = found.shared[index] if found and counts[index] > 1 else ()
+        note = f"trained by all groups: {', '.join(shared)}" if shared else ""
+        planned.append(LocalModulePlan(index, name, layers, _auxiliary(context, options, layers[-1], ranges), (), note))
+    if last == len(modules):
+        planned.append(LocalModulePlan(last, group_name(network, ()), (), None, ()))
+    return tuple(planned)
+
+
+def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
+    """The auxiliary networks of a module's groups; of a module that is whole, the one that it has."""
+    if module.auxiliary is None:
+        return None
+    layer, groups = module.layers[-1], module.auxiliary.groups
+    widths = _widths(context, options, layer, groups)
+    networks = [build_one(context, options, layer, width, draw) for width in widths]
+    if not groups:
+        return networks[0]
+    spec = context.network.layers[layer].output
+    return GroupLosses(networks, groups, spec, options.stop_gradient, options.diversity, options.temperature)
+
+
+def _modules(context: Context, options: Options) -> tuple[tuple[tuple[int, ...], ...], str]:
+    """Layers of each module, and why the classifier is trained with the last one though it was not asked for."""
+    network = context.network
+    reason = ""
+    if options.head == "decoupled" and not network.partition.classifier_params:
+        reason = "trained with the classifier, which has no parameters of its own"
+    if context.groups is not None:
+        return context.groups, reason
+    each = tuple((i,) for i in range(len(network.layers)))
+    if options.head == "joint" or reason:
+        return join_untrained(each, trained_layers(network)), reason
+    *groups, frozen = join_untrained((*each, ()), trained_layers(network))
+    # Frozen layers at the end go with the layers before them.
+    return (*groups[:-1], groups[-1] + frozen) if groups else (frozen,), reason
+
+
+def _counts(options: Options, modules: Sequence[Sequence[int]], reason: str) -> tuple[int, ...]:
+    """Groups of each module; ``reason`` is why the classifier is trained with the last one though not asked for.
+
+    Raises:
+        MethodError: They were given for another number of modules, or for one that stays whole.
+    """
+    whole = options.head == "joint" or bool(reason)
+    if isinstance(options.groups, int):
+        return (*[options.groups] * (len(modules) - whole), *[1] * whole)
+    counts = tuple(options.groups)
+    if len(counts) != len(modules):
+        raise MethodError(
+            f"groups={list(counts)} is for {len(counts)} local modules, and there are {len(modules)}",
+            remedy="Give one number for all, or one for each; the classifier has none",
+        )
+    if whole and counts[-1] > 1:
+        raise MethodError(
+            f"groups={list(counts)} splits the last local module",
+            why="it is trained with the classifier, which reads all groups" if options.head == "joint" else reason,
+            remedy="Give 1 for the last one" + (", or head='decoupled'" if options.head == "joint" else ""),
+        )
+    return counts
+
+
+def _require_narrow(context: Context, modules: Sequence[Sequence[int]], counts: Sequence[int]) -> None:
+    """Refuses modules of several groups whose auxiliary networks would read several tensors.
+
+    Raises:
+        MethodError: There is one.
+    """
+    network = context.network
+    merging = context.merging(modules)
+    for index, (layers, count) in enumerate(zip(modules, counts, strict=True)):
+        if count > 1 and merging[index]:
+            ends = [layer.index + 1 for layer in network.layers if layer.width == 1]
+            raise MethodError(
+                f"local module {index} ({group_name(network, layers)}) ends in a cut of "
+                f"{network.layers[layers[-1]].width} tensors, and cannot be split in {count} groups",
+                why="its auxiliary network reads several tensors, merged over all channels",
+                remedy="Give modules=[numbers of layers] so that modules end where one tensor crosses"
+                + (f": after {', '.join(map(str, ends))} of the {len(network.layers)} layers" if ends else "")
+                + ", or 1 group for this module",
+            )
+
+
+def _ranges(owners: Owners, groups: int) -> tuple[Ranges, ...]:
+    """For each group its channels, as ranges."""
+    found = tuple(tuple((a, b) for a, b, owner in runs(owners) if owner == group) for group in range(groups))
+    assert all(found), "a group owns nothing of what its module gives"
+    return found
+
+
+def _widths(context: Context, options: Options, layer: int, groups: Sequence[Ranges]) -> list[int]:
+    """How many channels the auxiliary network of each group reads; of one group where there are none."""
+    channels = context.network.layers[layer].output.channels
+    owned = [sum(stop - start for start, stop in ranges) for ranges in groups] or [channels]
+    free = channels - sum(owned)
+    return [channels if options.stop_gradient else own + free for own in owned]
+
+
+def _auxiliary(context: Context, options: Options, layer: int, groups: tuple[Ranges, ...]) -> Auxiliary:
+    networks = [describe(context, options, layer, width) for width in _widths(context, options, layer, groups)]
+    one = networks[0]
+    terms = [
+        replace(term, params=sum(n.terms[i].params for n in networks), macs=sum(n.terms[i].macs for n in networks))
+        for i, term in enumerate(one.terms)
+    ]
+    if groups and options.diversity:
+        words = f"cosine similarity of groups at temperature {options.temperature:g}"
+        terms.append(LossTerm("diversity", options.diversity, 0, 0, words))
+    params, macs = sum(network.params for network in networks), sum(network.macs for network in networks)
+    return replace(one, params=params, macs=macs, terms=tuple(terms), groups=groups)
+
+
+METHOD = Method(Options=Options, plan=plan, build=build, prepare=prepare)

@@ -1,0 +1,102 @@
+"""What a user may choose of MLAAN (:mod:`localize.methods.mlaan.rule`), and of the rule that it is put around."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from localize.methods.checks import is_number, is_whole
+from localize.methods.joined import part_of
+from passes.errors import MethodError
+
+Place = Literal["independent", "cascaded", "both"]
+"""Which auxiliary networks of a module read through copies of later layers."""
+
+Variant = Literal["paper", "released"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """MLAAN's options. Those that are None are what ``variant`` makes them."""
+
+    variant: Variant = "paper"
+    """``"paper"``: cascades of three modules, losses of equal weight, copies before the independent auxiliary network,
+    all of them pulled. ``"released"``: cascades of two, weights 0.001 and 0.999, copies before the cascaded auxiliary
+    network, where the first is added to a pulled twin and none is pulled itself."""
+    mlm: bool = True
+    """Multilaminar local modules: beside each module's own loss, one that reaches the modules before it too."""
+    lam: bool = True
+    """Leap augmented modules: copies of later layers in front of auxiliary networks."""
+    k: int | None = None
+    """Modules of a cascade, the paper's K: 3, or 2 as released. Cut short at the first module."""
+    independent: float | None = None
+    """Weight of the loss that reaches its own module alone: 0.5, or 0.001 as released. Without effect where ``mlm`` is
+    off."""
+    cascaded: float | None = None
+    """Weight of the loss that reaches the modules of a cascade: 0.5, or 0.999 as released."""
+    p: int = 4
+    """The most later layers that an auxiliary network copies."""
+    leap: Place | None = None
+    """Which auxiliary networks copy later layers: ``"independent"``, ``"cascaded"`` (as released) or ``"both"``.
+    Without effect where ``mlm`` is off: there is but one."""
+    momentum: float = 0.995
+    """What a copy keeps of itself at each pull, after every step of an optimizer."""
+
+    def __post_init__(self) -> None:
+        if self.variant not in get_args(Variant):
+            raise MethodError(f"variant={self.variant!r} is unknown", remedy="Give 'paper' or 'released'")
+        released = self.variant == "released"
+        usual = {
+            "k": 2 if released else 3,
+            "independent": 0.001 if released else 0.5,
+            "cascaded": 0.999 if released else 0.5,
+            "leap": "cascaded" if released else "independent",
+        }
+        for name, value in usual.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name in ("mlm", "lam"):
+            if not isinstance(getattr(self, name), bool):
+                raise MethodError(f"{name}={getattr(self, name)!r} is no truth value", remedy="Give True or False")
+        _require_whole("k", self.k, 2, "a cascade has two modules at least; mlm=False trains without cascades")
+        _require_whole("p", self.p, 1, "lam=False copies no layers")
+        for name in ("independent", "cascaded"):
+            weight = getattr(self, name)
+            if not is_number(weight) or weight < 0:
+                raise MethodError(f"{name}={weight!r} is no weight", remedy="Give a number of at least 0")
+        if self.mlm and not self.independent and not self.cascaded:
+            raise MethodError("independent=0 and cascaded=0 leave no loss", remedy="Give one of them a weight")
+        if not is_number(self.momentum) or not 0 <= self.momentum <= 1:
+            raise MethodError(f"momentum={self.momentum!r} is no momentum", remedy="Give a number from 0 to 1")
+        if self.leap not in get_args(Place):
+            places = ", ".join(map(repr, get_args(Place)))
+            raise MethodError(f"leap={self.leap!r} is unknown", remedy=f"Give one of {places}")
+
+    @property
+    def leaping(self) -> tuple[bool, bool]:
+        """Whether the independent and the cascaded auxiliary network copy later layers."""
+        if not self.lam:
+            return False, False
+        return not self.mlm or self.leap != "cascaded", self.leap != "independent"
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of the independent and the cascaded loss."""
+        assert self.independent is not None
+        assert self.cascaded is not None
+        return self.independent, self.cascaded
+
+
+def _require_whole(name: str, value: Any, least: int, why: str) -> None:
+    if not is_whole(value, least):
+        raise MethodError(
+            f"{name}={value!r} is too small or no whole number",
+            why=why,
+            remedy=f"Give a whole number of at least {least}",
+        )
+
+
+def own_options(options: Any) -> Options:
+    """MLAAN's part of options."""
+    found: Options = part_of(Options, options)
+    return found

@@ -1,0 +1,243 @@
+"""MLAAN: losses that reach several modules, and auxiliary networks made of later layers; around any other rule.
+
+Zhang, Zhang, Wang, Zhu, Guan, Su, Liu, Cai: "MLAAN: Scaling Supervised Local Learning with Multilaminar Leap Augmented
+Auxiliary Network", AAAI 2025.
+
+**MLM** (section "Multilaminar Local Modules", equations 3 to 5). Beside its own loss, by its independent auxiliary
+network, module j has a cascaded loss, by a second auxiliary network behind the same output, whose gradient goes on
+through the k - 1 modules before it. Windows of k modules overlap, so that a module is supervised k + 1 times.
+
+**LAM** (section "Leap Augmented Modules", equations 6 to 8). In front of an auxiliary network stand copies of up to p
+later layers, early, middle and deep ones (:func:`localize.methods.auglocal.selection.leaps`), which start from the
+weights of these layers, learn by gradient, and after each step are pulled to them
+(:mod:`localize.methods.mlaan.leaps`). The other rule's auxiliary network stands behind the last copy.
+
+Around ``dgl`` and ``infopro`` these are the paper's DGL* and InfoPro*. Alone (``mlaan``), the auxiliary network is
+pooling and a linear classifier, as in the released code: what AugLocal has at d=1.
+
+Deviations, and choices the paper leaves open:
+
+- The paper has no weights of the two losses but learning rates, which it does not give: here they weigh alike. The
+  released code has 0.001 and 0.999.
+- The first windows are cut short: module 0 is a cascade by itself, with two auxiliary networks. The released code
+  begins with the first whole window, so that its module 0 has no loss of its own. The last module has the output loss
+  twice: behind its detached input, and at the end of its cascade. In one module there is nothing to cascade: it is
+  trained by the output loss alone, as by backpropagation.
+- Equation 10 pulls the independent auxiliary networks; the released code has its copies in the cascaded ones
+  (``leap="cascaded"``).
+- Each run of a cascade is one more than that of the module's own: dropout draws anew in it. Running statistics move
+  once a step; in the released code, which runs a module up to three times, they move as often.
+- A copy is a repaired one where the layer would not run behind its new input as it is; on the paper's CIFAR ResNets
+  none need be. Tensors whose shape that changes, projections and adapters start fresh and are not pulled; the plan's
+  note names the copies with such.
+- Parameters are pulled, running statistics are not: equation 7 and the released code alike.
+- ``variant="released"`` stands for what is systematic in the released code: its first copy is added to a twin that is
+  not trained but pulled, and no other is. Not imitated: that its CIFAR code pulls the last module's twin only (that for
+  ImageNet pulls all), and overwrites the last module's independent loss by the cascaded one.
+- The released choice of copies is written down by hand for each network and K; for ResNet-32 in 8 modules this is it.
+- By default local modules are those of the other rule, one local layer each; the paper's K of 16 for ResNet-32 too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import nn
+
+from localize.methods.auglocal import rule as auglocal
+from localize.methods.auglocal.selection import leaps
+from localize.methods.base import Context, Method
+from localize.methods.joined import join_options, part_of
+from localize.methods.mlaan.leaps import Leaps, Twinned, follow
+from localize.methods.mlaan.options import Options as OwnOptions
+from localize.methods.mlaan.options import own_options
+from localize.plan.plan import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan
+from passes.adapt.placement import place
+from passes.adapt.rebuild import counterparts, rebuild
+from passes.adapt.recipe import Recipe
+from passes.adapt.resolution import stage_starts
+from passes.common.initializer import Initializer
+from passes.ir import TensorSpec
+
+LEAPING = ("leap", "twin", "free")
+"""Kinds of copies: pulled; beside a pulled twin; neither."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Around:
+    """MLAAN around a rule whose auxiliary networks read what ``Layer.output`` says of a module's last layer."""
+
+    base: Method
+    fixed: Mapping[str, Any]
+    """Options of the rule that a user cannot choose."""
+
+    def plan(self, context: Context, options: Any) -> tuple[LocalModulePlan, ...]:
+        """The rule's local modules, with cascades, and with copies in front of auxiliary networks."""
+        own, theirs = own_options(options), self._theirs(options)
+        plain = self.base.plan(context, theirs)
+        if len(plain) == 1 or not (own.mlm or own.lam):
+            return plain
+        placed = {module.index: _placed(context, own, module) for module in plain[:-1]} if own.lam else {}
+        grouped = dataclasses.replace(context, groups=tuple(module.layers for module in plain))
+        found = []
+        for module in plain:
+            recipes, notes = placed.get(module.index, ([], []))
+            leaping = module.auxiliary
+            if recipes:
+                # Behind the copies of this module alone, as it will be built.
+                behind = self.base.plan(_ending(grouped, module.layers[-1], recipes[-1].output), theirs)
+                leaping = _prepended(own.variant, recipes, behind[module.index].auxiliary)
+            networks = [leaping if leap else module.auxiliary for leap in own.leaping]
+            cascade = None
+            if own.mlm:
+                reaches = tuple(range(max(0, module.index - _known(own.k) + 1), module.index))
+                cascade = Cascade(reaches, *own.weights, networks[1])
+            note = "; ".join(filter(None, [module.note, *notes]))
+            found.append(dataclasses.replace(module, auxiliary=networks[0], cascade=cascade, note=note))
+        return tuple(found)
+
+    def build(self, context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> nn.Module | None:
+        """The independent auxiliary network of a planned module."""
+        return self._network(context, module, module.auxiliary, options, draw)
+
+    def build_cascaded(
+        self, context: Context, module: LocalModulePlan, options: Any, draw: Initializer
+    ) -> nn.Module | None:
+        """The cascaded auxiliary network of a planned module."""
+        assert module.cascade is not None
+        return self._network(context, module, module.cascade.auxiliary, options, draw)
+
+    def attach(self, local: Any, context: Context, options: Any) -> None:
+        """What the rule does, and the pull after every step of an optimizer."""
+        self.base.attach(local, context, self._theirs(options))
+        follow(local, local.primary, local.local_modules, own_options(options).momentum)
+
+    def prepare(self, context: Context, options: Any, draw: Initializer) -> nn.Module | None:
+        """What the rule does."""
+        return self.base.prepare(context, self._theirs(options), draw)
+
+    def _theirs(self, options: Any) -> Any:
+        return part_of(self.base.Options, options, **self.fixed)
+
+    def _network(
+        self,
+        context: Context,
+        module: LocalModulePlan,
+        planned: Auxiliary | None,
+        options: Any,
+        draw: Initializer,
+    ) -> nn.Module | None:
+        """An auxiliary network as planned: copies if there are such, and the rule's own network behind them."""
+        own = own_options(options)
+        theirs = dataclasses.replace(module, auxiliary=_rest(planned))
+        if planned is None or _rest(planned) == planned:
+            return self.base.build(context, theirs, self._theirs(options), draw)
+        recipes, _ = _placed(context, own, module)
+        copying = dataclasses.replace(draw, copies=True)
+        blocks, pulls = [], []
+        for i, recipe in enumerate(recipes):
+            block: nn.Module = rebuild(context.adapter, recipe, copying)
+            pairs = counterparts(context.adapter, recipe, block)
+            kind = planned.blocks[i].kind
+            if kind == "leap":
+                pulls += [(f"blocks.{i}.{name}", f"blocks.{i}.{name}", live) for name, live in pairs]
+            elif kind == "twin":
+                block = Twinned(block, rebuild(context.adapter, recipe, copying))
+                pulls += [(f"blocks.{i}.pulled.{name}", f"blocks.{i}.trained.{name}", live) for name, live in pairs]
+            blocks.append(block)
+        behind = _ending(context, module.layers[-1], recipes[-1].output)
+        network = self.base.build(behind, theirs, self._theirs(options), draw)
+        assert network is not None
+        return Leaps(blocks, network, pulls)
+
+
+def around(base: Method, keep: Collection[str] | None = None, **fixed: Any) -> Method:
+    """MLAAN around another rule.
+
+    Args:
+        base: The rule. Its auxiliary networks must read what ``Layer.output`` says of a module's last layer: they are
+            planned behind copies of later layers by saying otherwise.
+        keep: Which of its options a user may choose; all by default.
+        **fixed: Options of the rule that a user cannot choose.
+    """
+    rule = Around(base, fixed)
+    return Method(
+        Options=join_options(OwnOptions, base.Options, keep=keep),
+        plan=rule.plan,
+        build=rule.build,
+        build_cascaded=rule.build_cascaded,
+        attach=rule.attach,
+        prepare=rule.prepare,
+    )
+
+
+def _placed(context: Context, own: Any, module: LocalModulePlan) -> tuple[list[Recipe], list[str]]:
+    """The copies behind a module, and what is otherwise than asked."""
+    network, layer = context.network, module.layers[-1]
+    selected = leaps(layer, own.p, stage_starts(network), len(network.layers))
+    recipes, notes = place(context.adapter, layer, selected, "deferred")
+    changed = [str(recipe.source) for recipe in recipes if not _unchanged(recipe)]
+    if changed:
+        layers = f"layer{'s' if len(changed) > 1 else ''} {', '.join(changed)}"
+        notes = [*notes, f"copies of {layers} are fitted: tensors of another shape are not pulled"]
+    return recipes, notes
+
+
+def _unchanged(recipe: Recipe) -> bool:
+    """Whether each tensor of a copy has its counterpart's shape, and none was added."""
+    edits = recipe.edits
+    resized = [name for change in edits.changes.values() for name in change if name not in ("stride", "padding")]
+    return not (resized or edits.shapes or edits.projections or recipe.front)
+
+
+def _prepended(variant: str, recipes: list[Recipe], auxiliary: Auxiliary | None) -> Auxiliary | None:
+    """An auxiliary network with copies of later layers in front of it."""
+    if auxiliary is None or not recipes:
+        return auxiliary
+    kinds = ["leap"] * len(recipes) if variant == "paper" else ["twin", *["free"] * (len(recipes) - 1)]
+    copies = [(recipe, 2 if kind == "twin" else 1) for recipe, kind in zip(recipes, kinds, strict=True)]
+    blocks = [_described(recipe, kind) for recipe, kind in zip(recipes, kinds, strict=True)]
+    return dataclasses.replace(
+        auxiliary,
+        selected=(*(recipe.source for recipe in recipes), *auxiliary.selected),
+        depth=auxiliary.depth + len(recipes),
+        params=auxiliary.params + sum(times * recipe.params for recipe, times in copies),
+        macs=auxiliary.macs + sum(times * recipe.macs for recipe, times in copies),
+        blocks=(*blocks, *auxiliary.blocks),
+    )
+
+
+def _described(recipe: Recipe, kind: str) -> AuxiliaryBlock:
+    return dataclasses.replace(auglocal.copied(recipe), kind=kind)
+
+
+def _rest(auxiliary: Auxiliary | None) -> Auxiliary | None:
+    """The plan of an auxiliary network without the copies in front of it."""
+    count = sum(block.kind in LEAPING for block in auxiliary.blocks) if auxiliary else 0
+    if auxiliary is None or not count:
+        return auxiliary
+    return dataclasses.replace(
+        auxiliary,
+        selected=auxiliary.selected[count:],
+        depth=auxiliary.depth - count,
+        blocks=auxiliary.blocks[count:],
+    )
+
+
+def _ending(context: Context, layer: int, output: TensorSpec) -> Context:
+    """The context in which a layer gives what the copies behind it do: what an auxiliary network is planned on."""
+    network = context.network
+    layers = list(network.layers)
+    layers[layer] = dataclasses.replace(layers[layer], output=output)
+    partition = dataclasses.replace(network.partition, layers=tuple(layers))
+    return dataclasses.replace(context, network=dataclasses.replace(network, partition=partition))
+
+
+def _known(value: int | None) -> int:
+    assert value is not None
+    return value
+
+
+METHOD = around(auglocal.METHOD, keep=("pool",), d=1, last="single")

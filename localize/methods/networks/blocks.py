@@ -1,0 +1,214 @@
+"""Which activations are kept for the backward pass: of local layers, and inside auxiliary networks.
+
+Whatever is computed anew gives results, gradients and running statistics of a plain run, bit for bit: the second run
+starts from the same state of the random generators, and leaves running statistics alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from passes.adapt.retype import is_norm
+from passes.codegen.buffers import buffers_in, buffers_of
+from passes.codegen.generate import returned
+from passes.codegen.recompute import recomputed
+from passes.common.inplace import is_view, mutates_input
+
+
+class Piece(NamedTuple):
+    """Generated code of a part of a network."""
+
+    code: fx.GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    overwrites: frozenset[str]
+    """Those of ``inputs`` that it changes in place."""
+
+    def __call__(self, *values: Any) -> Any:
+        """Runs the code; what it would change in place it is given as a copy, since it will run again."""
+        return self.code(*[v.clone() if n in self.overwrites else v for n, v in zip(self.inputs, values, strict=True)])
+
+
+class Recomputed:
+    """Runs pieces of a network in turn and keeps only what crosses between them.
+
+    Args:
+        pieces: Consecutive ones.
+        inputs: Names of the values that it is called with.
+        outputs: Names of the values that it returns.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self.pieces, self.inputs, self.outputs = tuple(pieces), tuple(inputs), tuple(outputs)
+        self._statistics = [buffers_of(piece.code) for piece in self.pieces]
+        self._last = {name: i for i, piece in enumerate(self.pieces) for name in piece.inputs}
+
+    def __call__(self, *values: Any) -> Any:
+        """The values of ``outputs``: one as it is, several as a tuple."""
+        held = dict(zip(self.inputs, values, strict=True))
+        for i, (piece, statistics) in enumerate(zip(self.pieces, self._statistics, strict=True)):
+            result = recomputed(piece.__call__, [held[name] for name in piece.inputs], statistics)
+            for name in piece.inputs:
+                if self._last[name] == i and name not in self.outputs:
+                    held.pop(name, None)
+            held.update(zip(piece.outputs, returned(piece.outputs, result), strict=True))
+            del result
+        results = tuple(held[name] for name in self.outputs)
+        return results[0] if len(results) == 1 else results
+
+
+class Blocks(nn.Sequential):
+    """An auxiliary network: blocks one behind the other, of which the last gives the prediction."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__(*blocks)
+        # Not registered: what runs in a block's place calls the block's own modules.
+        self.__dict__["_leaner"] = {}
+
+    def forward(self, x: Any) -> Any:
+        """Runs them in turn."""
+        leaner: dict[str, Callable[[Any], Any]] = self.__dict__["_leaner"]
+        for name, block in self.named_children():
+            x = leaner.get(name, block)(x)
+        return x
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether any block computes activations anew."""
+        return bool(self.__dict__["_leaner"])
+
+    def recompute(self, *, norms: bool) -> None:
+        """From now on activations inside of blocks are computed anew in the backward pass.
+
+        Args:
+            norms: What norms and activations give alone: costs no convolution. Else everything inside of a block. What
+                has no parts, and the last block, keep all.
+        """
+        for name, block in list(self.named_children())[:-1]:
+            if norms and isinstance(block, fx.GraphModule):
+                self.__dict__["_leaner"][name] = _without_norms(block)
+            elif block._modules and not norms:
+                self.__dict__["_leaner"][name] = _Whole(block)
+
+
+def recompute_blocks(network: nn.Module, *, norms: bool) -> None:
+    """:meth:`Blocks.recompute` of all that an auxiliary network consists of."""
+    for part in network.modules():
+        if isinstance(part, Blocks):
+            part.recompute(norms=norms)
+
+
+class _Whole:
+    """A block of which nothing is kept."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+        self.statistics = buffers_in(block)
+
+    def __call__(self, x: Any) -> Any:
+        return recomputed(self.block, [x], self.statistics)
+
+
+def _without_norms(block: fx.GraphModule) -> Recomputed:
+    """A block in pieces that each end in a convolution or linear layer, which the second run need not compute.
+
+    Norms run where they are first needed, so that what they give need not cross from one piece to the next.
+    """
+    nodes = _norms_late(block, _opened(block))
+    (x,) = (node for node in nodes if node.op == "placeholder")
+    (output,) = (node for node in nodes if node.op == "output")
+    inner = [node for node in nodes if node not in (x, output)]
+    groups: list[list[fx.Node]] = [[]]
+    for node in inner:
+        groups[-1].append(node)
+        if _is_mixing(block, node):
+            groups.append([])
+    pieces = [_piece(block, group) for group in groups if group]
+    (result,) = output.all_input_nodes
+    return Recomputed(pieces, (x.name,), (result.name,))
+
+
+def _opened(block: fx.GraphModule) -> fx.Graph:
+    """The graph of a block, with what plain sequences of modules consist of in their place."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+
+    def call(path: str, value: fx.Node) -> fx.Node:
+        module = block.get_submodule(path)
+        if type(module) is not nn.Sequential:
+            return graph.call_module(path, (value,))
+        for name in module._modules:
+            value = call(f"{path}.{name}", value)
+        return value
+
+    for node in block.graph.nodes:
+        if node.op == "call_module" and not node.kwargs and len(node.args) == 1 and isinstance(node.args[0], fx.Node):
+            values[node] = call(str(node.target), values[node.args[0]])
+        else:
+            values[node] = graph.node_copy(node, values.__getitem__)
+    return graph
+
+
+def _norms_late(block: fx.GraphModule, graph: fx.Graph) -> list[fx.Node]:
+    """The nodes of a block's graph, each norm right before the first that uses it."""
+    order: list[fx.Node] = []
+    waiting: set[fx.Node] = set()
+
+    def place(node: fx.Node) -> None:
+        for parent in node.all_input_nodes:
+            if parent in waiting:
+                waiting.discard(parent)
+                place(parent)
+        order.append(node)
+
+    for node in graph.nodes:
+        if node.op == "call_module" and is_norm(block.get_submodule(str(node.target))):
+            waiting.add(node)
+        else:
+            place(node)
+    return order
+
+
+def _is_mixing(block: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(block.get_submodule(str(node.target)), (_ConvNd, nn.Linear))
+
+
+class _ModulesOf(NamedTuple):
+    block: fx.GraphModule
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.block.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _piece(block: fx.GraphModule, nodes: Sequence[fx.Node]) -> Piece:
+    graph = fx.Graph()
+    inside = set(nodes)
+    entering = list(dict.fromkeys(p for n in nodes for p in n.all_input_nodes if p not in inside))
+    leaving = [node for node in nodes if any(user not in inside for user in node.users)]
+    values = {node: graph.placeholder(node.name) for node in entering}
+    for node in nodes:
+        values[node] = graph.node_copy(node, values.__getitem__)
+    results = tuple(values[node] for node in leaving)
+    graph.output(results[0] if len(results) == 1 else results)
+    code = fx.GraphModule(block, graph)
+    return Piece(
+        code, tuple(n.name for n in entering), tuple(n.name for n in leaving), _overwritten(block, entering, nodes)
+    )
+
+
+def _overwritten(block: fx.GraphModule, entering: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> frozenset[str]:
+    source = {node: node.name for node in entering}
+    found = set()
+    modules = _ModulesOf(block)
+    for node in nodes:
+        first = node.all_input_nodes[0] if node.all_input_nodes else None
+        if first in source:
+            changed = mutates_input(modules, node)
+            found |= {source[first]} if changed else set()
+            if changed or is_view(modules, node):
+                source[node] = source[first]
+    return frozenset(found)

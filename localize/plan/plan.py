@@ -1,0 +1,313 @@
+"""Plan: everything that was decided, frozen, printable, comparable, and to JSON and back. No tensors in here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from localize.plan.memory_forecast import Forecasting
+from localize.plan.modules import Auxiliary, AuxiliaryBlock, Budgeted, Cascade, LocalModulePlan, LossTerm, Original
+from localize.plan.prediction import Prediction
+from localize.sizes import format_bytes, format_count
+from localize.tables import aligned, as_html
+from passes.errors import PlanError
+from passes.ir import Layer, TensorSpec
+
+__all__ = [
+    "Auxiliary",
+    "AuxiliaryBlock",
+    "Cascade",
+    "LocalModulePlan",
+    "LossTerm",
+    "Original",
+    "Plan",
+    "cells",
+    "describe",
+]
+
+FORMAT = 1
+"""Version of the JSON form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Forecasting):
+    """Every decision of the compiler. Indices count from 0; ``macs`` are convolution and linear ones at batch 1."""
+
+    model: str
+    """Class name of the primary network."""
+    method: str
+    options: Mapping[str, Any]
+    input: TensorSpec
+    output: TensorSpec
+    prediction: Prediction
+    """What local losses are computed from: what the heads of auxiliary networks give."""
+    layers: tuple[Layer, ...]
+    classifier_params: int
+    classifier_macs: int
+    modules: tuple[LocalModulePlan, ...]
+    opaque: tuple[str, ...] = ()
+    """Submodules that could not be traced, and were kept whole."""
+    original: Original | None = None
+    """The user's model, where the primary network is not that but another, made of it; ``localize(...).primary``."""
+    budget: Budgeted | None = None
+    """How it keeps to a memory budget, where there is one."""
+
+    @property
+    def params(self) -> int:
+        """Parameter elements of the primary network's layers and classifier."""
+        return sum(layer.params for layer in self.layers) + self.classifier_params
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the primary network."""
+        return sum(layer.macs for layer in self.layers) + self.classifier_macs
+
+    @property
+    def auxiliary_params(self) -> int:
+        """Parameter elements of all auxiliary networks."""
+        return sum(network.params for module in self.modules for network in module.networks)
+
+    @property
+    def auxiliary_macs(self) -> int:
+        """Multiply-accumulates of all auxiliary networks."""
+        return sum(network.macs for module in self.modules for network in module.networks)
+
+    @property
+    def repeated_macs(self) -> int:
+        """Multiply-accumulates of the primary network that cascades run once more."""
+        spans = [(*m.cascade.reaches, m.index) for m in self.modules if m.cascade and m.cascade.reaches]
+        layers = sum(self.layers[i].macs for span in spans for j in span for i in self.modules[j].layers)
+        return layers + self.classifier_macs * sum(span[-1] == len(self.modules) - 1 for span in spans)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The plan as JSON text; :meth:`from_json` reads it."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=indent, default=_plain)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            PlanError: The text is no JSON, of another format version, or lacks a field.
+        """
+        try:
+            data = json.loads(text)
+            version = data.pop("format")
+            if version != FORMAT:
+                raise PlanError(f"the plan has format {version!r}; this version reads {FORMAT}")
+            return cls(
+                **{
+                    **data,
+                    "options": {key: _tuple(value) for key, value in data["options"].items()},
+                    "input": _spec(data["input"]),
+                    "output": _spec(data["output"]),
+                    "prediction": _prediction(data["prediction"]),
+                    "layers": tuple(_layer(item) for item in data["layers"]),
+                    "modules": tuple(_module(item) for item in data["modules"]),
+                    "opaque": tuple(data["opaque"]),
+                    "original": Original(**data["original"]) if data.get("original") else None,
+                    "budget": _budget(data["budget"]) if data.get("budget") else None,
+                }
+            )
+        except PlanError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(
+                "this is not a plan in JSON",
+                why=f"{type(error).__name__}: {error}",
+                remedy="Write one with Plan.to_json()",
+            ) from error
+
+    def __str__(self) -> str:
+        rows = [_HEADER, *(cells(self, module) for module in self.modules)]
+        return "\n".join([*_summary(self), *aligned(rows, _LEFT), *_notes(self)])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return as_html(
+            _summary(self), [_HEADER, *(cells(self, module) for module in self.modules)], _LEFT, _notes(self)
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{value!r} has no JSON form")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
+
+
+def _spec(data: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(tuple(data["shape"]), getattr(torch, data["dtype"]), data["layout"])
+
+
+def _budget(data: Mapping[str, Any]) -> Budgeted:
+    return Budgeted(**{**data, "choices": tuple(data["choices"])})
+
+
+def _prediction(data: Mapping[str, Any]) -> Prediction:
+    return Prediction(**{**data, "size": tuple(data["size"])})
+
+
+def _layer(data: Mapping[str, Any]) -> Layer:
+    return Layer(**{**data, "input": _spec(data["input"]), "output": _spec(data["output"])})
+
+
+def _module(data: Mapping[str, Any]) -> LocalModulePlan:
+    cascade = data.get("cascade")
+    if cascade is not None:
+        lists = {name: tuple(cascade[name]) for name in ("reaches", "parameters")}
+        cascade = Cascade(**{**cascade, **lists, "auxiliary": _auxiliary(cascade["auxiliary"])})
+    return LocalModulePlan(
+        **{
+            **data,
+            "layers": tuple(data["layers"]),
+            "parameters": tuple(data["parameters"]),
+            "auxiliary": _auxiliary(data["auxiliary"]),
+            "cascade": cascade,
+            "recompute": tuple(data.get("recompute", ())),
+        }
+    )
+
+
+def _auxiliary(data: Mapping[str, Any] | None) -> Auxiliary | None:
+    if data is None:
+        return None
+    return Auxiliary(
+        **{
+            **data,
+            "selected": tuple(data["selected"]),
+            "blocks": tuple(AuxiliaryBlock(**block) for block in data["blocks"]),
+            "merged": tuple(data.get("merged", ())),
+            "terms": tuple(LossTerm(**term) for term in data.get("terms", ())),
+            "groups": _tuple(data.get("groups", [])),
+        }
+    )
+
+
+_HEADER = (
+    "module",
+    "layers",
+    "output",
+    "params",
+    "MACs",
+    "act. bytes",
+    "auxiliary network",
+    "aux. params",
+    "aux. MACs",
+)
+_LEFT = (0, 1, 2, 6)
+"""Columns of words."""
+
+
+def _summary(plan: Plan) -> list[str]:
+    """What stands before the table of local modules."""
+    options = ", ".join(f"{key}={value}" for key, value in plan.options.items() if value is not None)
+    title = f"{plan.model}: {plan.method}({options}), input {plan.input}{_losses(plan)}"
+    totals = (
+        f"L={len(plan.layers)} local layers in K={len(plan.modules)} local modules; "
+        f"primary {format_count(plan.params)} parameters, {format_count(plan.macs)} MACs{_before(plan)}; "
+        f"auxiliary networks {format_count(plan.auxiliary_params)} parameters, {format_count(plan.auxiliary_macs)} MACs"
+    )
+    if plan.repeated_macs:
+        totals += f"; cascades run {format_count(plan.repeated_macs)} MACs of the primary once more"
+    return [title, totals]
+
+
+def _notes(plan: Plan) -> list[str]:
+    """What stands behind it."""
+    notes = [f"kept whole, could not be traced: {', '.join(plan.opaque)}"] if plan.opaque else []
+    notes += [f"module {module.index}: {module.note}" for module in plan.modules if module.note]
+    return [*notes, *_kept_to(plan.budget)]
+
+
+def _kept_to(budget: Budgeted | None) -> list[str]:
+    """What was done for a memory budget."""
+    if budget is None:
+        return []
+    now, before, size = (format_bytes(value) for value in (budget.peak, budget.before, budget.size))
+    changed = f" ({before} without what follows)" if budget.choices else ""
+    return [f"memory: {now} at batch {budget.batch_size}, within {size}{changed}", *(f"  {c}" for c in budget.choices)]
+
+
+def cells(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
+    """A local module's row of the table: name, layers, output, their costs; auxiliary networks, their costs."""
+    layers = [plan.layers[i] for i in module.layers]
+    last = module.index == len(plan.modules) - 1
+    params = sum(layer.params for layer in layers) + last * plan.classifier_params
+    macs = sum(layer.macs for layer in layers) + last * plan.classifier_macs
+    ends = [f"{i}" for i in dict.fromkeys((*module.layers[:1], *module.layers[-1:]))]
+    return (
+        f"{module.index} {module.name}",
+        " + ".join(filter(None, ["-".join(ends), "classifier" if last else ""])),
+        str(plan.output) if last else _crossing(layers[-1]),
+        format_count(params),
+        format_count(macs),
+        format_count(sum(layer.activation_bytes for layer in layers)),
+        _networks(module),
+        format_count(sum(network.params for network in module.networks)) if module.networks else "",
+        format_count(sum(network.macs for network in module.networks)) if module.networks else "",
+    )
+
+
+def _losses(plan: Plan) -> str:
+    """What local losses are computed from, where that is no vector of the model's own logits."""
+    usual = plan.prediction.kind == "vector" and plan.output.shape[1:] == (plan.prediction.outputs,)
+    return "" if usual or not plan.auxiliary_params else f"; local losses on {plan.prediction}"
+
+
+def _before(plan: Plan) -> str:
+    """What the user's model costs, where the primary network is another."""
+    if plan.original is None:
+        return ""
+    return f" (made of {format_count(plan.original.params)} parameters, {format_count(plan.original.macs)} MACs)"
+
+
+def _crossing(layer: Layer) -> str:
+    return f"{layer.output} (+{layer.width - 1})" if layer.width > 1 else str(layer.output)
+
+
+def _networks(module: LocalModulePlan) -> str:
+    """A module's losses in a few words."""
+    own = describe(module.auxiliary) if module.auxiliary else "(output loss)"
+    if module.auxiliary and module.auxiliary.groups:
+        own = f"{len(module.auxiliary.groups)} groups, each {own}"
+    if module.recompute:
+        own += f", recomputes {' and '.join(module.recompute)}"
+    if module.cascade is None:
+        return own
+    cascade = module.cascade
+    first = (*cascade.reaches, module.index)[0]
+    beyond = describe(cascade.auxiliary) if cascade.auxiliary else "(output loss)"
+    return f"{cascade.independent:g} * [{own}] + {cascade.cascaded:g} * [{beyond}] from module {first} on"
+
+
+def describe(auxiliary: Auxiliary) -> str:
+    """An auxiliary network in a few words: ``d=3: 8/2 15 head``, with ``/2`` where a block downsamples.
+
+    A number is the layer that is copied; a plain block shows its output channels, as in ``conv3x3(32)/2``. ``~8`` is a
+    copy that follows its layer, ``8+~8`` a copy and its twin that does. ``+2`` in front says that two more tensors of
+    the cut are merged into what it reads; a number before or behind it is a weight in the local loss.
+    """
+    blocks = " ".join(_block(block) for block in auxiliary.blocks)
+    merged = f"+{len(auxiliary.merged)} " if auxiliary.merged else ""
+    weight = "" if auxiliary.weight == 1 else f"{auxiliary.weight:.3g} * "
+    terms = "".join(f" + {term.weight:.3g} * {term.name}" for term in auxiliary.terms)
+    return f"{weight}d={auxiliary.depth}: {merged}{blocks} head{terms}".replace("  ", " ")
+
+
+def _block(block: AuxiliaryBlock) -> str:
+    """A hidden layer in a few words."""
+    source, halving = block.source, f"/{block.stride}" if block.stride > 1 else ""
+    names = {"leap": f"~{source}", "twin": f"{source}+~{source}"}
+    name = f"{block.kind}({block.out_channels})" if source is None else names.get(block.kind, f"{source}")
+    return f"{name}{halving}{'+adapter' if block.adapter else ''}"

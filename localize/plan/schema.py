@@ -1,0 +1,80 @@
+"""The JSON Schema of a plan, made of the records that a plan is made of, so that it cannot say anything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from localize.plan.fields import meanings
+from localize.plan.plan import FORMAT, Plan
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_PLAIN: Mapping[Any, Mapping[str, Any]] = {
+    str: {"type": "string"},
+    bool: {"type": "boolean"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    torch.dtype: {"type": "string", "description": "A dtype of torch, such as float32."},
+    type(None): {"type": "null"},
+    Any: {},
+}
+
+
+def plan_schema() -> dict[str, Any]:
+    """What :meth:`localize.Plan.to_json` writes, as JSON Schema (draft 2020-12)."""
+    definitions: dict[str, Any] = {}
+    plan = _record(Plan, definitions)
+    version = {"const": FORMAT, "description": "Version of this form."}
+    return {
+        "$schema": DIALECT,
+        "title": "Plan",
+        **plan,
+        "properties": {"format": version, **plan["properties"]},
+        "required": ["format", *plan["required"]],
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _record(kind: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """A dataclass: an object with all of its fields and no other."""
+    types_of, words = typing.get_type_hints(kind), meanings(kind)
+    properties = {}
+    for field in dataclasses.fields(kind):
+        meaning = {"description": words[field.name]} if field.name in words else {}
+        properties[field.name] = {**_form(types_of[field.name], definitions), **meaning}
+    return {
+        "description": (kind.__doc__ or "").split("\n\n")[0].replace("\n", " "),
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _form(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a type."""
+    if kind in _PLAIN:
+        return dict(_PLAIN[kind])
+    if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
+        if kind.__name__ not in definitions:
+            definitions[kind.__name__] = {}  # a record may hold others of its kind
+            definitions[kind.__name__] = _record(kind, definitions)
+        return {"$ref": f"#/$defs/{kind.__name__}"}
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_form(argument, definitions) for argument in arguments]}
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return {"type": "array", "items": _form(arguments[0], definitions)}
+    if origin is tuple:
+        items = [_form(argument, definitions) for argument in arguments]
+        return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
+    assert origin is not None and issubclass(origin, Mapping), f"{kind} has no form in JSON"
+    return {"type": "object", "additionalProperties": _form(arguments[1], definitions)}

@@ -1,0 +1,303 @@
+"""What the user holds: LocalGraphModule, which runs local modules one after the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import fx, nn
+
+from localize.methods.networks.local_loss import Batch
+from localize.methods.networks.losses import Criterion, check_target, checked
+from localize.plan.plan import Plan
+from localize.runtime.cascade import keep_overwritten, last_reads, run_attached, window_of
+from localize.runtime.error_context import explain_input, explain_memory
+from localize.runtime.exporting import Exporting
+from localize.runtime.fused_loss import LossScale, fused_loss, without_strays
+from localize.runtime.local_module import LocalModule, LocalOutput, several
+from localize.runtime.predictions import ensemble, in_eval_mode, predictions, require_inference
+from localize.runtime.schedule import Scheduled
+from passes.codegen.generate import PRIMARY, returned
+from passes.errors import InputError, LocalizeError
+from passes.structure import Structure
+
+HEAD_WEIGHT = 0.3
+"""Weight of the losses of a model's own auxiliary classifiers (Szegedy et al., CVPR 2015, section 5)."""
+
+
+class LocalGraphModule(Exporting, Scheduled, fx.GraphModule):
+    """A model that learns by local losses; made by :func:`localize.localize`.
+
+    ``primary`` is the user's own model object. Its parameters are named ``primary.<own name>`` here; those of auxiliary
+    networks ``module_<k>.auxiliary.<...>``. Calling it gives the primary network's output; in eval mode the user's
+    model itself runs.
+    """
+
+    primary: nn.Module
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        modules: Sequence[LocalModule],
+        graph: fx.Graph,
+        plan: Plan,
+        criterion: Criterion,
+        output_criterion: Criterion | None,
+        remake: Callable[[nn.Module, Criterion | None], LocalGraphModule],
+        structure: Structure,
+    ) -> None:
+        training = primary.training
+        super().__init__({f"module_{k}": module for k, module in enumerate(modules)}, graph, "LocalGraphModule")
+        self._modules = {PRIMARY: primary, **self._modules}
+        self._plan = plan
+        self._remake = remake
+        self._structure = structure
+        self._loss_scale = LossScale()
+        self._last_read = last_reads(modules)
+        self._infers = False
+        self.criterion = criterion
+        # A module's parameters are this module's too, trained by the last loss.
+        self.output_criterion = output_criterion
+        self.training = training
+        for module in modules:
+            module.train(training)
+
+    def recompile(self) -> Any:
+        """Compiles the graph, and puts the choice between training and inference before it."""
+        result = super().recompile()
+        kind: Any = type(self)
+        generated = kind.forward
+
+        def forward(self: LocalGraphModule, x: torch.Tensor, y: Any = None) -> Any:
+            if y is not None:
+                return self.loss(x, y)
+            # Functional dropout and the like bake the training flag into a trace: inference runs the user's own module.
+            return self._structure.rebuild(several(generated(self, x))) if self.training else self.primary(x)
+
+        kind.forward = forward
+        return result
+
+    @property
+    def plan(self) -> Plan:
+        """Everything that was decided."""
+        return self._plan
+
+    @property
+    def local_modules(self) -> tuple[LocalModule, ...]:
+        """The K local modules, input to output."""
+        found = tuple(self._modules[f"module_{k}"] for k in range(len(self._plan.modules)))
+        return found  # type: ignore[return-value]
+
+    def steps(self, x: torch.Tensor, y: Any) -> Iterator[LocalOutput]:
+        """One training step, a local module at a time.
+
+        Call ``backward`` on each loss before taking the next: a module's graph is then freed before the next one runs.
+
+        Args:
+            x: Input of the primary network, batch first.
+            y: Target, handed to the criterion: for cross-entropy class indices (N,), or (N, H, W) for maps.
+
+        Yields:
+            One :class:`LocalOutput` per local module, input to output.
+
+        Raises:
+            InputError: ``x`` or ``y`` does not fit the model.
+            OutOfMemoryError: A forward pass needs more memory than there is.
+        """
+        self._check(x, y)
+        check_target(self.criterion, y, self._plan.prediction.outputs)
+        x = self._schedule.start(self, x, y)
+        values: dict[str, Any] = {self.local_modules[0].inputs[0]: x}
+        for module in self.local_modules:
+            try:
+                with self._schedule.running(window_of(self.local_modules, module.plan.index) or [module], values):
+                    logits, loss = self._step(module, values, Batch(x, y, self.criterion, module.plan.name))
+                self._schedule.hand_over(logits, loss)
+            except InputError:
+                raise
+            except (RuntimeError, AssertionError, ValueError) as error:
+                explain_memory(self._plan, x, "forward pass", module.plan.index, error)
+                explain_input(self._plan, x, error)
+                raise
+            if torch.is_grad_enabled() and not loss.requires_grad:
+                # All that this module would train is frozen: the caller's backward should find nothing, not fail.
+                loss = loss.detach().requires_grad_()
+            yield LocalOutput(module.plan.name, loss, logits)
+            # The caller has gone backward: nothing here may keep the module's graph alive while the next one runs.
+            del logits, loss
+
+    def _step(self, module: LocalModule, values: dict[str, Any], batch: Batch) -> tuple[Any, torch.Tensor]:
+        """Runs a module; returns what it predicts, and its local loss."""
+        cascade = module.plan.cascade
+        if cascade is None:
+            return self._supervised(module, self._run(module, values), batch)
+        # First, since what it starts from is read here for the last time.
+        upstream = run_attached(window_of(self.local_modules, module.plan.index), values) if cascade.reaches else None
+        own = self._run(module, values)
+        logits, loss = self._supervised(module, own, batch)
+        beyond = self._supervised(module, upstream or own, batch, cascaded=True)[1]
+        return logits, cascade.independent * loss + cascade.cascaded * beyond
+
+    def _supervised(
+        self, module: LocalModule, read: Sequence[Any], batch: Batch, *, cascaded: bool = False
+    ) -> tuple[Any, torch.Tensor]:
+        if module.auxiliary is not None:
+            return module.supervise(read, batch, cascaded=cascaded)
+        if self.output_criterion is not None:
+            output = self._structure.rebuild(read)
+            return output, checked(self.output_criterion, output, batch.y, batch.name)
+        logits, *heads = read
+        loss = batch.loss(logits)
+        for head in heads:
+            if isinstance(head, torch.Tensor) and head.shape == logits.shape:
+                loss = loss + HEAD_WEIGHT * batch.loss(head)
+        return logits, loss
+
+    def _run(self, module: LocalModule, values: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """Runs a module; leaves in ``values`` what later modules read, without graph.
+
+        Returns:
+            What the local loss is computed from, with its graph.
+        """
+        keep_overwritten(module, values, self._last_read)
+        results = returned(module.outputs, module(*[values[name] for name in module.inputs]))
+        for name in [name for name in values if self._last_read[name] <= module.plan.index]:
+            del values[name]
+        for name, value in zip(module.outputs, results, strict=True):
+            if name in self._last_read:
+                values[name] = value.detach() if isinstance(value, torch.Tensor) else value
+        return tuple(results[: module.reads])
+
+    def loss(self, x: torch.Tensor, y: Any) -> torch.Tensor:
+        """The sum of the local losses, as one scalar whose one backward delivers the gradients of :meth:`steps`.
+
+        Bit for bit the same gradients: each module's are computed during this call, and its graph is freed at once; the
+        backward hands ``grad_output * gradient`` to the parameters. ``local(x, y)`` is the same, and the form to use
+        under ``DistributedDataParallel``.
+
+        Args:
+            x: Input of the primary network, batch first.
+            y: Target, handed to the criterion.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            InputError: ``x`` or ``y`` does not fit the model.
+            OutOfMemoryError: The step needs more memory than there is.
+        """
+        self._check(x, y)
+        if not torch.is_grad_enabled():
+            return torch.stack([out.loss for out in self.steps(x, y)]).sum()
+        owned = [self.parameters_of(k) for k in range(len(self._plan.modules))]
+        steps = self.steps(x, y)
+        if self.output_criterion is not None:
+            steps = without_strays(steps, owned)
+        failed, dtype = partial(self._failed, x), self._schedule.dtype
+        return fused_loss(steps, owned, self._loss_scale, x.device.type, failed, dtype)
+
+    def _failed(self, x: torch.Tensor, index: int, error: RuntimeError) -> None:
+        explain_memory(self._plan, x, "backward pass", index, error)
+
+    def predictions(self, x: torch.Tensor) -> tuple[Any, ...]:
+        """What each local module predicts, in inference: early exits of the network.
+
+        Modules run in eval mode; their modes are put back. Prediction k costs the primary network's first k + 1 local
+        modules and one auxiliary network.
+
+        Args:
+            x: Input of the primary network, batch first.
+
+        Returns:
+            The logits of each auxiliary network, (N, classes) or (N, classes, H, W), then the primary network's output.
+
+        Raises:
+            InputError: ``x`` does not fit the model.
+            LocalizeError: The model's forward branches on its mode in a way that the captured graph does not show.
+        """
+        self._check(x, None)
+        with in_eval_mode(self):
+            try:
+                found = predictions(self.local_modules, self.primary, x)
+                if not self._infers:
+                    require_inference(self.local_modules, self._structure, x, found[-1])
+                    self._infers = True
+            except (RuntimeError, AssertionError) as error:
+                explain_input(self._plan, x, error)
+                raise
+        return found
+
+    def ensemble(self, x: torch.Tensor) -> torch.Tensor:
+        """The layerwise ensemble: class probabilities from what all depths predict, the deeper the more they count.
+
+        Patel et al., "Local Learning with Neuron Groups", section 3.4 (after Belilovsky et al., "Greedy layerwise
+        learning can scale to ImageNet", ICML 2019): the mean of the softmax of :meth:`predictions`, prediction j
+        weighted by 2^j / (1 + 2 + 4 + ...); of modules of several groups of neurons the mean over groups. The primary
+        network's output is the deepest one.
+
+        Args:
+            x: Input of the primary network, batch first.
+
+        Returns:
+            Probabilities of the logits' shape, (N, classes) or (N, classes, H, W).
+
+        Raises:
+            InputError: ``x`` does not fit the model.
+            LocalizeError: See :meth:`predictions`; or the model's output is no logits of the same classes.
+        """
+        return ensemble(self.predictions(x), self._plan.prediction)
+
+    def parameters_of(self, index: int) -> list[nn.Parameter]:
+        """What the loss of module ``index`` trains: its part of the primary network, and its auxiliary networks.
+
+        With a cascaded loss (``plan.modules[index].cascade``), what that reaches of earlier modules too.
+        """
+        module = self.local_modules[index]
+        names = (*(module.plan.cascade.parameters if module.plan.cascade else ()), *module.plan.parameters)
+        found = [self.primary.get_parameter(name) for name in names]
+        found += module.parameters()
+        if module.auxiliary is None and isinstance(self.output_criterion, nn.Module):
+            held = {id(p) for p in (*self.primary.parameters(), *found)}
+            found += [p for p in self.output_criterion.parameters() if id(p) not in held]
+        return [p for p in found if p.requires_grad]
+
+    def _check(self, x: torch.Tensor, y: Any) -> None:
+        spec = self._plan.input
+        if not isinstance(x, torch.Tensor) or x.ndim != len(spec.shape) or not x.shape[0]:
+            got = f"a {type(x).__name__}" if not isinstance(x, torch.Tensor) else f"shape {tuple(x.shape)}"
+            raise InputError(
+                f"the input must be a tensor of shape (batch, {', '.join(map(str, spec.shape[1:]))}); it has {got}"
+            )
+        if x.shape[1] != spec.shape[1] and spec.layout == "NCHW":
+            raise InputError(f"the input has {x.shape[1]} channels, and the model was localized for {spec.shape[1]}")
+        if self._plan.prediction.kind == "dense" and len(self.local_modules) > 1 and x.shape[2:] != spec.shape[2:]:
+            size, planned = ("x".join(map(str, shape[2:])) for shape in (x.shape, spec.shape))
+            raise InputError(
+                f"the input is {size}, and local losses were made for maps of {planned} input",
+                remedy="Train on crops of one size; localize() makes them for that of example_inputs",
+            )
+        if isinstance(y, torch.Tensor) and y.ndim and y.shape[0] != x.shape[0]:
+            raise InputError(f"the input has {x.shape[0]} samples and the target {y.shape[0]}")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalGraphModule:
+        twin = self._remake(copy.deepcopy(self.primary, memo), copy.deepcopy(self.output_criterion, memo))
+        memo[id(self)] = twin
+        for old, new in zip(self.local_modules, twin.local_modules, strict=True):
+            new.load_state_dict(old.state_dict())
+            new.train(old.training)
+        for old_parameter, new_parameter in zip(self.parameters(), twin.parameters(), strict=True):
+            new_parameter.requires_grad_(old_parameter.requires_grad)
+        twin.training = self.training
+        twin._schedule = self._schedule.again()
+        twin.export_by(self._exporter)
+        return twin
+
+    def __reduce__(self) -> NoReturn:
+        raise LocalizeError(
+            "a LocalGraphModule is rebuilt, not pickled",
+            why="unpickling a GraphModule traces its source again and may change it",
+            remedy="Save local.state_dict() and local.plan.to_json(); call localize() on a new model before loading",
+        )

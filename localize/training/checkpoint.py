@@ -1,0 +1,231 @@
+"""Checkpoints of a run and exports of its weights: written whole or not at all, read without executing code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localize.training.errors import CheckpointError
+
+FORMAT = 1
+"""Version of the checkpoint's layout."""
+
+SHOWN_DIFFERENCES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """What a run does next: both count from 0."""
+
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Checkpoint:
+    """All that a run needs to go on as if it had never stopped.
+
+    The learning rate is a function of the position, and batches are of (seed, epoch, step): neither has a state.
+    """
+
+    local: Mapping[str, Tensor]
+    """State of the localized model: primary and auxiliary networks."""
+
+    optimizer: Mapping[str, Any]
+    plan: str
+    """The plan as JSON."""
+
+    settings: Mapping[str, Any]
+    """What the run was started with, by name."""
+
+    position: Position
+    history: list[dict[str, Any]]
+    """Metrics of the epochs done."""
+
+    partial: Mapping[str, Any]
+    """Metrics gathered so far in the epoch that ``position`` is in."""
+
+    random_state: Mapping[str, Any]
+    """States of the random number generators: dropout and its like draw from them."""
+
+    average: Mapping[str, Tensor] | None = None
+    """Averaged weights of the primary network, if the run keeps such."""
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """States of torch's and Python's generators, as plain values and tensors."""
+    version, internal, gauss = random.getstate()
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Sets what :func:`random_state` read."""
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
+    """Writes a checkpoint whole or not at all.
+
+    Raises:
+        OSError: The folder cannot be written to, or the disk is full; a checkpoint that was there before stays.
+    """
+    content = {
+        "format": FORMAT,
+        "torch": str(torch.__version__),  # a string type of its own, which weights_only refuses
+        "local": dict(checkpoint.local),
+        "optimizer": dict(checkpoint.optimizer),
+        "plan": checkpoint.plan,
+        "settings": dict(checkpoint.settings),
+        "position": [checkpoint.position.epoch, checkpoint.position.step],
+        "history": checkpoint.history,
+        "partial": dict(checkpoint.partial),
+        "random_state": dict(checkpoint.random_state),
+        "average": None if checkpoint.average is None else dict(checkpoint.average),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint onto the CPU, as data alone: no code in it is executed.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or another version of the layout wrote it.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint {path}", remedy="Start the run without resuming it") from error
+    except pickle.UnpicklingError as error:  # torch's text would advise to load it all the same
+        raise CheckpointError(
+            f"{path} is no checkpoint of this program", why="it holds more than tensors and plain values"
+        ) from error
+    except Exception as error:  # torch.load raises whatever its zip reader does
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise CheckpointError(f"{path} is no checkpoint of this program, or is damaged", why=why) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise CheckpointError(f"{path} has layout {found!r}, this version reads {FORMAT}")
+    epoch, step = content["position"]
+    return Checkpoint(
+        local=content["local"],
+        optimizer=content["optimizer"],
+        plan=content["plan"],
+        settings=content["settings"],
+        position=Position(epoch=epoch, step=step),
+        history=content["history"],
+        partial=content["partial"],
+        random_state=content["random_state"],
+        average=content.get("average"),  # files of versions that kept none have no such entry
+    )
+
+
+def check_same_run(checkpoint: Checkpoint, plan: str, settings: Mapping[str, Any], path: str | Path) -> None:
+    """Refuses a checkpoint of another run, saying what differs.
+
+    Args:
+        plan: The plan of the model at hand, as JSON.
+        settings: What the run at hand is started with, by name.
+        path: Where the checkpoint came from, for the message.
+
+    Raises:
+        CheckpointError: Plan or settings differ.
+    """
+    differing = list(differences(dict(checkpoint.settings), dict(settings)))
+    # A plan differs in many places at once when one setting does; then the setting is the news.
+    differing = differing or list(differences(json.loads(checkpoint.plan), json.loads(plan), "plan"))
+    if not differing:
+        return
+    shown = "; ".join(differing[:SHOWN_DIFFERENCES])
+    more = f"; and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
+    raise CheckpointError(
+        f"checkpoint {path} belongs to another run: {shown}{more}",
+        remedy="Resume with the same settings, or start anew elsewhere",
+    )
+
+
+def differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Where two JSON-like values differ, one line a place, by dotted name."""
+    if isinstance(saved, Mapping) and isinstance(now, Mapping):
+        for key in [*saved, *(key for key in now if key not in saved)]:
+            inner = f"{name}.{key}" if name else str(key)
+            yield from differences(saved.get(key, "nothing"), now.get(key, "nothing"), inner)
+    elif isinstance(saved, list | tuple) and isinstance(now, list | tuple):
+        if len(saved) != len(now):
+            yield f"{name} has {len(saved)} entries there and {len(now)} here"
+            return
+        for index, (left, right) in enumerate(zip(saved, now, strict=True)):
+            yield from differences(left, right, f"{name}[{index}]")
+    elif saved != now:
+        yield f"{name} is {saved} there and {now} here"
+
+
+def save_primary(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a plain model's weights as safetensors, under the model's own names.
+
+    Tensors that share memory (tied weights) are written once for each of their names, so that every loader finds
+    all names of ``model.state_dict()``: ``model.load_state_dict(safetensors.torch.load_file(path))``.
+
+    Args:
+        metadata: Text to keep in the file's header.
+    """
+    from safetensors.torch import save
+
+    state = {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor)  # a module's extra state may be anything; safetensors holds tensors
+    }
+    atomic_write(path, lambda temporary: temporary.write_bytes(save(state, metadata=dict(metadata or {}))))
+
+
+def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
+    """Lets ``write`` fill a temporary file, then puts it in the place of ``path``."""
+    with atomic_path(path) as temporary:
+        write(temporary)
+
+
+def atomic_text(path: str | Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
+    target = Path(path)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())  # else a crash of the machine may leave the new name with no content
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's file is private
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

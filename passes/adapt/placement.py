@@ -1,0 +1,67 @@
+"""Placing: layers of one network one behind the other, downsampled as a policy says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from passes.adapt.adapter import Adapter
+from passes.adapt.recipe import Recipe
+from passes.adapt.resolution import Downsampling, Policy, owed, performed
+from passes.errors import AdaptError
+from passes.ir import TensorSpec
+
+
+def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy) -> tuple[list[Recipe], list[str]]:
+    """Fits the selected layers one behind the other, the first behind the output of ``layer``.
+
+    Where one cannot be placed, the nearest one that can takes its place: a later one first, then an earlier one.
+
+    Args:
+        adapter: Fits layers of the network.
+        layer: The layer whose output is read.
+        selected: Indices of the layers to copy, in order.
+        policy: When a copy downsamples.
+
+    Returns:
+        The recipes, and what was done otherwise than asked, in words.
+    """
+    network = adapter.network
+    downsampling = adapter.downsampling
+    spec = network.layers[layer].output
+    found: list[Recipe] = []
+    notes: list[str] = []
+    before, carried = layer, 0
+    for position, source in enumerate(selected):
+        after = next((other for other in selected[position + 1 :] if other > source), len(network.layers))
+        candidates = [*range(source, after), *range(source - 1, before, -1)]
+        recipe, halvings, failure = _nearest(adapter, spec, carried, before, candidates, policy, downsampling)
+        if recipe is None:
+            notes.append(f"layer {source} left out ({failure})")
+            continue
+        if recipe.source != source:
+            notes.append(f"layer {recipe.source} instead of {source} ({failure})")
+        found.append(recipe)
+        spec, before = recipe.output, recipe.source
+        carried = max(0, halvings - recipe.stride.bit_length() + 1)
+    return found, notes
+
+
+def _nearest(
+    adapter: Adapter,
+    spec: TensorSpec,
+    carried: int,
+    before: int,
+    candidates: Sequence[int],
+    policy: Policy,
+    downsampling: Downsampling,
+) -> tuple[Recipe | None, int, str]:
+    """The first candidate that can be placed behind ``spec``, halvings owed, and why those before it cannot."""
+    failure = ""
+    for candidate in candidates:
+        halvings = owed(policy, adapter.network, spec, carried, before, candidate)
+        try:
+            stride = 2 ** performed(policy, halvings)
+            return adapter.adapt(candidate, spec, stride, downsampling), halvings, failure
+        except AdaptError as error:
+            failure = failure or str(error.why)
+    return None, 0, failure

@@ -1,0 +1,259 @@
+"""Retyping: a leaf layer's architecture for another number of channels, and copies of layers with fresh weights.
+
+A change is a mapping of attribute to value (``{"in_channels": 32}``); ``"inside"`` holds the changes of layers inside
+it, by path. What a class of layer can change is one entry of the table :data:`FITS`; parameters then follow from the
+attributes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from passes.common.initializer import Initializer
+from passes.common.restore import is_hook_table
+from passes.errors import AdaptError
+from passes.ir import TensorSpec
+
+Changes = Mapping[str, Any]
+Fit = Callable[[nn.Module, TensorSpec, TensorSpec], Changes | None]
+
+
+def fit(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Changes | None:
+    """Changes that let ``module`` read ``now`` where it read ``was``; None when nothing is known of its class."""
+    for kind, function in FITS:
+        if isinstance(module, kind):
+            return function(module, was, now)
+    return None
+
+
+def _fit_conv(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Changes:
+    assert isinstance(module, _ConvNd)
+    channels = now.shape[1]
+    if channels == module.in_channels:
+        return {}
+    if module.groups == module.in_channels and module.groups > 1:
+        multiplier = module.out_channels // module.in_channels
+        return {"in_channels": channels, "out_channels": channels * multiplier, "groups": channels}
+    if module.groups > 1:
+        groups = math.gcd(math.gcd(module.groups, channels), module.out_channels)
+        return {"in_channels": channels, "groups": groups}
+    return {"in_channels": channels}
+
+
+def _fit_linear(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Changes:
+    return {} if now.shape[-1] == module.in_features else {"in_features": now.shape[-1]}
+
+
+def _fit_features(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Changes:
+    return {} if now.shape[1] == module.num_features else {"num_features": now.shape[1]}
+
+
+def _fit_group_norm(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Changes:
+    assert isinstance(module, nn.GroupNorm)
+    channels = now.shape[1]
+    if channels == module.num_channels:
+        return {}
+    if module.num_groups == module.num_channels:
+        return {"num_channels": channels, "num_groups": channels}
+    return {"num_channels": channels, "num_groups": math.gcd(module.num_groups, channels)}
+
+
+def _fit_layer_norm(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Changes | None:
+    assert isinstance(module, nn.LayerNorm)
+    if len(module.normalized_shape) != 1:
+        return None if was.shape[1:] != now.shape[1:] else {}
+    # Subclasses for images permute first and normalize over channels, which are then dimension 1.
+    last = type(module).forward is nn.LayerNorm.forward or was.layout != "NCHW"
+    channels = now.shape[-1 if last else 1]
+    return {} if (channels,) == tuple(module.normalized_shape) else {"normalized_shape": (channels,)}
+
+
+def _fit_prelu(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Changes:
+    assert isinstance(module, nn.PReLU)
+    return {} if module.num_parameters in (1, now.shape[1]) else {"num_parameters": now.shape[1]}
+
+
+FITS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Fit], ...] = (
+    (_ConvNd, _fit_conv),
+    (nn.Linear, _fit_linear),
+    (_NormBase, _fit_features),
+    (nn.GroupNorm, _fit_group_norm),
+    (nn.LayerNorm, _fit_layer_norm),
+    (nn.PReLU, _fit_prelu),
+)
+"""What is known of classes of layers; the first entry that matches counts."""
+
+
+def _linear_weight(
+    weight: tuple[int, ...], x: tuple[int, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[int, ...]:
+    return (*weight[:-1], x[-1])
+
+
+def _conv_weight(
+    weight: tuple[int, ...], x: tuple[int, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[int, ...] | None:
+    groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
+    return (weight[0], x[1], *weight[2:]) if groups == 1 else None
+
+
+FUNCTIONS: Mapping[Any, Callable[..., tuple[int, ...] | None]] = {
+    functional.linear: _linear_weight,
+    functional.conv1d: _conv_weight,
+    functional.conv2d: _conv_weight,
+    functional.conv3d: _conv_weight,
+}
+"""Functional layers: (shape of the weight, shape of the input, arguments) -> shape of the weight that fits."""
+
+
+def produce(module: nn.Module, channels: int) -> Changes | None:
+    """Changes that make ``module`` give ``channels`` output channels; None when its class has no such setting."""
+    if isinstance(module, _ConvNd) and module.groups == 1:
+        return {"out_channels": channels}
+    return {"out_features": channels} if isinstance(module, nn.Linear) else None
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of parameters and buffers as the attributes of ``module`` imply them."""
+    if isinstance(module, _ConvNd):
+        rows, columns = module.out_channels, module.in_channels // module.groups
+        if isinstance(module, _ConvTransposeNd):
+            rows, columns = module.in_channels, module.out_channels // module.groups
+        return {"weight": (rows, columns, *module.kernel_size), "bias": (module.out_channels,)}
+    if isinstance(module, nn.Linear):
+        return {"weight": (module.out_features, module.in_features), "bias": (module.out_features,)}
+    if isinstance(module, _NormBase):
+        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (module.num_features,))
+    if isinstance(module, nn.GroupNorm):
+        return dict.fromkeys(("weight", "bias"), (module.num_channels,))
+    if isinstance(module, nn.LayerNorm):
+        return dict.fromkeys(("weight", "bias"), tuple(module.normalized_shape))
+    if isinstance(module, nn.PReLU):
+        return {"weight": (module.num_parameters,)}
+    return {}
+
+
+class _Misfit(Exception):
+    """A layer inside another expects other channels."""
+
+    def __init__(self, path: str, changes: Changes) -> None:
+        super().__init__()
+        self.path, self.changes = path, changes
+
+
+def fit_inside(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], draw: Initializer) -> Changes:
+    """Changes to the layers inside a module that was not opened, such that it runs on these arguments.
+
+    The module runs its own forward on fake tensors; a layer inside that meets other channels is retyped, and it runs
+    again. Only what its layers say is followed: numbers in its own code stay, and it may fail at those.
+
+    Returns:
+        ``{"inside": {path: changes}}``.
+    """
+    found: dict[str, Changes] = {}
+    while True:
+        twin = clone(module, {"inside": found}, draw)
+        for path, part in twin.named_modules():
+            if path and not isinstance(part, nn.Sequential):
+                part.register_forward_pre_hook(partial(_look, path))
+        try:
+            twin(*args, **kwargs)
+        except _Misfit as misfit:
+            found[misfit.path] = {**found.get(misfit.path, {}), **misfit.changes}
+            continue
+        return {"inside": found}
+
+
+def _look(path: str, part: nn.Module, args: tuple[Any, ...]) -> None:
+    if args and isinstance(args[0], torch.Tensor):
+        now = TensorSpec(tuple(args[0].shape), args[0].dtype, "NCHW" if args[0].ndim == 4 else "other")
+        changes = fit(part, now, now)
+        if changes:
+            raise _Misfit(path, changes)
+
+
+def _inside(changes: Mapping[str, Changes], child: str) -> Changes:
+    """The part of changes inside a module that concerns one of its children."""
+    own = dict(changes.get(child, {}))
+    deeper = {path.removeprefix(f"{child}."): c for path, c in changes.items() if path.startswith(f"{child}.")}
+    return {**own, "inside": deeper} if deeper else own
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module normalizes: its parameters start as ones and zeros."""
+    return isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) or type(module).__name__.endswith("Norm")
+
+
+def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
+    """A copy of ``module`` with ``changes`` applied, weights drawn anew, statistics reset, and no hooks of the user's.
+
+    Where ``draw`` copies, weights of unchanged shape and statistics of unchanged norms keep their values.
+
+    Raises:
+        AdaptError: The changes would reshape a weight that is computed from others (weight norm, parametrizations).
+    """
+    twin: nn.Module = module.__class__.__new__(module.__class__)
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__.update({name: OrderedDict() for name in module.__dict__ if is_hook_table(name)})
+    # Reparametrizations of torch.nn.utils live in a hook that computes the weight before each forward.
+    twin.__dict__["_forward_pre_hooks"] = OrderedDict(
+        (key, hook)
+        for key, hook in module._forward_pre_hooks.items()
+        if type(hook).__module__.startswith("torch.nn.utils.")
+    )
+    inside: Mapping[str, Changes] = changes.get("inside", {})
+    changes = {attribute: value for attribute, value in changes.items() if attribute != "inside"}
+    for attribute, value in changes.items():
+        assert attribute in twin.__dict__, f"{type(module).__name__} has no {attribute}"
+        twin.__dict__[attribute] = value
+    shapes = _shapes(twin) if changes else {}
+    if changes.keys() - {"stride", "padding"} and "weight" in shapes and "weight" not in module._parameters:
+        raise AdaptError(f"the weight of {type(module).__name__} is computed from others, and cannot be reshaped")
+    norm = is_norm(module)
+    weight = module._parameters.get("weight")
+    fan_in = 0
+    if isinstance(module, (_ConvNd, nn.Linear)) and weight is not None:
+        fan_in = math.prod(shapes.get("weight", tuple(weight.shape))[1:])
+    twin._parameters = {
+        name: None if p is None else draw.like(p, shapes.get(name, tuple(p.shape)), norm=norm, fan_in=fan_in)
+        for name, p in module._parameters.items()
+    }
+    reset = norm and not (draw.copies and not changes)
+    twin._buffers = {
+        name: None if b is None else _fresh_buffer(name, b, shapes.get(name, tuple(b.shape)), reset)
+        for name, b in module._buffers.items()
+    }
+    twin._modules = {
+        name: None if child is None else clone(child, _inside(inside, name), draw)
+        for name, child in module._modules.items()
+    }
+    twin.training = True
+    return _padded(twin) if changes.get("padding") == "same" else twin
+
+
+def _padded(module: nn.Module) -> nn.Module:
+    """A convolution without stride behind the zeros that keep its input's size, one more after than before if need be.
+
+    ``padding="same"`` would do so itself, but torch warns of it where the kernel is even.
+    """
+    assert isinstance(module, nn.Conv2d)
+    module.padding = (0, 0)
+    amounts = [amount for size in reversed(module.kernel_size) for amount in ((size - 1) // 2, size // 2)]
+    return nn.Sequential(nn.ZeroPad2d(tuple(amounts)), module)  # type: ignore[arg-type]
+
+
+def _fresh_buffer(name: str, source: torch.Tensor, shape: tuple[int, ...], reset: bool) -> torch.Tensor:
+    starts = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
+    if reset and name in starts:
+        return torch.full(shape, starts[name], device=source.device).to(source.dtype)
+    return source.detach().clone()

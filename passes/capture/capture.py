@@ -1,0 +1,211 @@
+"""Capture: nn.Module -> Captured, by torch.fx.
+
+The model is traced in train mode, because inference always goes through the user's own module. Which modules stay
+whole is a policy that is passed in. Decisions that depend on sizes alone are taken for the example, and guarded. A
+submodule whose forward cannot be traced for other reasons becomes a leaf as well, runs its own code, and is reported
+(*progressive leafing*). The model is handed back as it was: mode, attributes, buffers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from torch import fx, nn
+
+from passes.capture.leaf_policy import LeafPolicy
+from passes.capture.size_decisions import Undecided
+from passes.capture.tracer import Tracer
+from passes.common.restore import same_randomness, set_mode, untouched
+from passes.common.source_lines import line_of, source_of
+from passes.errors import CaptureError, first_line
+from passes.ir import Captured, Opaque, TensorSpec
+from passes.structure import Output, choices, find, slots
+
+
+def capture(
+    model: nn.Module,
+    policy: LeafPolicy | None = None,
+    output: Output | None = None,
+    *,
+    joint: bool = False,
+    example: TensorSpec | None = None,
+    closed: Iterable[Opaque] = (),
+) -> Captured:
+    """Traces ``model`` into a graph.
+
+    Args:
+        model: Any module whose forward takes one tensor (further arguments must have defaults, and keep them).
+        policy: What stays a leaf besides torch.nn's layers and modules without parameters.
+        output: Which of the values that the model returns in train mode is its primary output: a key or attribute, an
+            index, or several from the outside in. By default the only one; or, where the model in eval mode returns
+            one, that which is computed likewise, else the first.
+        joint: Whether all that it returns goes into one loss; then nothing has to say which is the primary output.
+        example: Shape and type of an input. Without it, no decision on sizes can be taken.
+        closed: Modules known to be untraceable.
+
+    Returns:
+        The graph with the calls, source lines and constants that later stages need.
+
+    Raises:
+        CaptureError: The model's own forward cannot be traced, or it does not take one tensor, or it returns none, or
+            ``output`` does not say which.
+    """
+    _check_signature(model)
+    leaves = _Leaves(model, policy or LeafPolicy(), closed)
+    builtins = False
+    for _ in range(2 + sum(1 for _ in model.modules())):
+        tracer = Tracer(leaves.is_leaf, leaves.policy, example, builtins)
+        try:
+            graph = _trace(model, tracer, training=True)
+        except CaptureError:
+            raise
+        except Exception as error:
+            path = tracer.failed_path
+            if tracer.missed_number and not builtins:
+                builtins = True
+                continue
+            if path is None:
+                raise _refusal(model, error, tuple(leaves.failed.values())) from error
+            leaves.close(Opaque(path, source_of(error), _reason(error)))
+            continue
+        return _finish(model, tracer, graph, leaves, output, joint)
+    raise AssertionError("every failed trace must add a leaf")
+
+
+class _Leaves:
+    """What stays whole: by policy, and because it failed."""
+
+    def __init__(self, model: nn.Module, policy: LeafPolicy, closed: Iterable[Opaque]) -> None:
+        self.model, self.policy = model, policy
+        self.failed: dict[str, Opaque] = {}
+        self.kinds: dict[type[nn.Module], Opaque] = {}
+        for opaque in closed:
+            self.close(opaque)
+
+    def is_leaf(self, module: nn.Module, path: str, several: bool = False) -> bool:
+        """Whether ``module``, reached at ``path`` and perhaps given containers of tensors, stays one node."""
+        return path in self.failed or type(module) in self.kinds or self.policy.is_leaf(module, path, several)
+
+    def close(self, opaque: Opaque) -> None:
+        """Closes a module; all of its class if that is known to be hard, or if another of it has failed before."""
+        kind = type(self.model.get_submodule(opaque.path))
+        alike = any(type(self.model.get_submodule(path)) is kind for path in self.failed)
+        if kind in self.policy.doubtful or (alike and kind is not nn.Sequential):
+            self.kinds[kind] = opaque
+        self.failed[opaque.path] = opaque
+
+    def report(self, graph: fx.Graph) -> tuple[Opaque, ...]:
+        """What of the graph is whole because it failed, in order."""
+        found: dict[str, Opaque] = {}
+        for node in graph.nodes:
+            path = str(node.target)
+            if node.op != "call_module" or path in found:
+                continue
+            kind = self.kinds.get(type(self.model.get_submodule(path)))
+            if path in self.failed:
+                found[path] = self.failed[path]
+            elif kind is not None:
+                found[path] = Opaque(path, kind.source, kind.reason)
+        return tuple(found.values())
+
+
+def _trace(model: nn.Module, tracer: Tracer, training: bool) -> fx.Graph:
+    with untouched(model), same_randomness():
+        set_mode(model, training)
+        return tracer.trace(model)
+
+
+def _refusal(model: nn.Module, error: Exception, opaque: tuple[Opaque, ...]) -> CaptureError:
+    remedy = "Move the code that depends on values into a submodule: a submodule that cannot be traced is kept whole"
+    if "not installed as a submodule" in str(error):
+        remedy = "Register it as a submodule: an attribute of the model, or an item of an nn.ModuleList"
+    refusal = CaptureError(
+        "the model's forward cannot be traced",
+        where=type(model).__name__,
+        source=source_of(error),
+        why=_reason(error),
+        remedy=remedy,
+    )
+    refusal.opaque = opaque
+    return refusal
+
+
+def _reason(error: BaseException) -> str:
+    name, line = type(error).__name__, first_line(error)
+    return line if line == name or isinstance(error, Undecided) else f"{name}: {line}"
+
+
+def _check_signature(model: nn.Module) -> None:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    inputs = [p.name for p in parameters if p.kind in positional]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in variadic]
+    if not inputs or len(required) > 1:
+        raise CaptureError(
+            f"the model's forward must take one tensor; it takes ({', '.join(str(p) for p in parameters)})",
+            where=type(model).__name__,
+            source=line_of(type(model).forward),
+            remedy="Wrap the model in a module whose forward takes one tensor",
+        )
+
+
+def _finish(
+    model: nn.Module, tracer: Tracer, graph: fx.Graph, leaves: _Leaves, output: Output | None, joint: bool
+) -> Captured:
+    node = graph.output_node()
+    values: Any = node.args[0]
+    primary = _primary(model, tracer, values, output, joint)
+    order = [primary, *(i for i in range(len(values)) if i != primary)]
+    node.args = (values[primary] if len(values) == 1 else tuple(values[i] for i in order),)
+    return Captured(
+        model,
+        graph,
+        tuple(tracer.calls),
+        dict(tracer.node_scopes),
+        dict(tracer.node_sources),
+        dict(tracer.constants),
+        leaves.report(graph),
+        tracer.structure.reordered(order),
+        joint,
+    )
+
+
+def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], output: Output | None, joint: bool) -> int:
+    """Index of the primary output among the values that the model returns in train mode."""
+    where, source = type(model).__name__, line_of(type(model).forward)
+    if not values:
+        raise CaptureError(
+            "the model must return a tensor; in train mode it returns none",
+            where=where,
+            source=source,
+            remedy="Wrap it in a module that returns the tensor the loss is computed from",
+        )
+    if output is not None:
+        return find(tracer.structure, output, where, source)
+    if len(values) == 1 or joint:
+        return 0
+    in_eval = _value_in_eval(model, tracer)
+    if in_eval is None:
+        found = sum(1 for _ in slots(tracer.structure.template))
+        raise CaptureError(
+            f"the model must return one tensor; in train mode it returns {found} values",
+            where=where,
+            source=source,
+            remedy=f"Say which of them is the output. {choices(tracer.structure)}. Where all of them go into one loss, "
+            "give output_criterion=",
+        )
+    alike = [i for i, node in enumerate(values) if (node.op, node.target) == (in_eval.op, in_eval.target)]
+    return alike[0] if len(alike) == 1 else 0
+
+
+def _value_in_eval(model: nn.Module, tracer: Tracer) -> fx.Node | None:
+    """The one value that the model returns in eval mode; None where it is not one."""
+    other = Tracer(tracer.is_leaf, tracer.policy, tracer.example, tracer.builtins is not None)
+    try:
+        values: Any = _trace(model, other, training=False).output_node().args[0]
+    except Exception:
+        return None
+    return values[0] if len(values) == 1 else None

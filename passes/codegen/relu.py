@@ -1,0 +1,75 @@
+"""A ReLU whose gradient takes no memory of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+from torch.autograd.function import once_differentiable
+
+from passes.codegen.recompute import part_here
+from passes.common.inplace import HasModules
+
+_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+
+
+def frugal_relu(module: nn.ReLU, x: torch.Tensor) -> torch.Tensor:
+    """What ``module(x)`` gives; its backward overwrites the gradient that comes in, which nobody else may need.
+
+    A stem's ReLU is often where a step takes most memory: its input's gradient is as large as a map can be. Where the
+    module has hooks it is called as it is. Where activations are recomputed, those before it wait until its backward is
+    done.
+    """
+    if torch.compiler.is_compiling() or _is_hooked(module) or not torch.is_grad_enabled() or not x.requires_grad:
+        result: torch.Tensor = module(x)
+        return result
+    part_here()
+    result = _ReLU.apply(x, module.inplace and not x.is_leaf)
+    return result
+
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def harmless(hook: Hook) -> Hook:
+    """Marks a hook that neither keeps nor changes what it sees: a ReLU may go without it."""
+    hook.__dict__["is_harmless"] = True
+    return hook
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    tables = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any("is_harmless" not in getattr(hook, "__dict__", {}) for table in tables for hook in table.values())
+
+
+class _ReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, inplace: bool) -> torch.Tensor:
+        if inplace:
+            ctx.mark_dirty(x)
+        result = torch.relu_(x) if inplace else torch.relu(x)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (result,) = ctx.saved_tensors
+        # Not where one value stands for many, as behind a mean.
+        own = gradient.untyped_storage().nbytes() == gradient.nbytes
+        if not own:
+            gradient = gradient.clone()
+        torch.ops.aten.threshold_backward.grad_input(gradient, result, 0, grad_input=gradient)
+        return gradient, None
+
+
+def spares_its_gradient(code: HasModules, node: fx.Node) -> bool:
+    """Whether a node is a ReLU that only a maximum over windows reads: that one's gradient is made for it alone."""
+    if type(code.module(node)) is not nn.ReLU or len(node.users) != 1 or len(node.args) != 1 or node.kwargs:
+        return False
+    (user,) = node.users
+    module = code.module(user)
+    pools = (torch.nn.functional.max_pool1d, torch.nn.functional.max_pool2d, torch.nn.functional.max_pool3d)
+    return isinstance(module, _POOLS) or (user.op == "call_function" and user.target in (*pools, torch.max_pool2d))

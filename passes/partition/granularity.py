@@ -1,0 +1,139 @@
+"""Granularity: what the user wants to be a local layer, other than the minimal units."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import fx, nn
+
+from passes.errors import PartitionError
+from passes.partition.building_blocks import Blocks
+from passes.partition.flow import Chain
+
+Granularity: TypeAlias = str | type[nn.Module] | Sequence[str | type[nn.Module]]
+"""``"minimal"``, ``"block"``, a module class or several, or the names of the modules after which to cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Cuts that the user names."""
+
+    names: tuple[str, ...]
+
+
+def check_granularity(value: Any) -> Granularity | Named:
+    """The user's granularity, in a form that is easy to tell apart.
+
+    Raises:
+        PartitionError: It is none.
+    """
+    if value in ("minimal", "block"):
+        return str(value)
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return (value,)
+    if isinstance(value, (list, tuple)) and value:
+        if all(isinstance(item, str) for item in value):
+            return Named(tuple(value))
+        if all(isinstance(item, type) and issubclass(item, nn.Module) for item in value):
+            return tuple(value)
+    raise PartitionError(
+        f"granularity={value!r} is unknown",
+        remedy="Give 'minimal', 'block', a module class, or a list of the names of modules after which to cut",
+    )
+
+
+def whole_spans(blocks: Blocks, granularity: Granularity | Named) -> list[tuple[int, int]]:
+    """First and last segment of what stays whole beyond the minimal units.
+
+    Raises:
+        PartitionError: The model has no module of a class asked for.
+    """
+    if granularity == "block":
+        return blocks.listed()
+    if not isinstance(granularity, tuple):
+        return []
+    kinds: tuple[Any, ...] = granularity
+    if not any(isinstance(module, kinds) for module in blocks.captured.model.modules()):
+        raise PartitionError(
+            f"the model has no {' or '.join(kind.__name__ for kind in kinds)}",
+            where=type(blocks.captured.model).__name__,
+            remedy="Give the class of the blocks that the model is built of",
+        )
+    return blocks.of_class(kinds)
+
+
+def named_borders(
+    chain: Chain, granularity: Named, mixing: Sequence[int], tied: Sequence[tuple[int, int]]
+) -> Iterator[tuple[str, int]]:
+    """Each name with the index of the border right after what it names, input to output.
+
+    Args:
+        chain: Segments and borders.
+        granularity: Names of modules, or of values in the captured graph.
+        mixing: Segments with mixing operations.
+        tied: First and last segments that use one parameter.
+
+    Raises:
+        PartitionError: A name is unknown, too many tensors cross there, there is nothing to train on one side, or
+            parameters are used on both.
+    """
+    found = sorted((_border_after(chain, name), name) for name in dict.fromkeys(granularity.names))
+    previous = -1
+    for index, name in found:
+        if not any(previous < i <= index for i in mixing) or not any(i > index for i in mixing):
+            raise PartitionError(
+                f"a cut after {name!r} leaves a layer without convolution, linear layer or attention",
+                where=name,
+                remedy="Leave it out, or cut later",
+            )
+        if any(first <= index < last for first, last in tied):
+            raise PartitionError(
+                f"a cut after {name!r} lies between two uses of the same parameters or buffers",
+                where=name,
+                remedy="Layers that share parameters belong to one local module: cut elsewhere",
+            )
+        previous = index
+        yield name, index
+
+
+def _border_after(chain: Chain, name: str) -> int:
+    flow = chain.flow
+    node = _value_of(chain, name)
+    if node is None:
+        known = [call.path for call in flow.captured.calls]
+        known += [str(n.target) for n in flow.nodes if n.op == "call_module"]
+        close = difflib.get_close_matches(name, known, n=3)
+        raise PartitionError(
+            f"there is no module {name!r} to cut after",
+            where=type(flow.captured.model).__name__,
+            remedy=f"Did you mean {', '.join(close)}?" if close else "Give names of modules that the forward calls",
+        )
+    position = flow.order[node.name]
+    for index, border in enumerate(chain.borders):
+        if border.position >= position and node.name in border.live:
+            if border.position == position:
+                return index
+            break
+    width = flow.width_after(node.name)
+    raise PartitionError(
+        f"the network cannot be cut after {name!r}",
+        where=name,
+        source=flow.captured.sources.get(node.name),
+        why=f"{width} tensors are alive there" if width else "what it returns is no tensor that flows to the output",
+        remedy=f"Allow wider cuts: max_cut={width}" if width else "Cut elsewhere",
+    )
+
+
+def _value_of(chain: Chain, name: str) -> fx.Node | None:
+    """The node of what the module or value of this name gives, the last time it is called."""
+    captured = chain.flow.captured
+    for call in reversed(captured.calls):
+        if call.path == name and isinstance(call.result, fx.Node):
+            return call.result
+    for node in reversed(chain.flow.nodes):
+        if (node.op == "call_module" and node.target == name) or node.name == name:
+            return node
+    return None

@@ -1,0 +1,231 @@
+"""Partition: Captured + Shapes -> the minimal local layers, and the classifier.
+
+1. The points that few enough tensors cross split the graph into a chain of *segments*
+   (:mod:`passes.partition.flow`). One tensor is the rule: every path from input to output then goes through it.
+   Densely connected networks need more.
+2. A border between two layers needs a mixing operation on either side: norms, activations, pooling, dropout and
+   depthwise convolutions go with the mixing operation they belong to.
+3. Homologous modules are cut alike: where one instance of a building block cannot be cut, because a skip connection
+   passes round it, no instance of it is (:mod:`passes.partition.building_blocks`).
+4. Among the points that could be the border, one that fewer tensors cross wins, then the one where control leaves and
+   enters most modules, the latest among equals: so a border falls between blocks where there are blocks, and right
+   before the next convolution where there are none.
+5. The classifier starts where space is gone (global pooling, flattening, taking the class token), and holds every
+   mixing operation after that; if the model never had space, or never gives it up, it is the last mixing operation.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import fx, nn
+
+from passes.errors import PartitionError
+from passes.ir import Captured, Layer, Partition, Shapes
+from passes.partition.cuts import Cut, Cutter, enclosing, own_tensors
+from passes.partition.flow import WIDEST, Chain, Flow
+from passes.partition.granularity import Granularity, Named, check_granularity
+
+ENOUGH_LAYERS = 8
+"""Layers that a network should have before wider cuts are looked for."""
+
+
+def partition(
+    captured: Captured, shapes: Shapes, max_cut: int | None = None, granularity: Granularity = "minimal"
+) -> Partition:
+    """Finds the local layers.
+
+    Args:
+        captured: The graph.
+        shapes: Its shapes and costs.
+        max_cut: Live tensors that may cross a cut. None takes the smallest number up to 16 that gives at least 8
+            layers, none of which holds more than half of the MACs; where none does, layers of at most half of the MACs
+            are enough, or else the largest as small as can be.
+        granularity: ``"minimal"``; ``"block"``, which keeps the blocks that the network lists (its transformer blocks)
+            whole; a module class, or several, whose modules stay whole; or the names of the modules after which to cut.
+
+    Raises:
+        PartitionError: Nothing is trainable, or the model is one indivisible unit with its classifier, or ``max_cut``
+            or ``granularity`` cannot be met.
+    """
+    if max_cut is not None and (not isinstance(max_cut, int) or isinstance(max_cut, bool) or max_cut < 1):
+        raise PartitionError(
+            f"max_cut={max_cut!r} is no number of tensors", remedy="Give a whole number of at least 1, or leave it out"
+        )
+    wanted = check_granularity(granularity)
+    if not any(p.requires_grad for p in captured.model.parameters()):
+        raise PartitionError(
+            "the model has no trainable parameter",
+            where=type(captured.model).__name__,
+            remedy="Set requires_grad on the parameters that should learn",
+        )
+    flow = Flow(captured, shapes)
+    if isinstance(wanted, Named):
+        cutter = Cutter(flow, max_cut or WIDEST, wanted)
+        return _assemble(cutter.chain, cutter.named())
+    best: tuple[float, Cutter, list[Cut]] | None = None
+    for width in (max_cut,) if max_cut else range(1, WIDEST + 1):
+        cutter = Cutter(flow, width, wanted)
+        cuts = cutter.cuts()
+        share = _largest_share(cutter.chain, cuts) if cuts else 2.0
+        enough = len(cuts) >= ENOUGH_LAYERS and share <= 0.5
+        if enough or best is None or (share < best[0] and best[0] > 0.5):
+            best = share, cutter, cuts
+        if enough:
+            break
+    assert best is not None
+    if not best[2]:
+        raise _nothing_to_cut(captured, best[1])
+    return _assemble(best[1].chain, best[2])
+
+
+def partition_again(captured: Captured, shapes: Shapes, like: Partition) -> Partition:
+    """The same layers of a network of the same graph, node for node, whose layers have other weights.
+
+    Args:
+        captured: The graph.
+        shapes: Its shapes and costs.
+        like: How the other network was partitioned.
+    """
+    nodes = [[captured.by_name[name] for name in names] for names in (*like.nodes, like.classifier)]
+    carried = _shared_parameters(captured, frozenset(like.shared))
+    layers = tuple(
+        _layer(shapes, captured, carried, index, layer.name, nodes[index], like.entries[index], like.live[index])
+        for index, layer in enumerate(like.layers)
+    )
+    return replace(
+        like,
+        layers=layers,
+        classifier_params=_count(captured, nodes[-1], carried),
+        classifier_macs=sum(shapes.costs[n.name].macs for n in nodes[-1]),
+    )
+
+
+def _nothing_to_cut(captured: Captured, cutter: Cutter) -> PartitionError:
+    if len(cutter.mixing) >= 2:
+        return PartitionError(
+            "the model cannot be cut before its classifier",
+            where=type(captured.model).__name__,
+            why="its layers share parameters, or belong to one building block",
+            remedy="Train it with method='bp'",
+        )
+    return PartitionError(
+        "the model has no layer before its classifier that could be trained locally",
+        where=type(captured.model).__name__,
+        why=f"no point that at most {cutter.width} tensors cross separates two of its convolutions, linear layers or "
+        "attentions",
+        remedy="Train it with method='bp'" if cutter.mixing else "A convolution or linear layer is needed",
+    )
+
+
+def _members(chain: Chain, cuts: Sequence[Cut]) -> list[list[fx.Node]]:
+    """Nodes of each layer, and of the classifier last."""
+    ends = [cut.index for cut in cuts]
+    members: list[list[fx.Node]] = [[] for _ in range(len(cuts) + 1)]
+    for node in chain.flow.nodes[1:]:
+        if node.name in chain.segment:
+            members[bisect_left(ends, chain.segment[node.name])].append(node)
+    return members
+
+
+def _largest_share(chain: Chain, cuts: Sequence[Cut]) -> float:
+    """Part of the MACs that the largest layer, or the classifier, has."""
+    costs = chain.flow.shapes.costs
+    macs = [sum(costs[n.name].macs for n in nodes) for nodes in _members(chain, cuts)]
+    return max(macs) / max(1, sum(macs))
+
+
+def _assemble(chain: Chain, cuts: Sequence[Cut]) -> Partition:
+    captured, shapes = chain.flow.captured, chain.flow.shapes
+    members = _members(chain, cuts)
+    carried = _shared_parameters(captured, chain.shared)
+    names = [cut.name or name for cut, name in zip(cuts, _names(captured, shapes, members), strict=True)]
+    entries = tuple(_entries(chain, members))
+    live = tuple((cut.value, *(name for name in chain.borders[cut.index].live if name != cut.value)) for cut in cuts)
+    layers = tuple(
+        _layer(shapes, captured, carried, index, names[index], nodes, entries[index], live[index])
+        for index, nodes in enumerate(members[:-1])
+    )
+    return Partition(
+        layers,
+        tuple(tuple(n.name for n in nodes) for nodes in members[:-1]),
+        live,
+        entries,
+        tuple(n.name for n in members[-1]),
+        _count(captured, members[-1], carried),
+        sum(shapes.costs[n.name].macs for n in members[-1]),
+        tuple(n.name for n in captured.nodes if n.name in chain.shared and n.op != "output"),
+        chain.portable,
+    )
+
+
+def _entries(chain: Chain, members: Sequence[Sequence[fx.Node]]) -> Iterator[str]:
+    """For each layer the newest tensor it reads of those computed before it."""
+    order, tensors = chain.flow.order, chain.flow.tensors
+    for nodes in members[:-1]:
+        own = {n.name for n in nodes}
+        read = {p.name for n in nodes for p in n.all_input_nodes if p.name in tensors and p.name not in own}
+        assert read, "a layer depends on the input through what comes before it"
+        yield max(read, key=order.__getitem__)
+
+
+def _layer(
+    shapes: Shapes,
+    captured: Captured,
+    carried: Mapping[str, list[torch.Tensor]],
+    index: int,
+    name: str,
+    nodes: Sequence[fx.Node],
+    entry: str,
+    live: Sequence[str],
+) -> Layer:
+    source, result = shapes.specs[entry], shapes.specs[live[0]]
+    assert source is not None and result is not None
+    specs = [spec for n in nodes if (spec := shapes.specs[n.name]) is not None]
+    return Layer(
+        index,
+        name,
+        _count(captured, nodes, carried),
+        sum(shapes.costs[n.name].macs for n in nodes),
+        sum(spec.bytes_per_sample for spec in specs),
+        source,
+        result,
+        len(live),
+    )
+
+
+def _shared_parameters(captured: Captured, shared: Collection[str]) -> dict[str, list[torch.Tensor]]:
+    carried: dict[str, list[torch.Tensor]] = {}
+    for node in captured.nodes:
+        if node.name in shared:
+            carried[node.name] = own_tensors(captured, node) + [
+                t for p in node.all_input_nodes for t in carried.get(p.name, [])
+            ]
+    return carried
+
+
+def _count(captured: Captured, nodes: Sequence[fx.Node], carried: Mapping[str, list[torch.Tensor]]) -> int:
+    found = {
+        id(t): t.numel()
+        for n in nodes
+        for t in [*own_tensors(captured, n), *(t for p in n.all_input_nodes for t in carried.get(p.name, []))]
+        if isinstance(t, nn.Parameter)
+    }
+    return sum(found.values())
+
+
+def _names(captured: Captured, shapes: Shapes, members: Sequence[Sequence[fx.Node]]) -> list[str]:
+    """For each group the outermost module whose mixing operations are just the group's; else its first mixing leaf."""
+    mixing = [[n for n in group if shapes.costs[n.name].mixing] for group in members]
+    inside: Counter[int] = Counter(call for group in mixing for n in group for call in enclosing(captured, n.name))
+    names = []
+    for group in mixing[:-1]:
+        common = frozenset.intersection(*(enclosing(captured, n.name) for n in group))
+        own = sorted(call for call in common if inside[call] == len(group))
+        leaf = str(group[0].target) if group[0].op == "call_module" else captured.scope_path(group[0].name)
+        names.append(captured.calls[own[0]].path if own else leaf or group[0].name)
+    return names
