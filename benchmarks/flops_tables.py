@@ -48,10 +48,11 @@ ABOUT = """\
 
 What `localize(model, "auglocal")` emits, beside AugLocal's paper (Ma et al., ICLR 2024) and the authors' released code;
 DGL, PredSim and InfoPro as that paper compares them.
-Everything is counted on the emitted networks, as fvcore counts (`localize/runtime/flops.py`): multiply-accumulates of
+Everything is counted on the emitted networks, as fvcore counts (`localize/bench/flops.py`): multiply-accumulates of
 convolutions and linear layers, 2 for each batch-norm element, 1 for each element that global pooling reads; at batch 1,
-in eval mode, primary and auxiliary networks together. `tests/test_parity.py` and `tests/test_baselines.py` hold all of
-it; the latter also each auxiliary network of DGL, PredSim and InfoPro on ResNet-32 and VGG6a."""
+in eval mode, primary and auxiliary networks together. `tests/methods/auglocal/test_parity.py` and
+`tests/methods/test_baselines.py` hold all of it; the latter also each auxiliary network of DGL, PredSim and InfoPro on
+ResNet-32 and VGG6a."""
 
 
 def primary(name: str) -> nn.Module:

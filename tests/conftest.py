@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from localize.models import CifarResNet, cifar_resnet
-from tests.chromium import Chromium, find_chromium
+from tests.tools.chromium import Chromium, find_chromium
 
 # One thread a worker: xdist already uses every core, and results do not depend on how many cores there are.
 torch.set_num_threads(1)
