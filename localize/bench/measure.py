@@ -17,13 +17,12 @@ from localize.bench.contender import Contender, step_of
 from localize.bench.flops import step_flops
 from localize.bench.machine import environment
 from localize.bench.report import Entry, Report
-from localize.bench.setup import Setup
+from localize.bench.setup import BenchError, Setup
 from localize.bench.sweep.examine import example_of
 from localize.bench.timing import Timing, take_turns
 from localize.bench.work import step_macs
 from localize.bench.zoo import ModelFactory
 from localize.memory.live_bytes import peak_step_bytes
-from localize.training.errors import BenchError
 
 Tell = Callable[[str], None]
 """Takes a few words on what is being done."""

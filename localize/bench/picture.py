@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from localize.bench.labels import Line, Point, place_labels
 from localize.bench.report import BP, CHECKPOINT, Entry, Report, memory_of, seconds_of
 from localize.bench.table import title
-from localize.training.checkpoint import atomic_write
+from localize.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from localize.methods import get_method, with_depth
-from localize.training.errors import BenchError
+from passes.errors import LocalizeError
+
+
+class BenchError(LocalizeError):
+    """A benchmark cannot be run as asked."""
+
 
 AMP_TYPES = ("bfloat16", "float16")
 

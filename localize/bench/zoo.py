@@ -18,8 +18,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from localize.memory.live_bytes import fake_copy
-from localize.training.errors import ModelError
 from passes.errors import LocalizeError
+
+
+class ModelError(LocalizeError):
+    """A model named in a string cannot be built."""
+
 
 FORMS = "timm:NAME, torchvision:NAME, localize:cifar_resnetDEPTH or path.py:callable"
 DEFAULT_SIZE = 224

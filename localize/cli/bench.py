@@ -100,7 +100,7 @@ def run_bench(model: str, setup: Setup, out: Path | None, *, as_json: bool) -> N
 def _write(report: Report, folder: Path) -> None:
     from localize.bench.picture import draw
     from localize.bench.table import markdown
-    from localize.training.checkpoint import atomic_text
+    from localize.files import atomic_text
 
     folder.mkdir(parents=True, exist_ok=True)
     atomic_text(folder / f"{NAME}.json", report.to_json() + "\n")

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from localize.bench.sweep.coverage import Log, family_table, report
 from localize.bench.sweep.examine import Record, Settings
-from localize.bench.sweep.workers import SOURCES, Subject, subjects, sweep
-from localize.training.errors import ModelError, SweepError
+from localize.bench.sweep.workers import SOURCES, Subject, SweepError, subjects, sweep
+from localize.bench.zoo import ModelError
 
 
 def run_sweep(

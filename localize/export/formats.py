@@ -21,9 +21,9 @@ from localize.export.programs.exported_program import exported_program
 from localize.export.programs.onnx_model import onnx_model
 from localize.export.python import python_source
 from localize.export.request import Request, View
+from localize.files import atomic_write
 from localize.runtime.exporting import VIEWS, ExportError, ViewKind
 from localize.runtime.local_graph import LocalGraphModule
-from localize.training.checkpoint import atomic_write
 
 _DRAWN: tuple[ViewKind, ...] = ("full", "primary", "local", "auxiliary")
 

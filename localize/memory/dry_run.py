@@ -21,8 +21,8 @@ from localize.memory.timeline import Event, Timeline
 from localize.runtime.fused_loss import without_strays
 from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.local_module import LocalOutput
+from passes.common.fake_tensors import fake_mode, quiet
 from passes.errors import InputError, LocalizeError, PlanError, first_line
-from passes.shapes.infer import fake_mode, quiet
 
 _FLOAT_TARGETS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 """Criteria whose target is of the logits' shape."""

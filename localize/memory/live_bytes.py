@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from localize.runtime.local_graph import LocalGraphModule
-from passes.shapes.infer import fake_mode
+from passes.common.fake_tensors import fake_mode
 
 Step = Callable[[nn.Module, Tensor, Tensor], None]
 """Forward and backward of one batch: leaves the gradients on the parameters."""

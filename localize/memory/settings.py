@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from localize.plan.memory_forecast import Schedule
-from localize.training.recipe import Recipe
+from localize.runtime.optimizers import OPTIMIZERS, build_named
+from localize.runtime.options import OptionError
 from passes.errors import PlanError
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
@@ -23,7 +24,7 @@ class Settings:
 
     Raises:
         PlanError: A dtype or a schedule that is none.
-        RecipeError: The optimizer is unknown.
+        OptionError: The optimizer is unknown.
     """
 
     dtype: torch.dtype | str | None = None
@@ -31,7 +32,7 @@ class Settings:
     amp: torch.dtype | str | None = None
     """Of autocast around forward passes, a region a local module; None without."""
     optimizer: str | MakeOptimizer = "sgd"
-    """A name of ``localize.training.recipe``, or a function from parameters to an optimizer."""
+    """A name of :data:`localize.runtime.optimizers.OPTIMIZERS`, or a function from parameters to an optimizer."""
     step: Schedule = "batch"
     target: Callable[[int], Any] | None = None
     """From the batch size to what the criterion takes; by default class indices, or zeros of the logits' shape where
@@ -42,8 +43,8 @@ class Settings:
             object.__setattr__(self, name, _floating(getattr(self, name), name))
         if self.step not in ("batch", "module"):
             raise PlanError(f"unknown step {self.step!r}", remedy="Give step='batch' or step='module'")
-        if isinstance(self.optimizer, str):
-            Recipe(optimizer=self.optimizer)
+        if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
+            raise OptionError(f"unknown optimizer {self.optimizer!r}", remedy=f"Known: {', '.join(OPTIMIZERS)}")
 
     @property
     def optimizer_name(self) -> str:
@@ -54,7 +55,7 @@ class Settings:
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """The optimizer of these parameters."""
         if isinstance(self.optimizer, str):
-            return Recipe(optimizer=self.optimizer).build_optimizer(parameters)
+            return build_named(self.optimizer, parameters)
         return self.optimizer(parameters)
 
 

@@ -7,9 +7,17 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from localize.runtime.local_graph import LocalGraphModule
 from passes.errors import first_line
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+"""Optimizers that have a name here."""
 
 Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
 
@@ -46,6 +54,31 @@ def made(kind: type[Kind], parameters: Iterable[torch.nn.Parameter], fused: bool
         optimizer.register_step_pre_hook(_align)
         return optimizer
     return kind(found, **options)
+
+
+def build_named(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    fused: bool = False,
+) -> torch.optim.Optimizer:
+    """Build an optimizer of :data:`OPTIMIZERS` over the parameters that need gradients.
+
+    Args:
+        name: Key of :data:`OPTIMIZERS`.
+        parameters: Those without ``requires_grad`` are left out.
+        lr: Learning rate.
+        momentum: Momentum of SGD, which is Nesterov's; 0 for none. The others keep torch's betas.
+        weight_decay: L2 penalty on every parameter; with AdamW decoupled decay.
+        fused: See :func:`made`.
+    """
+    options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+    if name == "sgd":
+        options |= {"momentum": momentum, "nesterov": momentum > 0}  # torch refuses Nesterov without momentum
+    return made(OPTIMIZERS[name], [p for p in parameters if p.requires_grad], fused, **options)
 
 
 def _align(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from localize.training.errors import OptionError
+from passes.errors import LocalizeError
+
+
+class OptionError(LocalizeError):
+    """An option of the runtime is unknown or out of range."""
+
 
 DTYPES = ("bfloat16", "float16")
 

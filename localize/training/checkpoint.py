@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import random
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localize.training.errors import CheckpointError
+from localize.files import atomic_path, atomic_write
+from passes.errors import LocalizeError
+
+
+class CheckpointError(LocalizeError):
+    """A checkpoint cannot be read, or belongs to another run."""
+
 
 FORMAT = 1
 """Version of the checkpoint's layout."""
@@ -195,37 +198,3 @@ def save_primary(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
         if isinstance(value, Tensor)  # a module's extra state may be anything; safetensors holds tensors
     }
     atomic_write(path, lambda temporary: temporary.write_bytes(save(state, metadata=dict(metadata or {}))))
-
-
-def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a temporary file, then puts it in the place of ``path``."""
-    with atomic_path(path) as temporary:
-        write(temporary)
-
-
-def atomic_text(path: str | Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
-    target = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())  # else a crash of the machine may leave the new name with no content
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's file is private
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localize.training.checkpoint import atomic_write
+from localize.files import atomic_write
 from localize.training.metrics import EpochMetrics
 
 if TYPE_CHECKING:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from localize.runtime.optimizers import made
+from localize.runtime.optimizers import OPTIMIZERS, build_named
 from localize.runtime.options import Runtime
-from localize.training.errors import RecipeError
+from passes.errors import LocalizeError
+
+
+class RecipeError(LocalizeError):
+    """A training setting is out of range or unknown."""
+
 
 PAPER_EPOCHS = 400
 PAPER_BATCH_SIZE = 1024
@@ -160,8 +165,14 @@ class Recipe:
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter], fused: bool = False) -> torch.optim.Optimizer:
         """A fresh optimizer over ``parameters``, fused if asked for; those that need no gradient are left out."""
-        kind, options = OPTIMIZERS[self.optimizer](self)
-        return made(kind, [p for p in parameters if p.requires_grad], fused, **options)
+        return build_named(
+            self.optimizer,
+            parameters,
+            lr=self.peak_lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            fused=fused,
+        )
 
     def runtime(self, asked: Runtime) -> Runtime:
         """How steps run: as ``asked``, under autocast and with channels last if this recipe says so."""
@@ -182,30 +193,6 @@ class Recipe:
             "channels_last": self.channels_last,
             **{name: getattr(self, name) for name in ADDED_SETTINGS},
         }
-
-
-def _sgd(recipe: Recipe) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    nesterov = recipe.momentum > 0  # torch refuses Nesterov without momentum
-    return torch.optim.SGD, {**_common(recipe), "momentum": recipe.momentum, "nesterov": nesterov}
-
-
-def _adam(recipe: Recipe) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    return torch.optim.Adam, _common(recipe)
-
-
-def _adamw(recipe: Recipe) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    return torch.optim.AdamW, _common(recipe)
-
-
-def _common(recipe: Recipe) -> dict[str, Any]:
-    return {"lr": recipe.peak_lr, "weight_decay": recipe.weight_decay}
-
-
-OPTIMIZERS: dict[str, Callable[[Recipe], tuple[type[torch.optim.Optimizer], dict[str, Any]]]] = {
-    "sgd": _sgd,
-    "adam": _adam,
-    "adamw": _adamw,
-}
 
 
 def _require(fits: bool, what: str, remedy: str | None = None) -> None:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from localize.files import atomic_text
 from localize.runtime.error_context import explaining_memory
 from localize.training.checkpoint import (
     Checkpoint,
     Position,
-    atomic_text,
     check_same_run,
     load_checkpoint,
     random_state,
@@ -28,7 +28,7 @@ from localize.training.checkpoint import (
 )
 from localize.training.curves import draw_curves
 from localize.training.data.batches import Data, derived_generator
-from localize.training.errors import DataError, TrainingError
+from localize.training.data.images import DataError
 from localize.training.evaluation import evaluate
 from localize.training.events import EpochDone, Event, Interrupted, Started, StepDone, interrupts
 from localize.training.metrics import EpochMetrics, Tally, to_csv, to_jsonl
@@ -37,6 +37,12 @@ from localize.training.updates import Updates, micro_batches
 
 if TYPE_CHECKING:
     from localize import LocalGraphModule
+from passes.errors import LocalizeError
+
+
+class TrainingError(LocalizeError):
+    """A run cannot go on: a loss is no longer finite."""
+
 
 CHECKPOINT, PLAN, WEIGHTS = "checkpoint.pt", "plan.json", "model.safetensors"
 METRICS_JSONL, METRICS_CSV, CURVES = "metrics.jsonl", "metrics.csv", "curves.png"

@@ -18,11 +18,11 @@ from passes.adapt import retype
 from passes.adapt.arguments import Numbers
 from passes.adapt.recipe import Body, Edits, Recipe, body_of
 from passes.adapt.repairs import Unreachable
-from passes.adapt.resolution import Downsampling, downsampling_of, reduction
+from passes.adapt.resolution import downsampling_of, reduction
 from passes.adapt.trial import Attempt, Trial
 from passes.errors import AdaptError
 from passes.ir import Network, TensorSpec
-from passes.layers.adapters import Front
+from passes.layers.adapters import Downsampling, Front
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _LAYER_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

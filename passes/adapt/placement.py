@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from passes.adapt.adapter import Adapter
 from passes.adapt.recipe import Recipe
-from passes.adapt.resolution import Downsampling, Policy, owed, performed
+from passes.adapt.resolution import Policy, owed, performed
 from passes.errors import AdaptError
 from passes.ir import TensorSpec
+from passes.layers.adapters import Downsampling
 
 
 def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy) -> tuple[list[Recipe], list[str]]:

@@ -9,9 +9,7 @@ from typing import Literal
 from torch import nn
 
 from passes.ir import Network, TensorSpec
-
-Downsampling = Literal["stride", "max_pool", "avg_pool"]
-"""How a primary network halves its resolution."""
+from passes.layers.adapters import Downsampling
 
 Policy = Literal["deferred", "channels", "match", "none"]
 """When a copied layer downsamples, whatever its own stride: see :func:`owed`."""

@@ -32,12 +32,12 @@ from passes.adapt.recipe import Body, Edits, Recipe
 from passes.adapt.repairs import Restart, Site, Unreachable, attempt
 from passes.adapt.resolution import grid, reduction
 from passes.adapt.shortcuts import projected_shortcuts
-from passes.common.fake_tensors import device_of
+from passes.common.fake_tensors import device_of, fake_mode
 from passes.common.initializer import Initializer
 from passes.errors import AdaptError
 from passes.ir import Layout, Network, TensorSpec
 from passes.layers.adapters import GRIDS, Front, ToLayout, build_front, build_projection
-from passes.shapes.infer import CostMode, fake_mode
+from passes.shapes.infer import CostMode
 
 _ROUNDS = 64
 """Restarts before an attempt is given up: each one repairs a place, and no layer has so many."""

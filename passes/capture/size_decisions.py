@@ -18,10 +18,9 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from passes.capture.proxies import SIZES
-from passes.common.fake_tensors import device_of
+from passes.common.fake_tensors import device_of, quiet
 from passes.errors import InputError, first_line
 from passes.ir import TensorSpec
-from passes.shapes.infer import quiet
 
 
 class Undecided(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,3 +64,25 @@ def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
         return mode.from_tensor(tensor.detach())
     # What the mode would do by itself, at a third of the cost.
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+
+
+@contextlib.contextmanager
+def fake_mode() -> Iterator[FakeTensorMode]:
+    """A mode under which real parameters and buffers are read as fake tensors.
+
+    Torch logs an error for each operator that refuses its shapes; here that is an answer, and is raised anyway.
+    """
+    with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps fake tensors from logging what they raise."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before

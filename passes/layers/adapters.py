@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from passes.adapt.resolution import Downsampling
 from passes.common.initializer import Initializer, bare
 from passes.errors import AdaptError
 from passes.ir import Layout
+
+Downsampling = Literal["stride", "max_pool", "avg_pool"]
+"""How a network halves its resolution."""
 
 GRIDS: tuple[Layout, ...] = ("NCHW", "NHWC", "NLC")
 """Layouts of images; of tokens it is assumed that they are a square one's pixels, row by row."""

@@ -6,22 +6,20 @@ functional call, in a class of the user's own.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from passes.common.fake_tensors import device_of, faked, has_values
+from passes.common.fake_tensors import device_of, fake_mode, faked, has_values
 from passes.common.restore import untouched
 from passes.common.source_lines import source_of
 from passes.errors import CaptureError, first_line
@@ -84,28 +82,6 @@ _ATTENTION = {
     _aten._scaled_dot_product_efficient_attention,
     _aten._scaled_dot_product_cudnn_attention,
 }
-
-
-@contextlib.contextmanager
-def fake_mode() -> Iterator[FakeTensorMode]:
-    """A mode under which real parameters and buffers are read as fake tensors.
-
-    Torch logs an error for each operator that refuses its shapes; here that is an answer, and is raised anyway.
-    """
-    with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        yield mode
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps fake tensors from logging what they raise."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def infer_shapes(captured: Captured, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Shapes:

@@ -15,10 +15,9 @@ from localize import LocalGraphModule, LocalOutput, localize
 from localize.bench.sweep.coverage import Log, report
 from localize.bench.sweep.examine import Record, Settings, examine
 from localize.bench.sweep.isolation import Reach, fake_step, reach
-from localize.bench.sweep.workers import subjects, sweep
-from localize.bench.zoo import find_model
+from localize.bench.sweep.workers import SweepError, subjects, sweep
+from localize.bench.zoo import ModelError, find_model
 from localize.models import CifarResNet
-from localize.training.errors import ModelError, SweepError
 
 MODELS = """
 import os, signal, time

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from localize.bench import zoo as models
+from localize.bench.zoo import ModelError
 from localize.cli import demo as _demo
 from localize.cli import progress as _display
 from localize.cli.main import main
@@ -23,7 +24,6 @@ from localize.cli.train import default_folder
 from localize.methods import METHODS
 from localize.models import cifar_resnet
 from localize.training.data.batches import load_data
-from localize.training.errors import ModelError
 from localize.training.events import Event, StepDone
 from tests.tools.paths import ROOT
 

@@ -24,8 +24,9 @@ from localize.cli.help import EXAMPLES, PROGRAM
 from localize.cli.main import app, main
 from localize.cli.method_flags import options_of
 from localize.methods import METHODS
+from localize.runtime.optimizers import OPTIMIZERS
 from localize.runtime.options import DTYPES, NAMED
-from localize.training.recipe import CLIP_BY, OPTIMIZERS, STEPS
+from localize.training.recipe import CLIP_BY, STEPS
 from tests.tools.paths import ROOT
 
 COMMANDS: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]

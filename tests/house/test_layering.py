@@ -23,7 +23,7 @@ SPINE = (
     ("passes.adapt", "passes.split"),
     ("passes.verify",),
     ("passes.pipeline",),
-    ("localize.sizes", "localize.tables", "localize.version", "localize.models"),
+    ("localize.files", "localize.sizes", "localize.tables", "localize.version", "localize.models"),
     ("localize.plan",),
     ("localize.methods",),
     ("localize.runtime",),
@@ -40,9 +40,6 @@ SPINE = (
 
 KNOWN = {
     ("localize.api", "localize.export"),
-    ("localize.memory.settings", "localize.training.recipe"),
-    ("localize.runtime.options", "localize.training.errors"),
-    ("passes.layers.adapters", "passes.adapt.resolution"),
 }
 """Imports against the spine that are still to go."""
 

@@ -22,8 +22,9 @@ from localize.memory.live_bytes import meta_copy, peak_step_bytes
 from localize.memory.settings import Settings
 from localize.models import CifarResNet, cifar_resnet
 from localize.plan.memory_forecast import MemoryForecast
-from localize.training.errors import RecipeError
-from localize.training.recipe import OPTIMIZERS, Recipe
+from localize.runtime.optimizers import OPTIMIZERS
+from localize.runtime.options import OptionError
+from localize.training.recipe import Recipe
 from tests.models.dense_models import Pyramid
 from tests.tools.tracked import tracked
 
@@ -373,7 +374,7 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
 
 def test_further_refusals() -> None:
     plan = resnet(depth=8).plan
-    with pytest.raises(RecipeError, match="unknown optimizer 'lion'"):
+    with pytest.raises(OptionError, match="unknown optimizer 'lion'"):
         plan.memory(8, optimizer="lion")
     for size in (0, -1, 2.5, True, "many"):
         with pytest.raises(PlanError, match="is no number of samples"):

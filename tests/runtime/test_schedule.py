@@ -18,11 +18,10 @@ from localize.methods import METHODS
 from localize.models import cifar_resnet
 from localize.runtime.compiled import PATIENCE
 from localize.runtime.optimizers import build
-from localize.runtime.options import AUTO, PLAIN
+from localize.runtime.options import AUTO, PLAIN, OptionError
 from localize.runtime.regions import regions_of, structure
 from localize.runtime.schedule import choose
 from localize.runtime.streams import Streams
-from localize.training.errors import OptionError
 from passes.errors import InputError
 from tests.models.zoo import Entry, every_model
 from tests.tools.rules import images, small

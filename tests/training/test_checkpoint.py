@@ -15,11 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from localize.files import atomic_text
 from localize.training import checkpoint as module
 from localize.training.checkpoint import (
     Checkpoint,
+    CheckpointError,
     Position,
-    atomic_text,
     check_same_run,
     differences,
     load_checkpoint,
@@ -28,7 +29,6 @@ from localize.training.checkpoint import (
     save_checkpoint,
     save_primary,
 )
-from localize.training.errors import CheckpointError
 
 CPU = torch.device("cpu")
 

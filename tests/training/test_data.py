@@ -22,6 +22,7 @@ from localize.training.data.images import (
     ASPECT_RANGE,
     CROP_PADDING,
     CROP_TRIES,
+    DataError,
     FileImages,
     MemoryImages,
     random_box,
@@ -29,7 +30,6 @@ from localize.training.data.images import (
     reflect,
 )
 from localize.training.data.sources import balanced_subset, open_source
-from localize.training.errors import DataError
 
 
 def write_folder(

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from localize.training.errors import RecipeError
-from localize.training.recipe import Recipe
+from localize.training.recipe import Recipe, RecipeError
 
 
 def test_defaults_are_the_papers() -> None:

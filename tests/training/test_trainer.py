@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from localize import LocalGraphModule, Plan, localize
 from localize.models import cifar_resnet
+from localize.training.checkpoint import CheckpointError
 from localize.training.data.batches import Data, load_data
-from localize.training.errors import CheckpointError, DataError, TrainingError
+from localize.training.data.images import DataError
 from localize.training.evaluation import evaluate
 from localize.training.events import EpochDone, Event, Interrupted, Started, StepDone
 from localize.training.recipe import Recipe
-from localize.training.trainer import RUN_FILES, TrainingResult, train
+from localize.training.trainer import RUN_FILES, TrainingError, TrainingResult, train
 from tests.models.dense_models import UNet
 
 RECIPE = Recipe(epochs=3, batch_size=16, lr=0.05)

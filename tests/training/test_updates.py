@@ -15,8 +15,8 @@ from localize import LocalGraphModule, localize
 from localize.cli.main import main
 from localize.models import cifar_resnet
 from localize.training.averaging import Average
+from localize.training.checkpoint import CheckpointError
 from localize.training.data.batches import Data, load_data
-from localize.training.errors import CheckpointError
 from localize.training.evaluation import evaluate
 from localize.training.events import Interrupted
 from localize.training.recipe import ADDED_SETTINGS, Recipe

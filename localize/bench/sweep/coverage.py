@@ -15,7 +15,7 @@ from typing import Any
 
 import localize
 from localize.bench.sweep.examine import LARGE_SHARE, Record, Settings
-from localize.training.errors import SweepError
+from localize.bench.sweep.workers import SweepError
 
 NAMES_SHOWN = 3
 """Names that a list shows of each model's submodules or parameters."""

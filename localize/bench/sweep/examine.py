@@ -21,10 +21,10 @@ from localize.bench.sweep.isolation import fake_step
 from localize.bench.zoo import find_model, input_channels
 from localize.methods import get_method, with_depth
 from localize.methods.networks.pooling import GlobalAveragePool
+from passes.common.fake_tensors import fake_mode
 from passes.errors import AdaptError, CaptureError, LocalizeError, MethodError, PartitionError, first_line
 from passes.ir import Network
 from passes.partition.cuts import uses
-from passes.shapes.infer import fake_mode
 
 LARGE_SHARE = 0.5
 """Share of a model's MACs above which a layer is looked into."""

@@ -12,8 +12,7 @@ from torch import nn
 
 from localize.runtime.local_graph import LocalGraphModule
 from passes.codegen.generate import returned
-from passes.common.fake_tensors import device_of, faked
-from passes.shapes.infer import fake_mode
+from passes.common.fake_tensors import device_of, fake_mode, faked
 
 BATCH = 2
 """Samples in the step: batch norm in train mode refuses one value a channel."""

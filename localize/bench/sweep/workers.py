@@ -20,7 +20,13 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from localize.bench.sweep.examine import Record, Settings, examine
-from localize.training.errors import ModelError, SweepError
+from localize.bench.zoo import ModelError
+from passes.errors import LocalizeError
+
+
+class SweepError(LocalizeError):
+    """A sweep cannot run, or its file belongs to another."""
+
 
 SOURCES = ("timm", "torchvision")
 MODELS_PER_WORKER = 100

@@ -13,9 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from localize.export.python.opened import Given, Site
 from localize.runtime.local_graph import LocalGraphModule
-from passes.common.fake_tensors import device_of, faked
+from passes.common.fake_tensors import device_of, faked, quiet
 from passes.common.restore import same_randomness, set_mode, untouched
-from passes.shapes.infer import quiet
 
 
 @dataclass(slots=True)

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from localize.training.data.images import Images
+from localize.training.data.images import DataError, Images
 from localize.training.data.sources import SMALL, Source, Split, balanced_subset, open_source
-from localize.training.errors import DataError
 
 LARGE_SIZE = 224
 """Pixels a side that large images are cropped to, unless told otherwise."""

@@ -16,7 +16,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from localize.training.errors import DataError
+from passes.errors import LocalizeError
+
+
+class DataError(LocalizeError):
+    """A data source cannot be read, or does not fit the model."""
+
 
 CROP_PADDING = 4
 """Pixels of reflected padding before a random crop. AugLocal (ICLR 2024), appendix A.2."""

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from localize.training.data.images import FileImages, Images, MemoryImages, decode_all
-from localize.training.errors import DataError
+from localize.training.data.images import DataError, FileImages, Images, MemoryImages, decode_all
 
 SMALL = 64
 """Images of at most this many pixels a side are decoded once and kept in memory."""
