@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from passes.adapt import retype
 from passes.adapt.arguments import Numbers
-from passes.adapt.recipe import Body, Edits, Recipe, body_of
+from passes.adapt.copy_recipe import Body, CopyRecipe, Edits, body_of
 from passes.adapt.repairs import Unreachable
 from passes.adapt.resolution import downsampling_of, reduction
 from passes.adapt.trial import Attempt, Trial
@@ -33,7 +33,7 @@ class Adapter:
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self._recipes: dict[Any, Recipe | str] = {}
+        self._recipes: dict[Any, CopyRecipe | str] = {}
         self._bodies: dict[int, Body] = {}
         self._signatures: dict[int, Any] = {}
         self._numbers = Numbers(network.captured, network.shapes)
@@ -44,12 +44,12 @@ class Adapter:
         return downsampling_of(self.network)
 
     def body(self, index: int) -> Body:
-        """The graph of a layer, see :func:`passes.adapt.recipe.body_of`."""
+        """The graph of a layer, see :func:`passes.adapt.copy_recipe.body_of`."""
         if index not in self._bodies:
             self._bodies[index] = body_of(self.network, index)
         return self._bodies[index]
 
-    def adapt(self, source: int, spec: TensorSpec, stride: int, downsampling: Downsampling) -> Recipe:
+    def adapt(self, source: int, spec: TensorSpec, stride: int, downsampling: Downsampling) -> CopyRecipe:
         """Fits layer ``source`` behind an input of ``spec``, downsampling it by ``stride``.
 
         Args:
@@ -73,7 +73,7 @@ class Adapter:
             )
         return replace(found, source=source)
 
-    def adapt_classifier(self, spec: TensorSpec, width: int | None = None) -> Recipe:
+    def adapt_classifier(self, spec: TensorSpec, width: int | None = None) -> CopyRecipe:
         """Fits the primary network's classifier behind an input of ``spec``: the recipe's source is L.
 
         Args:
@@ -133,7 +133,7 @@ class Adapter:
     def _trial(self, source: int, spec: TensorSpec, attempt: Attempt, edits: Edits | None = None) -> Trial:
         return Trial(self.network, self._numbers, self.body(source), source, spec, attempt, edits)
 
-    def _find(self, source: int, spec: TensorSpec, stride: int, downsampling: Downsampling) -> Recipe | str:
+    def _find(self, source: int, spec: TensorSpec, stride: int, downsampling: Downsampling) -> CopyRecipe | str:
         reasons = []
         for attempt in self._attempts(source, spec, stride, downsampling):
             try:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from passes.adapt.adapter import Adapter
-from passes.adapt.recipe import Recipe
+from passes.adapt.copy_recipe import CopyRecipe
 from passes.adapt.resolution import Policy, owed, performed
 from passes.errors import AdaptError
 from passes.ir import TensorSpec
 from passes.layers.adapters import Downsampling
 
 
-def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy) -> tuple[list[Recipe], list[str]]:
+def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy) -> tuple[list[CopyRecipe], list[str]]:
     """Fits the selected layers one behind the other, the first behind the output of ``layer``.
 
     Where one cannot be placed, the nearest one that can takes its place: a later one first, then an earlier one.
@@ -29,7 +29,7 @@ def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy)
     network = adapter.network
     downsampling = adapter.downsampling
     spec = network.layers[layer].output
-    found: list[Recipe] = []
+    found: list[CopyRecipe] = []
     notes: list[str] = []
     before, carried = layer, 0
     for position, source in enumerate(selected):
@@ -55,7 +55,7 @@ def _nearest(
     candidates: Sequence[int],
     policy: Policy,
     downsampling: Downsampling,
-) -> tuple[Recipe | None, int, str]:
+) -> tuple[CopyRecipe | None, int, str]:
     """The first candidate that can be placed behind ``spec``, halvings owed, and why those before it cannot."""
     failure = ""
     for candidate in candidates:

@@ -1,4 +1,4 @@
-"""Rebuilding: Recipe -> a GraphModule with fresh weights."""
+"""Rebuilding: CopyRecipe -> a GraphModule with fresh weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import fx, nn
 
 from passes.adapt.adapter import Adapter
 from passes.adapt.arguments import replaced
+from passes.adapt.copy_recipe import PRODUCTS, Body, CopyRecipe
 from passes.adapt.outside_shapes import stand_in
-from passes.adapt.recipe import Body, Recipe
 from passes.adapt.retype import clone, is_norm
-from passes.adapt.shortcuts import PRODUCTS
 from passes.capture.proxies import WRITTEN
 from passes.common.initializer import Initializer
 from passes.common.inplace import is_view, mutates_input
@@ -25,7 +24,7 @@ _SMALL = 0.1
 """Scales that are all alike and no larger than this are meant to start a residual branch as next to nothing."""
 
 
-def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModule:
+def rebuild(adapter: Adapter, recipe: CopyRecipe, draw: Initializer) -> fx.GraphModule:
     """The block that ``recipe`` describes: one input of ``recipe.input``, one output of ``recipe.output``."""
     captured, body = adapter.network.captured, adapter.body(recipe.source)
     root: dict[str, Any] = {}
@@ -68,7 +67,7 @@ def rebuild(adapter: Adapter, recipe: Recipe, draw: Initializer) -> fx.GraphModu
     return block
 
 
-def counterparts(adapter: Adapter, recipe: Recipe, block: nn.Module) -> list[tuple[str, str]]:
+def counterparts(adapter: Adapter, recipe: CopyRecipe, block: nn.Module) -> list[tuple[str, str]]:
     """For each parameter of a block that :func:`rebuild` made, by name, the parameter of the primary that it copies.
 
     Only where the two have one shape; what was added to the block copies nothing.
@@ -106,7 +105,7 @@ def _position(body: Body, node: fx.Node) -> int:
     return -1 if body.reads(node.name) else body.position[node.name]
 
 
-def _overwrites_entry(captured: Captured, body: Body, recipe: Recipe, i: int) -> bool:
+def _overwrites_entry(captured: Captured, body: Body, recipe: CopyRecipe, i: int) -> bool:
     """Whether a node changes the block's input in place, directly or through nodes that hand it on."""
     if not mutates_input(captured, body.nodes[i]):
         return False
@@ -119,7 +118,7 @@ def _overwrites_entry(captured: Captured, body: Body, recipe: Recipe, i: int) ->
     return True
 
 
-def _silent(network: Network, body: Body, recipe: Recipe, live: set[int], draw: Initializer) -> frozenset[int]:
+def _silent(network: Network, body: Body, recipe: CopyRecipe, live: set[int], draw: Initializer) -> frozenset[int]:
     """Nodes whose scales start so small that the block's output, and any gradient behind it, would be next to nothing.
 
     A residual branch may start as zero: its shortcut stays. A layer that is cut out of a block may be that branch
@@ -174,7 +173,7 @@ def _copy(
     root: dict[str, Any],
     captured: Captured,
     body: Body,
-    recipe: Recipe,
+    recipe: CopyRecipe,
     i: int,
     values: dict[int | str, Any],
     draw: Initializer,

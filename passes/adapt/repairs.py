@@ -1,6 +1,6 @@
 """Repairs: what can be changed in a layer's graph where it meets an input that it was not made for.
 
-Each repair looks at one :class:`Site`, a node about to run, and raises :class:`Restart` with new edits if it has
+Each repair looks at one :class:`RepairSite`, a node about to run, and raises :class:`Restart` with new edits if it has
 something to change: the layer then runs again from its start, so that what comes earlier sees the change.
 """
 
@@ -15,9 +15,8 @@ from torch import fx, nn
 
 from passes.adapt import retype
 from passes.adapt.arguments import SPLITS, Numbers, Path, carries, follow, leaves, split_again
-from passes.adapt.recipe import Body, Edits
+from passes.adapt.copy_recipe import ADDITIONS, PRODUCTS, Body, Edits, shortcut
 from passes.adapt.resolution import reduction
-from passes.adapt.shortcuts import ADDITIONS, PRODUCTS, shortcut
 from passes.errors import first_line
 from passes.ir import Captured, Shapes, TensorSpec
 from passes.layers.adapters import Projection
@@ -55,7 +54,7 @@ def attempt(run: Callable[[], T]) -> T:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class RepairSite:
     """A node that is about to run, its arguments, and the values of those before it."""
 
     captured: Captured
@@ -96,7 +95,7 @@ class Site:
 # Numbers --------------------------------------------------------------------------------------------------------------
 
 
-def keep_numbers(site: Site) -> None:
+def keep_numbers(site: RepairSite) -> None:
     """Numbers of channels stay what they were where the tensor they are about still has those channels."""
     if site.subject is None:
         return
@@ -110,7 +109,7 @@ def keep_numbers(site: Site) -> None:
     )
 
 
-def follow_split(site: Site) -> None:
+def follow_split(site: RepairSite) -> None:
     """A split of other channels is made in the same proportions."""
     if site.node.target not in SPLITS or site.subject is None or site.i in site.edits.arguments:
         return
@@ -128,7 +127,7 @@ def follow_split(site: Site) -> None:
     site.renumbered({(key,): parts} if isinstance(parts, int) else {(key, k): size for k, size in enumerate(parts)})
 
 
-def renumber(site: Site) -> None:
+def renumber(site: RepairSite) -> None:
     """After an operation has failed: numbers read off channels stay, or numbers written follow what they are of."""
     site.renumbered({path: was for path, _, was in _moved(site)})
     if site.subject is None or len(site.subject[0].shape) != site.subject[1].ndim:
@@ -146,7 +145,7 @@ def renumber(site: Site) -> None:
     site.renumbered(follow(written, {old: new for old, new in sizes if old != new}))
 
 
-def _moved(site: Site) -> list[tuple[Path, set[int], int]]:
+def _moved(site: RepairSite) -> list[tuple[Path, set[int], int]]:
     """Arguments that are numbers made of channels, and not what they were: path, those channels, what it was."""
     current = dict(leaves(site.args, site.kwargs))
     known = site.edits.arguments.get(site.i, {})
@@ -161,7 +160,7 @@ def _moved(site: Site) -> list[tuple[Path, set[int], int]]:
     return found
 
 
-def _is_other(site: Site, number: fx.Node) -> bool:
+def _is_other(site: RepairSite, number: fx.Node) -> bool:
     """Whether a number is not what it was."""
     i = site.body.position.get(number.name)
     return i is not None and site.values.get(i) != site.numbers.value(number)
@@ -170,7 +169,7 @@ def _is_other(site: Site, number: fx.Node) -> bool:
 # Parameters that the graph reads directly -----------------------------------------------------------------------------
 
 
-def widen_weight(site: Site) -> None:
+def widen_weight(site: RepairSite) -> None:
     """The weight of a functional layer takes the channels, where it is a parameter itself."""
     node = site.node
     weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
@@ -183,7 +182,7 @@ def widen_weight(site: Site) -> None:
         raise Restart(site.reshaped(i, new))
 
 
-def widen_concatenated(site: Site) -> None:
+def widen_concatenated(site: RepairSite) -> None:
     """Parameters beside tensors of other channels (class tokens) take the channels."""
     operands = site.node.args[0] if site.node.args else None
     if not isinstance(operands, (list, tuple)):
@@ -195,7 +194,7 @@ def widen_concatenated(site: Site) -> None:
                 _widen_parameter(site, node, was, now)
 
 
-def _widen_parameter(site: Site, node: fx.Node, was: TensorSpec | None, now: torch.Tensor) -> None:
+def _widen_parameter(site: RepairSite, node: fx.Node, was: TensorSpec | None, now: torch.Tensor) -> None:
     while node.op != "get_attr":
         tensors = [parent for parent in node.all_input_nodes if parent.name not in site.shapes.numbers]
         if len(tensors) != 1:
@@ -210,7 +209,7 @@ def _widen_parameter(site: Site, node: fx.Node, was: TensorSpec | None, now: tor
         raise Restart(site.reshaped(i, shape))
 
 
-def _parameter(site: Site, node: Any) -> int | None:
+def _parameter(site: RepairSite, node: Any) -> int | None:
     """Position of a node that reads a parameter; None for any other."""
     i = site.body.position.get(node.name) if isinstance(node, fx.Node) else None
     return i if i is not None and isinstance(site.values.get(i), nn.Parameter) else None
@@ -219,7 +218,7 @@ def _parameter(site: Site, node: Any) -> int | None:
 # Joins ----------------------------------------------------------------------------------------------------------------
 
 
-def join(site: Site, now: list[torch.Tensor]) -> None:
+def join(site: RepairSite, now: list[torch.Tensor]) -> None:
     """Makes the operands of an addition or a multiplication agree.
 
     Args:
@@ -246,7 +245,7 @@ def join(site: Site, now: list[torch.Tensor]) -> None:
     raise Restart(_project(site, operands, specs))
 
 
-def _widen_gate(site: Site, node: fx.Node, gate: torch.Tensor, gated: torch.Tensor) -> None:
+def _widen_gate(site: RepairSite, node: fx.Node, gate: torch.Tensor, gated: torch.Tensor) -> None:
     if gate.ndim != 4 or any(size != 1 for size in gate.shape[2:]) or all(size == 1 for size in gated.shape[2:]):
         return
     while node.name in site.body.position:
@@ -259,7 +258,7 @@ def _widen_gate(site: Site, node: fx.Node, gate: torch.Tensor, gated: torch.Tens
         node = node.all_input_nodes[0]
 
 
-def _project(site: Site, operands: list[fx.Node], now: list[TensorSpec]) -> Edits:
+def _project(site: RepairSite, operands: list[fx.Node], now: list[TensorSpec]) -> Edits:
     name, body = site.node.name, site.body
     paths = [shortcut(site.captured, site.shapes, body, node) for node in operands]
     # The identity is projected before a shortcut that is one already, and that before a branch.

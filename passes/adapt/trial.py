@@ -27,11 +27,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from passes.adapt import repairs, retype
 from passes.adapt.arguments import Numbers, replaced
+from passes.adapt.copy_recipe import Body, CopyRecipe, Edits, projected_shortcuts
 from passes.adapt.outside_shapes import stand_in
-from passes.adapt.recipe import Body, Edits, Recipe
-from passes.adapt.repairs import Restart, Site, Unreachable, attempt
+from passes.adapt.repairs import RepairSite, Restart, Unreachable, attempt
 from passes.adapt.resolution import grid, reduction
-from passes.adapt.shortcuts import projected_shortcuts
 from passes.common.fake_tensors import device_of, fake_mode
 from passes.common.initializer import Initializer
 from passes.errors import AdaptError
@@ -78,7 +77,7 @@ class Trial:
         self.values: dict[int, Any] = {}
         self.params: dict[int, int] = {}
 
-    def run(self) -> Recipe:
+    def run(self) -> CopyRecipe:
         """Runs and repairs until nothing is left to repair.
 
         Raises:
@@ -144,7 +143,7 @@ class Trial:
 
     # One run ----------------------------------------------------------------------------------------------------------
 
-    def _once(self) -> Recipe:
+    def _once(self) -> CopyRecipe:
         was, entry = self.shapes.specs[self.body.exit], self.shapes.specs[self.body.entry]
         assert was is not None
         assert entry is not None
@@ -177,7 +176,7 @@ class Trial:
         own = sum(count for i, count in self.params.items() if i in live)
         if not own and any(self.params.values()):
             raise Unreachable("nothing of it that learns lies between its input and its output")
-        return Recipe(
+        return CopyRecipe(
             self.source,
             self.spec,
             result,
@@ -200,7 +199,7 @@ class Trial:
         if module is not None:
             return self._call(i, node, module, args, kwargs)
         args, kwargs = replaced(args, kwargs, self.edits.arguments.get(i, {}))
-        site = Site(self.captured, self.shapes, self.numbers, self.body, self.edits, self.values, i, args, kwargs)
+        site = RepairSite(self.captured, self.shapes, self.numbers, self.body, self.edits, self.values, i, args, kwargs)
         if node.target in repairs.JOINS and self._joins_tensors(node, args):
             args = self._join(site)
         elif self.attempt.mode != "adapter" and node.name not in self.shapes.numbers:
@@ -215,7 +214,7 @@ class Trial:
                 repairs.renumber(site)
             raise
 
-    def _prepare(self, site: Site) -> None:
+    def _prepare(self, site: RepairSite) -> None:
         if site.node.target in repairs.CONCATENATIONS:
             repairs.widen_concatenated(site)
         elif site.node.target in retype.FUNCTIONS:
@@ -228,7 +227,7 @@ class Trial:
         operands = [a for a in node.args if isinstance(a, fx.Node)]
         return len(operands) == len(args) == 2 and all(isinstance(a, torch.Tensor) for a in args)
 
-    def _join(self, site: Site) -> tuple[Any, ...]:
+    def _join(self, site: RepairSite) -> tuple[Any, ...]:
         now = [self._projected(site.i, k, value) for k, value in enumerate(site.args)]
         try:
             repairs.join(site, now)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from passes.ir import Captured
-from passes.partition.flow import Chain, live_positions
+from passes.partition.flow import Segments, live_positions
 
 _CONTAINERS = ("torch.nn.modules.container.",)
 
@@ -34,11 +34,11 @@ def wildcard(path: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
-class Blocks:
+class BuildingBlocks:
     """The calls of opened modules, and the mixing operations in each."""
 
-    def __init__(self, captured: Captured, chain: Chain, mixing: frozenset[str], width: int) -> None:
-        self.captured, self.chain, self.width = captured, chain, width
+    def __init__(self, captured: Captured, segments: Segments, mixing: frozenset[str], width: int) -> None:
+        self.captured, self.segments, self.width = captured, segments, width
         self.names = [node.name for node in captured.nodes]
         self.occurrences = [
             Occurrence(call.path, call.type_name, call.parent, range(call.first, call.last + 1))
@@ -58,7 +58,7 @@ class Blocks:
         return min(inside), max(inside)
 
     def _segment(self, position: int) -> int:
-        return self.chain.segment[self.names[position]]
+        return self.segments.index[self.names[position]]
 
     def indivisible(self) -> list[tuple[int, int]]:
         """First and last segment of every block that must stay whole, since one of its kind cannot be cut."""
@@ -105,7 +105,7 @@ class Blocks:
         return False
 
     def _whole_alone(self, index: int) -> bool:
-        flow = self.chain.flow
+        flow = self.segments.flow
         nodes = [n for n in self.captured.nodes[slice(*_bounds(self.occurrences[index]))] if n.name in flow.tensors]
         parents = {n.name: [p.name for p in n.all_input_nodes if p.name in flow.tensors] for n in nodes}
         beyond = (flow.tensors | {self.names[-1]}) - parents.keys()

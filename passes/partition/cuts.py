@@ -12,8 +12,8 @@ from torch import fx, nn
 from passes.common.inplace import mutates_input
 from passes.errors import PartitionError
 from passes.ir import Captured, Shapes, TensorSpec
-from passes.partition.building_blocks import Blocks
-from passes.partition.flow import Border, Chain, Flow
+from passes.partition.building_blocks import BuildingBlocks
+from passes.partition.flow import Border, Flow, Segments
 from passes.partition.granularity import Granularity, Named, named_borders, whole_spans
 from passes.partition.output_choice import fusion_points
 
@@ -23,7 +23,7 @@ class Cut:
     """A border that was chosen."""
 
     index: int
-    """Index in the chain's borders: the segment that ends here."""
+    """Index among :attr:`Segments.borders`: the segment that ends here."""
     value: str
     """The tensor that auxiliary networks read: the newest whose channels are known."""
     name: str | None = None
@@ -35,17 +35,17 @@ class Cutter:
 
     def __init__(self, flow: Flow, width: int, granularity: Granularity | Named) -> None:
         self.captured, self.shapes, self.width, self.granularity = flow.captured, flow.shapes, width, granularity
-        self.chain = flow.chain(width)
-        costs, segment = self.shapes.costs, self.chain.segment
+        self.segments = flow.segments(width)
+        costs, segment = self.shapes.costs, self.segments.index
         trunk = [name for name in segment if name not in flow.aside]
         self.mixing = sorted({segment[name] for name in trunk if costs[name].mixing})
         self.depthwise = {segment[name] for name in trunk if costs[name].depthwise}
-        self.flat = _flat_start(self.chain, self.shapes)
+        self.flat = _flat_start(self.segments, self.shapes)
         self.head = _classifier_start(self.flat, self.mixing)
         if self.captured.joint and self.mixing:
             fused = [i for name in fusion_points(flow) if (i := segment[name]) >= self.mixing[0]]
             self.head = min([self.head, *(max(i for i in self.mixing if i <= f) for f in fused)])
-        self.tied = parameter_spans(self.captured, self.chain)
+        self.tied = parameter_spans(self.captured, self.segments)
         self.first: dict[int, str] = {}
         for node in flow.nodes:
             if node.name in segment:
@@ -55,9 +55,9 @@ class Cutter:
         """The cuts, input to output; empty where there are none."""
         if len(self.mixing) < 2:
             return []
-        aside = self.chain.flow.aside
-        mixing = frozenset(n for n in self.chain.segment if self.shapes.costs[n].mixing and n not in aside)
-        blocks = Blocks(self.captured, self.chain, mixing, self.width)
+        aside = self.segments.flow.aside
+        mixing = frozenset(n for n in self.segments.index if self.shapes.costs[n].mixing and n not in aside)
+        blocks = BuildingBlocks(self.captured, self.segments, mixing, self.width)
         spans = [*blocks.indivisible(), *whole_spans(blocks, self.granularity), *self.tied]
         barred = frozenset(i for first, last in spans for i in range(first, last))
         found: list[Cut] = []
@@ -79,7 +79,7 @@ class Cutter:
         """
         assert isinstance(self.granularity, Named)
         found = []
-        for name, index in named_borders(self.chain, self.granularity, self.mixing, self.tied):
+        for name, index in named_borders(self.segments, self.granularity, self.mixing, self.tied):
             value = self._value(index, 0)
             if value is None:
                 raise PartitionError(f"no tensor after {name!r} can be read by an auxiliary network", where=name)
@@ -95,7 +95,7 @@ class Cutter:
             value = self._value(i, positions.start)
             if i in barred or value is None or not self._covers(i, start):
                 continue
-            border = self.chain.borders[i]
+            border = self.segments.borders[i]
             last = self.captured.nodes[border.position].name
             crossed = enclosing(self.captured, last) ^ enclosing(self.captured, self.first[i + 1])
             candidates.append(((self._kept(border), -len(border.live), len(crossed)), i, value))
@@ -103,8 +103,8 @@ class Cutter:
 
     def _value(self, index: int, since: int) -> str | None:
         """What an auxiliary network reads at a border: the newest tensor that it can make a prediction a sample of."""
-        for name in self.chain.borders[index].live:
-            if self.chain.segment[name] >= since and self._readable(name):
+        for name in self.segments.borders[index].live:
+            if self.segments.index[name] >= since and self._readable(name):
                 return name
         return None
 
@@ -118,8 +118,8 @@ class Cutter:
 
     def _covers(self, index: int, start: int) -> bool:
         """Whether every parameter of the layer that ends at a border reaches a tensor which a local loss can read."""
-        chain, graph = self.chain, self.chain.flow.graph
-        own = [name for name in chain.borders[index].live if chain.segment[name] >= start]
+        segments, graph = self.segments, self.segments.flow.graph
+        own = [name for name in segments.borders[index].live if segments.index[name] >= start]
         hidden = [name for name in own if _is_float(self.shapes, name) and not mergeable(self.shapes, name)]
         if not hidden:
             return True
@@ -129,7 +129,7 @@ class Cutter:
             pending = list(names)
             while pending:
                 for parent in graph.predecessors(pending.pop()):
-                    if parent not in seen and chain.segment[parent] >= start:
+                    if parent not in seen and segments.index[parent] >= start:
                         seen.add(parent)
                         pending.append(parent)
             nodes = (self.captured.by_name[name] for name in seen)
@@ -142,7 +142,7 @@ class Cutter:
     def _kept(self, border: Border) -> bool:
         """Whether nothing after the border overwrites what crosses it."""
         later = (u for name in border.live for u in self.captured.by_name[name].users)
-        order = self.chain.flow.order
+        order = self.segments.flow.order
         return not any(order.get(u.name, -1) > border.position and mutates_input(self.captured, u) for u in later)
 
 
@@ -161,11 +161,11 @@ def mergeable(shapes: Shapes, name: str) -> bool:
     return spec is not None and spec.dtype.is_floating_point and spec.shape[:1] == shapes.input.shape[:1]
 
 
-def _flat_start(chain: Chain, shapes: Shapes) -> int:
+def _flat_start(segments: Segments, shapes: Shapes) -> int:
     """Index of the first border after which nothing has spatial extent; their number if the last one has."""
-    start = len(chain.borders)
+    start = len(segments.borders)
     while start > 0:
-        specs = [shapes.specs[name] for name in chain.borders[start - 1].live]
+        specs = [shapes.specs[name] for name in segments.borders[start - 1].live]
         if any(spec is None or any(size > 1 for size in spec.spatial) for spec in specs):
             break
         start -= 1
@@ -179,12 +179,12 @@ def _classifier_start(flat: int, mixing: Sequence[int]) -> int:
     return next(i for i in mixing if i > flat)
 
 
-def parameter_spans(captured: Captured, chain: Chain) -> list[tuple[int, int]]:
+def parameter_spans(captured: Captured, segments: Segments) -> list[tuple[int, int]]:
     """First and last segment of every parameter and stateful module used in more than one."""
     spans: dict[int, set[int]] = {}
-    for tensor, users in uses(captured, chain.shared, chain.portable).items():
-        spans[tensor] = {chain.segment[name] for name in users}
-    return [(min(segments), max(segments)) for segments in spans.values() if len(segments) > 1]
+    for tensor, users in uses(captured, segments.shared, segments.portable).items():
+        spans[tensor] = {segments.index[name] for name in users}
+    return [(min(indices), max(indices)) for indices in spans.values() if len(indices) > 1]
 
 
 def uses(captured: Captured, shared: Collection[str], portable: Collection[str]) -> dict[int, list[str]]:

@@ -1,4 +1,4 @@
-"""The graph as a chain of segments, between borders that a bounded number of tensors cross.
+"""The graph as consecutive segments, between borders that a bounded number of tensors cross.
 
 A *border* is a point in the order of execution; its *live* tensors are those computed before it and read after it. One
 live tensor means that every path from input to output goes through it: it dominates the output. Sizes and constants are
@@ -32,11 +32,11 @@ class Border:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class Segments:
     """Segments, and the borders they end at: the input itself first, the output last."""
 
     borders: tuple[Border, ...]
-    segment: Mapping[str, int]
+    index: Mapping[str, int]
     """Tensor node, or what depends on one -> its segment i, which ends at ``borders[i]``; 0 for the input itself."""
     flow: Flow
 
@@ -121,14 +121,14 @@ class Flow:
         assert pending is not None
         yield pending
 
-    def chain(self, width: int) -> Chain:
+    def segments(self, width: int) -> Segments:
         """Segments between the borders that at most ``width`` live tensors cross."""
         borders = [b for b, tensors in self._borders if len(b.live) <= width and tensors]
         positions = [b.position for b in borders]
         segment = {name: bisect_left(positions, self.order[name]) for name in self.line}
         segment |= dict.fromkeys(self.aside, len(borders) - 1)
         self._place_others(segment, borders)
-        return Chain(tuple(borders), segment, self)
+        return Segments(tuple(borders), segment, self)
 
     def width_after(self, name: str) -> int | None:
         """How many live tensors cross right after node ``name``; None where it does not flow to the output."""

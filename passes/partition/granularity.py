@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 from torch import fx, nn
 
 from passes.errors import PartitionError
-from passes.partition.building_blocks import Blocks
-from passes.partition.flow import Chain
+from passes.partition.building_blocks import BuildingBlocks
+from passes.partition.flow import Segments
 
 Granularity: TypeAlias = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 """``"minimal"``, ``"block"``, a module class or several, or the names of the modules after which to cut."""
@@ -45,7 +45,7 @@ def check_granularity(value: Any) -> Granularity | Named:
     )
 
 
-def whole_spans(blocks: Blocks, granularity: Granularity | Named) -> list[tuple[int, int]]:
+def whole_spans(blocks: BuildingBlocks, granularity: Granularity | Named) -> list[tuple[int, int]]:
     """First and last segment of what stays whole beyond the minimal units.
 
     Raises:
@@ -66,12 +66,12 @@ def whole_spans(blocks: Blocks, granularity: Granularity | Named) -> list[tuple[
 
 
 def named_borders(
-    chain: Chain, granularity: Named, mixing: Sequence[int], tied: Sequence[tuple[int, int]]
+    segments: Segments, granularity: Named, mixing: Sequence[int], tied: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[str, int]]:
     """Each name with the index of the border right after what it names, input to output.
 
     Args:
-        chain: Segments and borders.
+        segments: Segments and borders.
         granularity: Names of modules, or of values in the captured graph.
         mixing: Segments with mixing operations.
         tied: First and last segments that use one parameter.
@@ -80,7 +80,7 @@ def named_borders(
         PartitionError: A name is unknown, too many tensors cross there, there is nothing to train on one side, or
             parameters are used on both.
     """
-    found = sorted((_border_after(chain, name), name) for name in dict.fromkeys(granularity.names))
+    found = sorted((_border_after(segments, name), name) for name in dict.fromkeys(granularity.names))
     previous = -1
     for index, name in found:
         if not any(previous < i <= index for i in mixing) or not any(i > index for i in mixing):
@@ -99,9 +99,9 @@ def named_borders(
         yield name, index
 
 
-def _border_after(chain: Chain, name: str) -> int:
-    flow = chain.flow
-    node = _value_of(chain, name)
+def _border_after(segments: Segments, name: str) -> int:
+    flow = segments.flow
+    node = _value_of(segments, name)
     if node is None:
         known = [call.path for call in flow.captured.calls]
         known += [str(n.target) for n in flow.nodes if n.op == "call_module"]
@@ -112,7 +112,7 @@ def _border_after(chain: Chain, name: str) -> int:
             remedy=f"Did you mean {', '.join(close)}?" if close else "Give names of modules that the forward calls",
         )
     position = flow.order[node.name]
-    for index, border in enumerate(chain.borders):
+    for index, border in enumerate(segments.borders):
         if border.position >= position and node.name in border.live:
             if border.position == position:
                 return index
@@ -127,13 +127,13 @@ def _border_after(chain: Chain, name: str) -> int:
     )
 
 
-def _value_of(chain: Chain, name: str) -> fx.Node | None:
+def _value_of(segments: Segments, name: str) -> fx.Node | None:
     """The node of what the module or value of this name gives, the last time it is called."""
-    captured = chain.flow.captured
+    captured = segments.flow.captured
     for call in reversed(captured.calls):
         if call.path == name and isinstance(call.result, fx.Node):
             return call.result
-    for node in reversed(chain.flow.nodes):
+    for node in reversed(segments.flow.nodes):
         if (node.op == "call_module" and node.target == name) or node.name == name:
             return node
     return None

@@ -1,6 +1,6 @@
 """Partition: Captured + Shapes -> the minimal local layers, and the classifier.
 
-1. The points that few enough tensors cross split the graph into a chain of *segments*
+1. The points that few enough tensors cross split the graph into consecutive *segments*
    (:mod:`passes.partition.flow`). One tensor is the rule: every path from input to output then goes through it.
    Densely connected networks need more.
 2. A border between two layers needs a mixing operation on either side: norms, activations, pooling, dropout and
@@ -27,7 +27,7 @@ from torch import fx, nn
 from passes.errors import PartitionError
 from passes.ir import Captured, Layer, Partition, Shapes
 from passes.partition.cuts import Cut, Cutter, enclosing, own_tensors
-from passes.partition.flow import WIDEST, Chain, Flow
+from passes.partition.flow import WIDEST, Flow, Segments
 from passes.partition.granularity import Granularity, Named, check_granularity
 
 ENOUGH_LAYERS = 8
@@ -66,12 +66,12 @@ def partition(
     flow = Flow(captured, shapes)
     if isinstance(wanted, Named):
         cutter = Cutter(flow, max_cut or WIDEST, wanted)
-        return _assemble(cutter.chain, cutter.named())
+        return _assemble(cutter.segments, cutter.named())
     best: tuple[float, Cutter, list[Cut]] | None = None
     for width in (max_cut,) if max_cut else range(1, WIDEST + 1):
         cutter = Cutter(flow, width, wanted)
         cuts = cutter.cuts()
-        share = _largest_share(cutter.chain, cuts) if cuts else 2.0
+        share = _largest_share(cutter.segments, cuts) if cuts else 2.0
         enough = len(cuts) >= ENOUGH_LAYERS and share <= 0.5
         if enough or best is None or (share < best[0] and best[0] > 0.5):
             best = share, cutter, cuts
@@ -80,7 +80,7 @@ def partition(
     assert best is not None
     if not best[2]:
         raise _nothing_to_cut(captured, best[1])
-    return _assemble(best[1].chain, best[2])
+    return _assemble(best[1].segments, best[2])
 
 
 def partition_again(captured: Captured, shapes: Shapes, like: Partition) -> Partition:
@@ -122,30 +122,30 @@ def _nothing_to_cut(captured: Captured, cutter: Cutter) -> PartitionError:
     )
 
 
-def _members(chain: Chain, cuts: Sequence[Cut]) -> list[list[fx.Node]]:
+def _members(segments: Segments, cuts: Sequence[Cut]) -> list[list[fx.Node]]:
     """Nodes of each layer, and of the classifier last."""
     ends = [cut.index for cut in cuts]
     members: list[list[fx.Node]] = [[] for _ in range(len(cuts) + 1)]
-    for node in chain.flow.nodes[1:]:
-        if node.name in chain.segment:
-            members[bisect_left(ends, chain.segment[node.name])].append(node)
+    for node in segments.flow.nodes[1:]:
+        if node.name in segments.index:
+            members[bisect_left(ends, segments.index[node.name])].append(node)
     return members
 
 
-def _largest_share(chain: Chain, cuts: Sequence[Cut]) -> float:
+def _largest_share(segments: Segments, cuts: Sequence[Cut]) -> float:
     """Part of the MACs that the largest layer, or the classifier, has."""
-    costs = chain.flow.shapes.costs
-    macs = [sum(costs[n.name].macs for n in nodes) for nodes in _members(chain, cuts)]
+    costs = segments.flow.shapes.costs
+    macs = [sum(costs[n.name].macs for n in nodes) for nodes in _members(segments, cuts)]
     return max(macs) / max(1, sum(macs))
 
 
-def _assemble(chain: Chain, cuts: Sequence[Cut]) -> Partition:
-    captured, shapes = chain.flow.captured, chain.flow.shapes
-    members = _members(chain, cuts)
-    carried = _shared_parameters(captured, chain.shared)
+def _assemble(segments: Segments, cuts: Sequence[Cut]) -> Partition:
+    captured, shapes = segments.flow.captured, segments.flow.shapes
+    members = _members(segments, cuts)
+    carried = _shared_parameters(captured, segments.shared)
     names = [cut.name or name for cut, name in zip(cuts, _names(captured, shapes, members), strict=True)]
-    entries = tuple(_entries(chain, members))
-    live = tuple((cut.value, *(name for name in chain.borders[cut.index].live if name != cut.value)) for cut in cuts)
+    entries = tuple(_entries(segments, members))
+    live = tuple((cut.value, *(name for name in segments.borders[cut.index].live if name != cut.value)) for cut in cuts)
     layers = tuple(
         _layer(shapes, captured, carried, index, names[index], nodes, entries[index], live[index])
         for index, nodes in enumerate(members[:-1])
@@ -158,14 +158,14 @@ def _assemble(chain: Chain, cuts: Sequence[Cut]) -> Partition:
         tuple(n.name for n in members[-1]),
         _count(captured, members[-1], carried),
         sum(shapes.costs[n.name].macs for n in members[-1]),
-        tuple(n.name for n in captured.nodes if n.name in chain.shared and n.op != "output"),
-        chain.portable,
+        tuple(n.name for n in captured.nodes if n.name in segments.shared and n.op != "output"),
+        segments.portable,
     )
 
 
-def _entries(chain: Chain, members: Sequence[Sequence[fx.Node]]) -> Iterator[str]:
+def _entries(segments: Segments, members: Sequence[Sequence[fx.Node]]) -> Iterator[str]:
     """For each layer the newest tensor it reads of those computed before it."""
-    order, tensors = chain.flow.order, chain.flow.tensors
+    order, tensors = segments.flow.order, segments.flow.tensors
     for nodes in members[:-1]:
         own = {n.name for n in nodes}
         read = {p.name for n in nodes for p in n.all_input_nodes if p.name in tensors and p.name not in own}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from passes.adapt.recipe import Recipe
+from passes.adapt.copy_recipe import CopyRecipe
 
 
-def assert_built(recipe: Recipe, module: nn.Module) -> None:
+def assert_built(recipe: CopyRecipe, module: nn.Module) -> None:
     """Runs the block forward and backward on random values: its shape, its parameters, a gradient for each."""
     out = module(torch.randn(recipe.input.shape))
     assert tuple(out.shape) == recipe.output.shape

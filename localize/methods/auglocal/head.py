@@ -11,9 +11,9 @@ from localize.methods.base import Context
 from localize.methods.networks.heads import build_head, describe_head, head_cost
 from localize.methods.networks.pooling import Pooling
 from localize.plan.prediction import prediction_of
-from passes.adapt.class_token import tokens_with_class
+from passes.adapt.copy_recipe import CopyRecipe
 from passes.adapt.rebuild import rebuild
-from passes.adapt.recipe import Recipe
+from passes.adapt.resolution import tokens_with_class
 from passes.common.initializer import Initializer
 from passes.errors import AdaptError, MethodError
 from passes.ir import TensorSpec
@@ -45,7 +45,7 @@ class Head:
                 return "average"
         return self.options.pool
 
-    def _copy(self) -> Recipe | None:
+    def _copy(self) -> CopyRecipe | None:
         """How the primary's classifier is placed here; None where it is not asked for, or cannot be."""
         if self.options.head == "linear":
             return None

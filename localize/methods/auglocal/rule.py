@@ -51,9 +51,9 @@ from localize.methods.layerwise import described
 from localize.methods.networks.blocks import Blocks
 from localize.plan.group import join_last, join_untrained
 from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
+from passes.adapt.copy_recipe import CopyRecipe
 from passes.adapt.placement import place
 from passes.adapt.rebuild import rebuild
-from passes.adapt.recipe import Recipe
 from passes.common.initializer import Initializer
 from passes.errors import MethodError
 from passes.ir import TensorSpec
@@ -163,7 +163,7 @@ def _describe(
     context: Context,
     options: Options,
     spec: TensorSpec,
-    hidden: list[Recipe] | list[Plain],
+    hidden: list[CopyRecipe] | list[Plain],
     blocks: list[AuxiliaryBlock],
 ) -> tuple[Auxiliary, str]:
     """The auxiliary network, and what of its head is otherwise than asked."""
@@ -180,7 +180,7 @@ def _describe(
     return auxiliary, head.note()
 
 
-def copied(recipe: Recipe) -> AuxiliaryBlock:
+def copied(recipe: CopyRecipe) -> AuxiliaryBlock:
     """What a plan says of a copy."""
     return AuxiliaryBlock(
         source=recipe.source,

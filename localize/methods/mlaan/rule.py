@@ -54,9 +54,9 @@ from localize.methods.mlaan.leaps import Leaps, Twinned, follow
 from localize.methods.mlaan.options import Options as OwnOptions
 from localize.methods.mlaan.options import own_options
 from localize.plan.plan import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan
+from passes.adapt.copy_recipe import CopyRecipe
 from passes.adapt.placement import place
 from passes.adapt.rebuild import counterparts, rebuild
-from passes.adapt.recipe import Recipe
 from passes.adapt.resolution import stage_starts
 from passes.common.initializer import Initializer
 from passes.ir import TensorSpec
@@ -173,7 +173,7 @@ def around(base: Method, keep: Collection[str] | None = None, **fixed: Any) -> M
     )
 
 
-def _placed(context: Context, own: Any, module: LocalModulePlan) -> tuple[list[Recipe], list[str]]:
+def _placed(context: Context, own: Any, module: LocalModulePlan) -> tuple[list[CopyRecipe], list[str]]:
     """The copies behind a module, and what is otherwise than asked."""
     network, layer = context.network, module.layers[-1]
     selected = leaps(layer, own.p, stage_starts(network), len(network.layers))
@@ -185,14 +185,14 @@ def _placed(context: Context, own: Any, module: LocalModulePlan) -> tuple[list[R
     return recipes, notes
 
 
-def _unchanged(recipe: Recipe) -> bool:
+def _unchanged(recipe: CopyRecipe) -> bool:
     """Whether each tensor of a copy has its counterpart's shape, and none was added."""
     edits = recipe.edits
     resized = [name for change in edits.changes.values() for name in change if name not in ("stride", "padding")]
     return not (resized or edits.shapes or edits.projections or recipe.front)
 
 
-def _prepended(variant: str, recipes: list[Recipe], auxiliary: Auxiliary | None) -> Auxiliary | None:
+def _prepended(variant: str, recipes: list[CopyRecipe], auxiliary: Auxiliary | None) -> Auxiliary | None:
     """An auxiliary network with copies of later layers in front of it."""
     if auxiliary is None or not recipes:
         return auxiliary
@@ -209,7 +209,7 @@ def _prepended(variant: str, recipes: list[Recipe], auxiliary: Auxiliary | None)
     )
 
 
-def _described(recipe: Recipe, kind: str) -> AuxiliaryBlock:
+def _described(recipe: CopyRecipe, kind: str) -> AuxiliaryBlock:
     return dataclasses.replace(auglocal.copied(recipe), kind=kind)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from passes.adapt.adapter import Adapter
+from passes.adapt.copy_recipe import CopyRecipe
 from passes.adapt.rebuild import rebuild
-from passes.adapt.recipe import Recipe
 from passes.common.initializer import Initializer
 from passes.ir import TensorSpec
 from passes.pipeline import analyse
@@ -65,7 +65,7 @@ def convolutional() -> nn.Module:
     )
 
 
-def copy(model: nn.Module, spec: TensorSpec, width: int | None = None) -> tuple[Recipe, nn.Module]:
+def copy(model: nn.Module, spec: TensorSpec, width: int | None = None) -> tuple[CopyRecipe, nn.Module]:
     """The classifier behind ``spec``, held to its recipe."""
     adapter = Adapter(analyse(model, (2, 3, 8, 8), max_cut=1))
     recipe = adapter.adapt_classifier(spec, width)

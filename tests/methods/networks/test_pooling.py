@@ -18,7 +18,7 @@ from localize import localize
 from localize.methods.networks.heads import build_head, describe_head, head_cost
 from localize.methods.networks.pooling import AttentionPool, FirstToken, GlobalAveragePool, Pooling
 from localize.plan.prediction import Prediction
-from passes.adapt.class_token import tokens_with_class
+from passes.adapt.resolution import tokens_with_class
 from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
 from passes.pipeline import analyse

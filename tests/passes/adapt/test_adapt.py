@@ -8,8 +8,8 @@ from torch import fx, nn
 
 from localize import localize
 from passes.adapt.adapter import Adapter
+from passes.adapt.copy_recipe import CopyRecipe
 from passes.adapt.rebuild import rebuild
-from passes.adapt.recipe import Recipe
 from passes.common.initializer import Initializer
 from passes.errors import AdaptError
 from passes.ir import TensorSpec
@@ -109,7 +109,7 @@ def net(block: nn.Module, before: int, after: int) -> nn.Module:
 
 def place(
     block: nn.Module, before: int, after: int, channels: int, stride: int = 1, size: int = 8, layer: int = 1
-) -> tuple[Recipe, fx.GraphModule]:
+) -> tuple[CopyRecipe, fx.GraphModule]:
     """Fits the block behind an input of ``channels``, and builds it; its output is checked against the recipe."""
     network = analyse(net(block, before, after), (2, 3, 16, 16), max_cut=1)
     adapter = Adapter(network)

@@ -12,8 +12,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from passes.adapt.adapter import Adapter
+from passes.adapt.copy_recipe import CopyRecipe
 from passes.adapt.rebuild import rebuild
-from passes.adapt.recipe import Recipe
 from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
 from passes.pipeline import analyse
@@ -153,7 +153,9 @@ class Net(nn.Module):
         return result
 
 
-def place(block: nn.Module, before: int, after: int, spec: TensorSpec, stride: int) -> tuple[Recipe, fx.GraphModule]:
+def place(
+    block: nn.Module, before: int, after: int, spec: TensorSpec, stride: int
+) -> tuple[CopyRecipe, fx.GraphModule]:
     """The block behind ``spec``, as layer 1 of a network; run forward and backward."""
     network = analyse(Net(block, before, after), (2, 3, 16, 16), max_cut=1, granularity=["stem", "block"], verify=False)
     assert [network.layers[1].input.channels, network.layers[1].output.channels] == [before, after]

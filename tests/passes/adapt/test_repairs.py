@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from passes.adapt.adapter import Adapter
 from passes.adapt.arguments import follow, leaves, replaced, split_again
+from passes.adapt.copy_recipe import CopyRecipe
 from passes.adapt.outside_shapes import measured, stand_in
 from passes.adapt.rebuild import rebuild
-from passes.adapt.recipe import Recipe
 from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
 from passes.layers.adapters import Front, ToLayout, build_front, from_image, to_image
@@ -44,7 +44,7 @@ class Net(nn.Module):
 
 def place(
     block: nn.Module, width: int, spec: TensorSpec, stride: int = 1, tokens: bool = False
-) -> tuple[Recipe, fx.GraphModule]:
+) -> tuple[CopyRecipe, fx.GraphModule]:
     """The block, of input and output ``width``, behind ``spec``: built, run both ways, and held to its recipe."""
     network = analyse(Net(block, width, width, tokens), (2, 3, 8, 8), max_cut=1, granularity=["stem", "block"])
     adapter = Adapter(network)
