@@ -12,7 +12,11 @@ import torch
 from torch import nn
 
 from localize.models import CifarResNet, cifar_resnet
-from tests.tools.chromium import Chromium, find_chromium
+
+# Before they are imported: assertions that tests share show their values, as those of tests do.
+pytest.register_assert_rewrite("tests.tools")
+
+from tests.tools.chromium import Chromium, find_chromium  # noqa: E402
 
 # One thread a worker: xdist already uses every core, and results do not depend on how many cores there are.
 torch.set_num_threads(1)

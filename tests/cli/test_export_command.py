@@ -17,7 +17,7 @@ from localize.cli.weights import WeightsError, load_weights, read_weights
 from localize.export import FORMATS, Format, Request, formats
 from localize.runtime.exporting import VIEWS
 from localize.sizes import format_bytes
-from tests.cli.test_check_and_sweep import MODEL_FILE
+from tests.models.model_file import MODEL_FILE
 
 CHAIN = ["export", "m.py:chain", "-d", "2", "--image-size", "8"]
 TRAIN = ["train", "--model", "m.py:chain", "--data", "digits", "--limit", "20", "--image-size", "8", "--epochs", "1"]

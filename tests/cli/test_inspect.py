@@ -22,7 +22,7 @@ from localize.cli.main import main
 from localize.cli.terminal import LEAST_WIDTH, Page, broken
 from localize.methods import METHODS
 from localize.models import cifar_resnet
-from tests.cli.test_check_and_sweep import MODEL_FILE
+from tests.models.model_file import MODEL_FILE
 from tests.tools.paths import ROOT
 
 ODD_NAMES = """

@@ -16,9 +16,9 @@ from passes.ir import Network
 from passes.partition.flow import Flow
 from passes.partition.output_choice import fusion_points
 from passes.pipeline import analyse
-from tests.contracts.test_random_graphs import assert_isolated
 from tests.models.dense_models import Pyramid
 from tests.models.zoo import assert_same, gradients
+from tests.tools.isolated import assert_isolated
 
 CLASSES = 5
 X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -5,50 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from localize import LocalGraphModule
-from passes.ir import Captured
-from passes.pipeline import analyse
-from tests.models.zoo import ZOO, Entry, assert_same, every_model, gradients, localized
-from tests.tools.oracle import Oracle
-
-
-def _reads_first(outputs: tuple[str, ...], live: tuple[str, ...]) -> tuple[str, ...]:
-    """The tensors that cross, in the order in which the module gives those it computes."""
-    return (*(name for name in outputs if name in live), *(name for name in live if name not in outputs))
-
-
-def run_oracle(
-    local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor, max_cut: int | None = None
-) -> list[torch.Tensor]:
-    """Losses; gradients stay on the parameters. The model is analysed anew, apart from what ``local`` was made of."""
-    network = analyse(local.primary, (2, *x.shape[1:]), max_cut=max_cut)
-    captured: Captured = network.captured
-    cuts = [
-        (_reads_first(module.outputs, network.partition.live[module.plan.layers[-1]]), module.reads)
-        for module in local.local_modules[:-1]
-    ]
-    cuts.append(((captured.result.name,), 1))
-    oracle = Oracle(captured, local, cuts, y)
-    oracle.run(x)
-    return oracle.losses
-
-
-def assert_equals_oracle(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor, max_cut: int | None = None) -> None:
-    torch.manual_seed(11)
-    local.zero_grad()
-    losses = []
-    for out in local.steps(x, y):
-        out.loss.backward()
-        losses.append(out.loss.detach())
-    found = gradients(local)
-    torch.manual_seed(11)
-    local.zero_grad()
-    expected_losses = run_oracle(local, x, y, max_cut)
-    assert len(losses) == len(local.plan.modules)
-    assert torch.equal(torch.stack(losses), torch.stack(expected_losses))
-    assert_same(found, gradients(local))
-    assert sorted(found) == sorted(name for name, _ in local.named_parameters())
-    local.zero_grad()
+from tests.models.zoo import ZOO, Entry, every_model, gradients, localized
+from tests.tools.oracle import assert_equals_oracle, run_oracle
 
 
 @every_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import networkx as nx
 import torch
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -12,18 +12,11 @@ from localize import LocalGraphModule, Plan, localize
 from localize.methods.networks.merge import Merged
 from passes.ir import Network
 from passes.pipeline import analyse
-from tests.models.graphs import SIZE, Instruction, Program, programs
+from tests.models.graphs import SIZE, Instruction, Program, bounded, programs
 from tests.models.zoo import assert_same, gradients
+from tests.tools.isolated import assert_isolated
 
 EXAMPLE = torch.empty(2, 3, SIZE, SIZE)
-
-
-def bounded(examples: int) -> settings:
-    """The same examples every time, as many as the clock allows."""
-    unhurried = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=unhurried
-    )
 
 
 def flow_of(network: Network) -> nx.DiGraph[str]:
@@ -163,21 +156,6 @@ def assert_blocks_give_what_they_say(local: LocalGraphModule) -> None:
         assert network[-1](value).shape == plan.output.shape
         assert planned.auxiliary.params == sum(p.numel() for p in module.auxiliary.parameters())  # type: ignore[misc]
         assert [block.source for block in planned.auxiliary.blocks] == [*planned.auxiliary.selected]
-
-
-def assert_isolated(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Gradients of all steps, each of which reaches what its module owns and nothing else."""
-    found: dict[str, torch.Tensor] = {}
-    for module, out in zip(local.plan.modules, local.steps(x, y), strict=True):
-        local.zero_grad()
-        out.loss.backward()
-        own = {f"primary.{name}" for name in module.parameters}
-        own |= {name for name, _ in local.named_parameters() if name.startswith(f"module_{module.index}.")}
-        reached = gradients(local)
-        assert {*reached} == own
-        found |= reached
-    assert len(found) == len(list(local.parameters()))
-    return found
 
 
 @bounded(40)

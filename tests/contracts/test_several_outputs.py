@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from localize import CaptureError, localize
 from localize.runtime.local_graph import HEAD_WEIGHT
-from tests.contracts.test_random_graphs import assert_isolated
 from tests.models.zoo import assert_same, gradients
+from tests.tools.isolated import assert_isolated
 
 CLASSES = 5
 EXAMPLE = torch.empty(2, 3, 8, 8)

@@ -15,23 +15,10 @@ from localize.export.page.page import page
 from localize.export.request import Request
 from localize.models import cifar_resnet
 from tests.models.hostile import END, LAYERS, hostile_loss, hostile_model
-from tests.tools.chromium import Chromium
+from tests.tools.chromium import OVERLAPS, Chromium
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
-OVERLAPS = """
-(() => {
-  const shown = [...document.querySelectorAll("#world text")].filter((element) => element.getClientRects().length);
-  const boxes = shown.map((element) => ({ text: element.textContent, box: element.getBoundingClientRect() }));
-  const found = [];
-  boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b) => {
-    const wide = Math.min(a.box.right, b.box.right) - Math.max(a.box.left, b.box.left);
-    const high = Math.min(a.box.bottom, b.box.bottom) - Math.max(a.box.top, b.box.top);
-    if (wide > 1 && high > 3) found.push([a.text, b.text]);
-  }));
-  return found;
-})()
-"""
 STICKING_OUT = """
 [...document.querySelectorAll("#world .node:not(.module)")].filter((node) => {
   const box = node.querySelector(".box").getBoundingClientRect();

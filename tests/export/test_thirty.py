@@ -12,9 +12,8 @@ import pytest
 
 from localize import Plan
 from localize.export import FORMATS, Request, View, plan_schema
-from tests.export.test_browser import OVERLAPS
 from tests.models.thirty import allowed, pairs
-from tests.tools.chromium import Chromium
+from tests.tools.chromium import OVERLAPS, Chromium
 from tests.tools.outside import laid_out, lines_of, needs_dot, unfit
 
 

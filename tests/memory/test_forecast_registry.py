@@ -7,7 +7,7 @@ import torch
 
 from localize import localize
 from localize.memory.forecast import measure
-from tests.contracts.test_every_method import OTHERS, PAIRED, SIZE
+from tests.models.real import OTHERS, PAIRED, SIZE
 from tests.tools.tracked import tracked
 
 pytestmark = pytest.mark.registry

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -202,3 +203,11 @@ def programs(draw: Any, smallest: int = 2, largest: int = 5) -> Program:
             part(draw, b)
     b.unit(b.last, draw(st.sampled_from(WIDTHS)))
     return b.finish()
+
+
+def bounded(examples: int) -> settings:
+    """The same examples every time, as many as the clock allows."""
+    unhurried = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    return settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=unhurried
+    )

@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from localize import METHODS, LocalGraphModule, LocalizeError, localize
-from tests.contracts.test_every_method import OTHERS, PAIRED, SIZE
+from tests.models.real import OTHERS, PAIRED, SIZE
 
 CLASSES = 10
 MODULES = 5

@@ -14,11 +14,9 @@ from torch.nn import functional as F
 from localize import LocalGraphModule, Plan, localize
 from localize.bench.sweep.isolation import fake_step, reach
 from localize.memory.live_bytes import peak_step_bytes
-from passes.codegen.generate import returned
+from tests.models.wide import MAKERS
 from tests.models.zoo import ZOO, Entry, assert_same, gradients
-from tests.passes.partition.test_wide_cuts import MAKERS
-
-MLM: dict[str, Any] = {"method": "mlaan", "lam": False}
+from tests.tools.cascades import MLM, assert_equals, of_each_step
 
 
 class Chain(nn.Module):
@@ -49,18 +47,6 @@ def chain(**options: Any) -> tuple[LocalGraphModule, torch.Tensor, torch.Tensor]
     return local.train(), x, y
 
 
-def of_each_step(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """Gradients of each loss by itself."""
-    found = []
-    torch.manual_seed(1)
-    for out in local.steps(x, y):
-        local.zero_grad()
-        out.loss.backward()
-        found.append(gradients(local))
-    local.zero_grad()
-    return found
-
-
 @pytest.mark.parametrize("k", [2, 3, 9])
 def test_gradients_are_those_of_two_streams_written_out(k: int) -> None:
     local, x, y = chain(k=k, independent=0.3, cascaded=0.7)
@@ -88,58 +74,6 @@ def test_gradients_are_those_of_two_streams_written_out(k: int) -> None:
         assert reached == {str(i) for i in range(first, j + 1)}
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-14)
-
-
-def oracle(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """Gradients of each loss, each stream run anew from the input."""
-
-    def stream(start: int, end: int) -> list[Any]:
-        values: dict[str, Any] = {local.local_modules[0].inputs[0]: x.clone()}
-        for module in local.local_modules[: end + 1]:
-            if module.plan.index == start:
-                values = {n: v.detach().clone() if isinstance(v, torch.Tensor) else v for n, v in values.items()}
-            with torch.set_grad_enabled(module.plan.index >= start):
-                results = module.attached(*[values[name] for name in module.inputs])
-            values.update(zip(module.outputs, returned(module.outputs, results), strict=True))
-        last = local.local_modules[end]
-        return [values[name] for name in last.outputs[: last.reads]]
-
-    found = []
-    torch.manual_seed(1)
-    for j, module in enumerate(local.local_modules):
-        cascade = module.plan.cascade
-        assert cascade is not None
-        # In the order of the steps: the engine adds up gradients of one parameter in the order of the runs.
-        upstream = stream(cascade.reaches[0], j) if cascade.reaches else None
-        own = stream(j, j)
-        beyond = upstream or own
-        first = own[0] if module.auxiliary is None else module.auxiliary(*own)
-        second = beyond[0] if module.cascaded is None else module.cascaded(*beyond)
-        loss = cascade.independent * F.cross_entropy(first, y) + cascade.cascaded * F.cross_entropy(second, y)
-        local.zero_grad()
-        loss.backward()
-        found.append(gradients(local))
-    local.zero_grad()
-    return found
-
-
-def assert_equals(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Steps against the oracle, the fused loss against the steps, both bit for bit; gradients where the plan says."""
-    twin = copy.deepcopy(local)
-    steps = of_each_step(local, x, y)
-    for k, (found, expected) in enumerate(zip(steps, oracle(twin, x, y), strict=True)):
-        assert_same(found, expected)
-        names = {id(p): name for name, p in local.named_parameters()}
-        assert {names[id(p)] for p in local.parameters_of(k)} == set(found)
-    torch.manual_seed(2)
-    for out in local.steps(x, y):
-        out.loss.backward()
-    summed = gradients(local)
-    local.zero_grad()
-    torch.manual_seed(2)
-    local.loss(x, y).backward()
-    assert_same(gradients(local), summed)
-    local.zero_grad()
 
 
 # Stages of the models below that change a value in place, skip modules, or hand several tensors on.

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from localize import localize
+from tests.models.control_flow import EXAMPLE
+from tests.models.in_place import InPlace
 from tests.models.zoo import assert_same
-from tests.passes.capture.test_control_flow import EXAMPLE
-from tests.passes.capture.test_in_place import InPlace
-from tests.runtime.test_cascades import MLM, assert_equals, of_each_step, oracle
+from tests.tools.cascades import MLM, assert_equals, of_each_step, oracle
 
 
 @pytest.mark.parametrize("max_cut", [2, 3, None])

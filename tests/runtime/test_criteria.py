@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from localize import InputError, localize
 from localize.methods.networks.losses import checked
-from tests.contracts.test_random_graphs import assert_isolated
 from tests.models.dense_models import CLASSES, UNet
 from tests.models.zoo import assert_same, gradients
+from tests.tools.isolated import assert_isolated
 
 SAMPLES, OUTPUTS = 4, 10
 IMAGES = torch.randn(SAMPLES, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -211,3 +211,18 @@ def _pipe() -> tuple[int, int]:
     for end in ends:
         os.close(end)
     return moved[0], moved[1]
+
+
+OVERLAPS = """
+(() => {
+  const shown = [...document.querySelectorAll("#world text")].filter((element) => element.getClientRects().length);
+  const boxes = shown.map((element) => ({ text: element.textContent, box: element.getBoundingClientRect() }));
+  const found = [];
+  boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b) => {
+    const wide = Math.min(a.box.right, b.box.right) - Math.max(a.box.left, b.box.left);
+    const high = Math.min(a.box.bottom, b.box.bottom) - Math.max(a.box.top, b.box.top);
+    if (wide > 1 && high > 3) found.push([a.text, b.text]);
+  }));
+  return found;
+})()
+"""

@@ -15,7 +15,7 @@ from localize.runtime.options import AUTO, PLAIN
 from localize.training.data.batches import Data, load_data
 from localize.training.events import Interrupted
 from localize.training.trainer import train
-from tests.training.test_trainer import RECIPE, assert_same_weights, interrupt_after, localized
+from tests.tools.training import RECIPE, assert_same_weights, interrupt_after, localized
 
 
 @pytest.fixture(scope="module")

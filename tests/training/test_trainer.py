@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from localize import LocalGraphModule, Plan, localize
+from localize import Plan, localize
 from localize.models import cifar_resnet
 from localize.training.checkpoint import CheckpointError
 from localize.training.data.batches import Data, load_data
@@ -25,55 +23,22 @@ from localize.training.data.images import DataError
 from localize.training.evaluation import evaluate
 from localize.training.events import EpochDone, Event, Interrupted, Started, StepDone
 from localize.training.recipe import Recipe
-from localize.training.trainer import RUN_FILES, TrainingError, TrainingResult, train
+from localize.training.trainer import RUN_FILES, TrainingError, train
 from tests.models.dense_models import UNet
-
-RECIPE = Recipe(epochs=3, batch_size=16, lr=0.05)
-STEPS = 4  # 60 images in batches of 15
+from tests.tools.training import (
+    RECIPE,
+    STEPS,
+    assert_same_weights,
+    interrupt_after,
+    localized,
+    with_dropout,
+    without_times,
+)
 
 
 @pytest.fixture(scope="module")
 def data() -> Data:
     return load_data("digits", limit=60, image_size=8)
-
-
-def with_dropout() -> nn.Sequential:
-    """A chain of convolutions that draws random numbers in training."""
-    widths = (3, 4, 6, 8)
-    layers = [
-        nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(), nn.Dropout(0.3))
-        for i, o in itertools.pairwise(widths)
-    ]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 10))
-
-
-def localized(method: str = "auglocal", model: Callable[[], nn.Module] = with_dropout) -> LocalGraphModule:
-    torch.manual_seed(1)
-    return localize(model(), method, d=2, example_inputs=torch.zeros(2, 3, 8, 8), seed=1)
-
-
-def interrupt_after(steps: int, number: int = signal.SIGINT) -> Callable[[Event], None]:
-    """A listener that sends this process a signal after so many steps, as Ctrl-C would."""
-    left = [steps]
-
-    def listen(event: Event) -> None:
-        if isinstance(event, StepDone):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), number)
-
-    return listen
-
-
-def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
-    left, right = one.state_dict(), other.state_dict()
-    assert list(left) == list(right)
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
-
-
-def without_times(result: TrainingResult) -> list[dict[str, object]]:
-    entries = [metrics.to_dict() for metrics in result.history]
-    return [{k: v for k, v in entry.items() if k not in ("seconds", "images_per_second")} for entry in entries]
 
 
 # Resuming

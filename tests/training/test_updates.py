@@ -23,7 +23,7 @@ from localize.training.recipe import ADDED_SETTINGS, Recipe
 from localize.training.trainer import TrainingResult, train
 from localize.training.updates import Updates, micro_batches
 from tests.tools.rules import images, small
-from tests.training.test_trainer import assert_same_weights, interrupt_after, localized, without_times
+from tests.tools.training import assert_same_weights, interrupt_after, localized, without_times
 
 STEPS = 4  # 60 images in batches of 15
 

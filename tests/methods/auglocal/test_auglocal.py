@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import cache
 from typing import Any
 
 import pytest
@@ -12,9 +11,10 @@ import torch
 import torchvision
 from torch import nn
 
-from localize import Auxiliary, LocalGraphModule, Plan, localize
+from localize import Plan, localize
 from localize.methods.auglocal.selection import pyramid, repetitive, sequential
 from localize.models import cifar_resnet
+from tests.tools.auglocal import assert_trains, auxiliaries, resnet
 
 PLAIN = ["conv1x1", "conv3x3"]
 
@@ -36,28 +36,6 @@ class Tokens(nn.Module):
             x = layer(x)
         result: torch.Tensor = self.head(x.mean((1, 2) if self.images else 1))
         return result
-
-
-@cache
-def resnet(depth: int = 20, **options: Any) -> LocalGraphModule:
-    with torch.device("meta"):
-        model = cifar_resnet(depth)
-    return localize(model, **options)
-
-
-def auxiliaries(local: LocalGraphModule) -> list[Auxiliary]:
-    return [module.auxiliary for module in local.plan.modules[:-1] if module.auxiliary is not None]
-
-
-def assert_trains(local: LocalGraphModule, size: int = 16) -> None:
-    """Every parameter gets a gradient, and plans count what is built."""
-    generator = torch.Generator().manual_seed(0)
-    for out in local.steps(torch.randn(4, 3, size, size, generator=generator), torch.arange(4)):
-        out.loss.backward()
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in local.parameters())
-    assert Plan.from_json(local.plan.to_json()) == local.plan
-    built = sum(p.numel() for module in local.local_modules for p in module.parameters())
-    assert built == local.plan.auxiliary_params
 
 
 # Selection ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import nn
 
 from localize import localize
 from localize.models import cifar_resnet
-from tests.methods.auglocal.test_auglocal import assert_trains
+from tests.tools.auglocal import assert_trains
 
 
 def pretrained() -> nn.Module:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from localize import MethodError, localize
 from localize.methods.auglocal.depth_budget import least, lower_depths
-from tests.methods.auglocal.test_auglocal import auxiliaries, resnet
-from tests.passes.partition.test_wide_cuts import EXAMPLE, TwoWays
+from tests.models.wide import EXAMPLE, TwoWays
+from tests.tools.auglocal import auxiliaries, resnet
 
 Costs = list[list[int]]
 TABLES = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5), max_size=5)

@@ -19,8 +19,8 @@ from localize.methods.networks.local_loss import Batch
 from localize.models import CifarResNet, cifar_resnet
 from passes.errors import InputError, LocalizeError, MethodError, SplitError
 from passes.ir import TensorSpec
+from tests.models.wide import TwoWays
 from tests.models.zoo import assert_same, gradients
-from tests.passes.partition.test_wide_cuts import TwoWays
 
 Batches = tuple[torch.Tensor, torch.Tensor]
 

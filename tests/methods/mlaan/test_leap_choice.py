@@ -21,7 +21,7 @@ from localize.models import cifar_resnet
 from localize.plan.modules import Auxiliary
 from passes.adapt.resolution import stage_starts
 from passes.pipeline import analyse
-from tests.methods.mlaan.test_mlaan import BASES, METHODS, small
+from tests.tools.mlaan import BASES, METHODS, small
 from tests.tools.paths import REFERENCE
 
 RELEASED = json.loads((REFERENCE / "baselines_cifar.json").read_text())["mlaan_leap_resnet32"]

@@ -15,8 +15,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from localize import LocalGraphModule, localize
 from localize.methods.mlaan import leaps
 from localize.methods.mlaan.leaps import Leaps
-from tests.methods.mlaan.test_mlaan import small
 from tests.models.zoo import assert_same
+from tests.tools.mlaan import small
 
 Pair = tuple[str, str]
 

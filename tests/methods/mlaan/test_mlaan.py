@@ -9,27 +9,12 @@ import timm
 import torch
 from torch import nn
 
-from localize import LocalGraphModule, MethodError, Plan, localize
+from localize import MethodError, Plan, localize
 from localize.bench.sweep.isolation import fake_step, reach
 from localize.models import cifar_resnet
 from tests.models.dense_models import CLASSES, UNet
 from tests.models.zoo import assert_same, gradients
-
-METHODS = ("mlaan", "dgl+mlaan", "infopro+mlaan")
-BASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "mlaan": ("auglocal", {"d": 1, "last": "single"}),
-    "dgl+mlaan": ("dgl", {}),
-    "infopro+mlaan": ("infopro", {}),
-}
-
-
-def small(method: str, seed: int = 0, **options: Any) -> tuple[LocalGraphModule, torch.Tensor, torch.Tensor]:
-    torch.manual_seed(seed)
-    x, y = torch.rand(4, 3, 16, 16), torch.arange(4)
-    model = cifar_resnet(14, width=4)
-    options = {"seed": 0, "max_cut": 1, "example_inputs": x, **options}
-    return localize(model, method, **options).train(), x, y
-
+from tests.tools.mlaan import BASES, METHODS, small
 
 # What is equal to what ------------------------------------------------------------------------------------------------
 

@@ -21,10 +21,11 @@ from localize.runtime.local_graph import HEAD_WEIGHT
 from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
 from passes.shapes.infer import CostMode
-from tests.contracts.test_oracle import assert_equals_oracle
-from tests.contracts.test_random_graphs import assert_isolated, bounded
 from tests.models.dense_models import CLASSES, ChannelsLast, Segmenter, UNet, Volumes
+from tests.models.graphs import bounded
 from tests.models.zoo import assert_same, gradients
+from tests.tools.isolated import assert_isolated
+from tests.tools.oracle import assert_equals_oracle
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "u-net, transposed convolutions": (lambda: UNet(True), (3, 16, 16)),

@@ -23,7 +23,8 @@ from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
 from passes.pipeline import analyse
 from passes.shapes.infer import CostMode
-from tests.contracts.test_random_graphs import assert_isolated, bounded
+from tests.models.graphs import bounded
+from tests.tools.isolated import assert_isolated
 
 SHAPES: dict[Layout, tuple[int, ...]] = {"NCHW": (3, 5, 2, 4), "NHWC": (3, 2, 4, 5), "NLC": (3, 7, 5), "NC": (3, 5)}
 

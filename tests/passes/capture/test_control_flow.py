@@ -15,132 +15,25 @@ from localize import CaptureError, InputError, LocalizeError, check, localize
 from passes.capture.capture import capture
 from passes.capture.fidelity import capture_verified
 from passes.capture.replay import replay
-from passes.ir import Captured, TensorSpec
 from passes.pipeline import analyse
 from passes.shapes.infer import infer_shapes
-
-EXAMPLE = torch.empty(2, 4, 8, 8)
-SPEC = TensorSpec(tuple(EXAMPLE.shape))
-Change = Callable[[Any, Any], Any]
-
-
-class Part(nn.Module):
-    """Two convolutions, and code of the test's own, given the module and its input (N, 4, H, W)."""
-
-    table: torch.Tensor
-
-    def __init__(self, change: Change) -> None:
-        super().__init__()
-        self.change = change
-        self.conv, self.more = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
-        self.scale = nn.Parameter(torch.randn(4, 1, 1))
-        self.register_buffer("table", torch.randn(4, 16, 16))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.more(self.conv(self.change(self, x)))
-        return result
-
-
-class Root(Part):
-    """The same code in a model's own forward."""
-
-    def __init__(self, change: Change) -> None:
-        super().__init__(change)
-        self.fc = nn.Linear(4, 5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.fc(super().forward(x).mean((2, 3)))
-        return result
-
-
-def net(part: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(4, 4, 1), part, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-
-
-def by_size(m: Part, x: torch.Tensor) -> torch.Tensor:
-    return x * 2 if x.shape[2] > 4 else x
-
-
-def by_rank(m: Part, x: torch.Tensor) -> torch.Tensor:
-    if x.ndim != 4 or len(x.shape) != 4 or x.dim() != 4:
-        raise ValueError("no image")
-    return x * 2
-
-
-def loop(m: Part, x: torch.Tensor) -> torch.Tensor:
-    return torch.stack([x[:, i] * (i + 1) for i in range(x.shape[1])], 1)
-
-
-def loop_over_parts(m: Part, x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([part * i for i, part in enumerate(x.chunk(2, 1))], 1)
-
-
-def star(m: Part, x: torch.Tensor) -> torch.Tensor:
-    def total(*parts: torch.Tensor) -> torch.Tensor:
-        found = parts[0]
-        for part in parts[1:]:
-            found = found + part
-        return found
-
-    return x + total(*x.split(1, 1))
-
-
-def length(m: Part, x: torch.Tensor) -> torch.Tensor:
-    batch, one = int(x.shape[0]), int.from_bytes(b"\1", "big")
-    if not isinstance(one, int) or len([one]) != 1:
-        raise TypeError("int is int")
-    return x.reshape(len(x), -1).view(batch, 4, x.shape[2], -1) * one
-
-
-def position_table(m: Part, x: torch.Tensor) -> torch.Tensor:
-    rows = torch.arange(x.shape[2], device=x.device, dtype=x.dtype)
-    return x + rows[:, None] + torch.zeros(x.shape[0], 1, 1, 1)
-
-
-def slice_of_buffer(m: Part, x: torch.Tensor) -> torch.Tensor:
-    return x + m.table[:, : x.shape[2], : x.shape[3]]
-
-
-def own_drop_path(m: Part, x: torch.Tensor) -> torch.Tensor:
-    kept = (torch.rand(x.shape[0], 1, 1, 1) < 0.5).to(x.dtype)
-    return x * kept.div_(0.5)
-
-
-def floats(m: Part, x: torch.Tensor) -> torch.Tensor:
-    scale: float = float(x.shape[1]) ** -0.5
-    return x * scale + max(x.shape[2], 3) % 5
-
-
-def written_item(m: Part, x: torch.Tensor) -> torch.Tensor:
-    y = x * 2
-    y[:, 0] = 1.5
-    y[:, 1:2] += m.scale[:1]
-    return y
-
-
-def assertion(m: Part, x: torch.Tensor) -> torch.Tensor:
-    assert x.shape[2] % 2 == 0, "odd"
-    torch._assert(x.shape[0] % 2 == 0, "batch must be even")
-    return x
-
-
-def made_in_forward(m: Part, x: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = nn.ReLU()(x)
-    return result
-
-
-CAPTURED: tuple[Change, ...] = (
-    by_size, by_rank, loop, loop_over_parts, star, length, position_table, slice_of_buffer, own_drop_path, floats,
-    written_item, assertion, made_in_forward,
-)  # fmt: skip
-
-
-def assert_agrees(captured: Captured, x: torch.Tensor) -> None:
-    model = captured.model.train()
-    torch.manual_seed(0)
-    expected = model(x)
-    torch.manual_seed(0)
-    assert torch.equal(replay(captured, x)[0], expected)
+from tests.models import control_flow
+from tests.models.control_flow import (
+    CAPTURED,
+    EXAMPLE,
+    REFUSED,
+    SPEC,
+    Change,
+    Part,
+    Root,
+    by_batch,
+    by_size,
+    by_value,
+    length,
+    net,
+    own_buffer,
+)
+from tests.tools.agreement import assert_agrees
 
 
 @pytest.mark.parametrize("change", CAPTURED)
@@ -156,50 +49,11 @@ def test_what_follows_from_sizes_is_captured(change: Change) -> None:
 def test_another_size_that_takes_another_path_is_an_error_and_no_wrong_result() -> None:
     captured = capture_verified(Root(by_size), None, None, SPEC)
     assert_agrees(captured, torch.randn(2, 4, 6, 6))
-    with pytest.raises(InputError, match=r"takes another path .*\(at test_control_flow.py:\d+\).*Give example_inputs"):
+    with pytest.raises(InputError, match=r"takes another path .*\(at control_flow.py:\d+\).*Give example_inputs"):
         replay(captured, torch.randn(2, 4, 4, 4))
     local = localize(net(Part(by_size)), d=2, max_cut=1, example_inputs=EXAMPLE)
     for size in (8, 6):
         local.loss(torch.randn(2, 4, size, size), torch.tensor([0, 1])).backward()
-
-
-def by_value(m: Part, x: torch.Tensor) -> torch.Tensor:
-    return x * 2 if x.mean() > 0 else x
-
-
-def by_item(m: Part, x: torch.Tensor) -> torch.Tensor:
-    return x * int(x.argmax())
-
-
-def by_batch(m: Part, x: torch.Tensor) -> torch.Tensor:
-    return x * 2 if x.shape[0] > 3 else x
-
-
-def by_batch_loop(m: Part, x: torch.Tensor) -> torch.Tensor:
-    return torch.stack([x[i] for i in range(len(x))])
-
-
-def by_type(m: Part, x: torch.Tensor) -> torch.Tensor:
-    return x.float() if x.dtype == torch.float16 else x
-
-
-def by_buffer(m: Part, x: torch.Tensor) -> torch.Tensor:
-    return x * 2 if m.table.sum() > 0 else x
-
-
-def own_buffer(m: Part, x: torch.Tensor) -> torch.Tensor:
-    m.table.mul_(0.5)
-    return x
-
-
-REFUSED: dict[Change, str] = {
-    by_value: "values of a tensor",
-    by_item: "values of a tensor",
-    by_batch: "batch size",
-    by_batch_loop: "batch size",
-    by_type: "dtype",
-    by_buffer: "values of a tensor",
-}
 
 
 @pytest.mark.parametrize("change", [*REFUSED, own_buffer])
@@ -209,7 +63,7 @@ def test_what_does_not_is_kept_whole(change: Change) -> None:
     assert leaf.path == "1"
     assert REFUSED.get(change, "in place") in leaf.reason
     assert leaf.source is not None
-    assert leaf.source.startswith("test_control_flow.py:")
+    assert leaf.source.startswith("control_flow.py:")
     for batch in (2, 6):
         # Its buffer moves with every pass.
         captured.model.get_buffer("1.table").fill_(1.0)
@@ -224,7 +78,7 @@ def test_in_the_models_own_forward_it_is_refused_by_line(change: Change) -> None
         localize(Root(change), d=2, example_inputs=EXAMPLE)
     assert error.value.where == "Root"
     assert error.value.source is not None
-    assert error.value.source.startswith("test_control_flow.py:")
+    assert error.value.source.startswith("control_flow.py:")
     assert "submodule" in str(error.value.remedy)
 
 
@@ -346,8 +200,8 @@ def test_a_decorated_forward_keeps_its_input() -> None:
 
 
 def test_nothing_of_the_tracer_is_left_behind() -> None:
-    before = torch.arange, nn.Module.__setattr__, torch.autograd.Function.apply, dict(globals())
+    before = torch.arange, nn.Module.__setattr__, torch.autograd.Function.apply, dict(vars(control_flow))
     for change in (length, by_value):
         with contextlib.suppress(CaptureError):
             capture(Root(change), example=SPEC)
-    assert (torch.arange, nn.Module.__setattr__, torch.autograd.Function.apply, dict(globals())) == before
+    assert (torch.arange, nn.Module.__setattr__, torch.autograd.Function.apply, dict(vars(control_flow))) == before

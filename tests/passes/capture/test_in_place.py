@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from localize import LocalizeError, localize
 from passes.capture.fidelity import capture_verified
-from tests.contracts.test_oracle import assert_equals_oracle
-from tests.passes.capture.test_control_flow import EXAMPLE, SPEC, Part, Root, assert_agrees
+from tests.models.control_flow import EXAMPLE, SPEC, Part, Root
+from tests.models.in_place import InPlace
+from tests.tools.agreement import assert_agrees
+from tests.tools.oracle import assert_equals_oracle
 
 
 def test_a_state_of_the_models_own_moves_once_a_step() -> None:
@@ -48,28 +49,6 @@ def test_a_state_of_the_models_own_moves_once_a_step() -> None:
     with torch.no_grad():
         model(x)
     assert torch.equal(found, model.mean)
-
-
-class InPlace(nn.Module):
-    """Changes a value in place that is read before and after the change, on both sides of cuts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(5))
-        self.fc = nn.Linear(4, 5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.layers[0](x)
-        kept = x.mean((2, 3), keepdim=True)
-        x.mul_(0.5)
-        y = self.layers[1](x)
-        y += x
-        z = self.layers[2](y)
-        z[:, 0] = 0.25
-        z = F.relu(z)
-        z = self.layers[3](z) + kept
-        result: torch.Tensor = self.fc(self.layers[4](z).add_(y).mean((2, 3)))
-        return result
 
 
 @pytest.mark.parametrize("max_cut", [1, 2, 3, None])
