@@ -165,10 +165,7 @@ class Captured:
 
     def attribute(self, path: str) -> Any:
         """The parameter, buffer or constant that a ``get_attr`` node of this target reads."""
-        if path in self.constants:
-            return self.constants[path]
-        owner, _, name = path.rpartition(".")
-        return getattr(self.model.get_submodule(owner), name)
+        return read_attribute(self.model, path, self.constants)
 
     def feeding(self, names: Collection[str], among: Collection[str]) -> set[str]:
         """Which nodes of ``among`` the nodes ``names`` need, directly or through others of ``among``."""
@@ -185,6 +182,14 @@ class Captured:
         """Path of the opened module in whose forward the node stands; empty for the root."""
         index = self.scopes[name]
         return "" if index < 0 else self.calls[index].path
+
+
+def read_attribute(root: nn.Module, path: str, constants: Mapping[str, torch.Tensor]) -> Any:
+    """Return the constant of this name, or else the attribute of ``root`` or of a module in it."""
+    if path in constants:
+        return constants[path]
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)
 
 
 @dataclass(frozen=True, slots=True)

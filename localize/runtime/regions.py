@@ -19,6 +19,7 @@ from localize.methods.networks.blocks import Blocks
 from localize.methods.networks.local_loss import Supervising, Term
 from localize.runtime.local_module import LocalModule
 from passes.codegen.generate import PRIMARY
+from passes.common.interpreter import Interpreter
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _MIXING = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.modules.conv._ConvNd)
@@ -189,23 +190,7 @@ class _Writer:
         return self._create("call_method", "forward", (self._held(path), *args), kwargs)
 
     def _inline(self, module: fx.GraphModule, path: str, args: tuple[Any, ...]) -> Any:
-        known: dict[fx.Node, Any] = {}
-        given = iter(args)
-        for node in module.graph.nodes:
-            target = str(node.target)
-            if node.op == "placeholder":
-                known[node] = next(given)
-                continue
-            operands, named = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-            if node.op == "output":
-                return operands[0]
-            if node.op == "call_module":
-                known[node] = self._call(module.get_submodule(target), _join(path, target), operands, named)
-            elif node.op == "get_attr":
-                known[node] = self._held(_join(path, target))
-            else:
-                known[node] = self._create(node.op, node.target, operands, named)
-        raise AssertionError("a graph without output")
+        return _Inliner(self, module, path).run(module.graph, *args)
 
     def _create(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         return self.graph.create_node(op, target, args, kwargs, f"v{len(self.graph.nodes)}")
@@ -218,3 +203,24 @@ class _Writer:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+class _Inliner(Interpreter):
+    """Writes the nodes of a graph into another one: values are nodes."""
+
+    def __init__(self, writer: _Writer, module: fx.GraphModule, path: str) -> None:
+        super().__init__(module)
+        self.writer, self.path = writer, path
+
+    def get_attr(self, node: fx.Node) -> Any:
+        """Write the use of a tensor."""
+        return self.writer._held(_join(self.path, str(node.target)))
+
+    def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Write the call of a module."""
+        target = str(node.target)
+        return self.writer._call(self.root.get_submodule(target), _join(self.path, target), args, kwargs)
+
+    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Write the call of a function or method."""
+        return self.writer._create(node.op, node.target, args, kwargs)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from passes.common.interpreter import arguments_of, call_target
 from passes.ir import Captured, Shapes, TensorSpec
 
 Path = tuple[Any, ...]
@@ -79,11 +80,7 @@ class Numbers:
             return torch.empty(spec.shape, dtype=spec.dtype, device="meta")
         if node.name not in self.shapes.numbers:
             return None
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self.value)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        function: Any = node.target
-        return function(*args, **kwargs)
+        return call_target(node, *arguments_of(node, self.value))
 
     def reads(self, node: fx.Node) -> list[fx.Node]:
         """The numbers, read off a tensor's channel dimension, that a number is made of."""

@@ -17,6 +17,7 @@ from passes.adapt.retype import clone, is_norm
 from passes.capture.proxies import WRITTEN
 from passes.common.initializer import Initializer
 from passes.common.inplace import is_view, mutates_input
+from passes.common.interpreter import arguments_of
 from passes.ir import Captured, Network
 from passes.layers.adapters import ToLayout, build_front, build_projection
 
@@ -186,7 +187,7 @@ def _copy(
     if node.op == "get_attr":
         root[node.name] = _tensor(captured, str(node.target), edits.shapes.get(i), draw)
         return graph.get_attr(node.name)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
+    args, kwargs = arguments_of(node, value_of)
     if node.op == "call_module":
         root[node.name] = clone(captured.model.get_submodule(str(node.target)), edits.changes.get(i, {}), draw)
         return graph.create_node("call_module", node.name, args, kwargs, node.name)

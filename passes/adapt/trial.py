@@ -33,6 +33,7 @@ from passes.adapt.repairs import RepairSite, Restart, Unreachable, attempt
 from passes.adapt.resolution import grid, reduction
 from passes.common.fake_tensors import device_of, fake_mode
 from passes.common.initializer import Initializer
+from passes.common.interpreter import arguments_of, call_target
 from passes.errors import AdaptError
 from passes.ir import Layout, Network, TensorSpec
 from passes.layers.adapters import GRIDS, Front, ToLayout, build_front, build_projection
@@ -192,7 +193,7 @@ class Trial:
     def _node(self, i: int, node: fx.Node) -> Any:
         if node.op == "get_attr":
             return self._attribute(i, node)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
+        args, kwargs = arguments_of(node, self._value)
         if i in self.edits.bypassed:
             return args[0]
         module = self.captured.module(node)
@@ -204,11 +205,8 @@ class Trial:
             args = self._join(site)
         elif self.attempt.mode != "adapter" and node.name not in self.shapes.numbers:
             self._prepare(site)
-        target: Any = node.target
-        call = getattr(args[0], target) if node.op == "call_method" else target
-        rest = args[1:] if node.op == "call_method" else args
         try:
-            return attempt(lambda: call(*rest, **kwargs))
+            return attempt(lambda: call_target(node, args, kwargs))
         except Unreachable:
             if node.name not in self.shapes.numbers and self.attempt.mode != "adapter":
                 repairs.renumber(site)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from passes.capture.fingerprint import digest, fingerprint, generators, python_state
+from passes.common.interpreter import Interpreter
 from passes.common.restore import same_randomness, set_mode, untouched
 from passes.errors import first_line
 from passes.ir import Call, Captured
@@ -20,22 +21,9 @@ from passes.ir import Call, Captured
 SEED = 20240229
 
 
-class Replay(fx.Interpreter):
-    """Runs a captured graph over the user's own modules, parameters and buffers."""
-
-    def __init__(self, captured: Captured) -> None:
-        super().__init__(captured.model, graph=captured.graph)
-        self.captured = captured
-        self.extra_traceback = False
-
-    def fetch_attr(self, target: str) -> Any:
-        """A parameter, buffer or constant."""
-        return self.captured.attribute(target)
-
-
 def replay(captured: Captured, x: torch.Tensor) -> tuple[Any, ...]:
     """Values of ``captured.result`` and ``captured.heads``, in order."""
-    result = Replay(captured).run(x)
+    result = Interpreter(captured.model, captured.constants).run(captured.graph, x)
     return result if captured.heads else (result,)
 
 
@@ -131,7 +119,7 @@ def run_graph(captured: Captured, x: torch.Tensor, passes: int, leaves: bool = F
         for _ in range(passes):
             runner = _Recorder(captured, record, leaves)
             try:
-                result = runner.run(x.clone())
+                result = runner.run(captured.graph, x.clone())
             except Exception as error:
                 record.error, record.failed = error, runner.position
                 break
@@ -139,48 +127,54 @@ def run_graph(captured: Captured, x: torch.Tensor, passes: int, leaves: bool = F
     return record
 
 
-class _Recorder(Replay):
+class _Recorder(Interpreter):
     """Takes fingerprints where calls start and end."""
 
     def __init__(self, captured: Captured, record: Record, leaves: bool) -> None:
-        super().__init__(captured)
-        self.garbage_collect_values = False
-        self.record, self.leaves = record, leaves
+        super().__init__(captured.model, captured.constants)
+        self.captured, self.record, self.leaves = captured, record, leaves
         self.position = -1
         self.before: dict[int, Any] = {}
         self.starts: dict[int, list[int]] = defaultdict(list)
         self.ends: dict[int, list[int]] = defaultdict(list)
-        last = {node: max((captured.positions[u.name] for u in node.users), default=0) for node in captured.nodes}
         for index, call in enumerate(captured.calls):
             self.starts[call.first].append(index)
             if call.last >= call.first:
                 self.ends[call.last].insert(0, index)  # what is inside ends first
+
+    def dead_after(self, graph: fx.Graph) -> Mapping[fx.Node, list[fx.Node]]:
+        """Return, for each node, the nodes that neither a later node nor a later fingerprint reads."""
+        captured = self.captured
+        last = {
+            node: captured.positions[reader.name]
+            for reader, nodes in super().dead_after(graph).items()
+            for node in nodes
+        }
+        for call in captured.calls:
             for node in _nodes_in((call.args, call.kwargs)):
                 last[node] = max(last[node], call.first)
             for node in _nodes_in(call.result):
                 last[node] = max(last[node], call.first, call.last)
-        self.dead: dict[int, list[fx.Node]] = defaultdict(list)
+        later: dict[fx.Node, list[fx.Node]] = defaultdict(list)
         for node, position in last.items():
-            self.dead[max(position, captured.positions[node.name])].append(node)
+            later[captured.nodes[position]].append(node)
+        return later
 
-    def run_node(self, n: fx.Node) -> Any:
-        """Runs a node, and drops what no later one reads."""
-        position = self.position = self.captured.positions[n.name]
+    def run_node(self, node: fx.Node) -> Any:
+        """Run a node; take the fingerprints of the calls that start or end with it."""
+        position = self.position = self.captured.positions[node.name]
         for index in self.starts[position]:
             call = self.captured.calls[index]
             self.before[index] = self._print(call, (call.args, call.kwargs))
             if call.last < call.first:
                 self._leave(index)
-        leaf = self.captured.module(n) if self.leaves else None
-        before = fingerprint(leaf, (n.args, n.kwargs), self.env) if leaf is not None else None
-        self.env[n] = value = super().run_node(n)
+        leaf = self.captured.module(node) if self.leaves else None
+        before = fingerprint(leaf, (node.args, node.kwargs), self.values) if leaf is not None else None
+        self.values[node] = value = super().run_node(node)
         if leaf is not None:
-            self.record.calls[str(n.target)].append((before, fingerprint(leaf, value)))
+            self.record.calls[str(node.target)].append((before, fingerprint(leaf, value)))
         for index in self.ends[position]:
             self._leave(index)
-        for node in self.dead[position]:
-            if node is not n:
-                self.env.pop(node, None)
         return value
 
     def _leave(self, index: int) -> None:
@@ -188,7 +182,7 @@ class _Recorder(Replay):
         self.record.calls[call.path].append((self.before.pop(index), self._print(call, call.result)))
 
     def _print(self, call: Call, value: Any) -> Any:
-        return fingerprint(self.captured.model.get_submodule(call.path), value, self.env)
+        return fingerprint(self.captured.model.get_submodule(call.path), value, self.values)
 
 
 def _nodes_in(value: Any) -> list[fx.Node]:

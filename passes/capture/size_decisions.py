@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from passes.capture.proxies import SIZES
 from passes.common.fake_tensors import device_of, quiet
+from passes.common.interpreter import Interpreter
 from passes.errors import InputError, first_line
 from passes.ir import TensorSpec
 
@@ -66,7 +67,7 @@ class Sizes:
         device = device_of(root)
         batch = max(1, example.shape[0])
         inputs = [((size, *example.shape[1:]), example.dtype, device) for size in (batch, 2 * batch)]
-        self.runs = [_Run(root, constants, *given) for given in inputs]
+        self.runs = [_FakeRun(root, constants, *given) for given in inputs]
 
     def decide(self, node: fx.Node, ask: str) -> Decision:
         """What ``node`` answers.
@@ -129,8 +130,8 @@ _RANK = {"ndim", "dim", "ndimension", "is_nested"}
 """What of a tensor depends on its rank alone."""
 
 
-class _Run:
-    """One fake run, carried on as far as has been recorded."""
+class _FakeRun(Interpreter):
+    """One run on a fake input, continued as the graph is recorded. An error is the value of the node that raised it."""
 
     def __init__(
         self,
@@ -140,42 +141,37 @@ class _Run:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.root, self.constants = root, constants
+        super().__init__(root, constants)
         self.shape, self.dtype, self.device = shape, dtype, device
-        self.values: dict[fx.Node, Any] = {}
-        self.last: fx.Node | None = None
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def advance(self, node: fx.Node) -> None:
-        """Runs what has been recorded since, up to and with ``node``."""
+        """Run what has been recorded since the last call, up to and including ``node``."""
         with quiet(), self.mode, torch.no_grad():
-            while node not in self.values:
-                one = self.last.next if self.last is not None else next(iter(node.graph.nodes))
-                assert one.op != "root"
-                try:
-                    self.values[one] = self._run(one)
-                except Exception as error:
-                    # It fails who asks for it.
-                    self.values[one] = error
-                self.last = one
+            self.value_of(node)
 
-    def _run(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            return torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        if node.op == "get_attr":
-            path = str(node.target)
-            owner, _, name = path.rpartition(".")
-            return self.constants[path] if path in self.constants else getattr(self.root.get_submodule(owner), name)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self._known)
-        if node.op == "call_module":
-            return self.root.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        function: Callable[..., Any] = node.target  # type: ignore[assignment]
-        return None if function is guard else function(*args, **kwargs)
+    def run_node(self, node: fx.Node) -> Any:
+        """Return the value of a node, or the error that it raised: only who asks for that value gets the error."""
+        try:
+            return super().run_node(node)
+        except Exception as error:
+            return error
 
-    def _known(self, node: fx.Node) -> Any:
+    def known(self, node: fx.Node) -> Any:
+        """Return the value of an argument.
+
+        Raises:
+            Exception: The argument itself could not be computed.
+        """
         value = self.values[node]
         if isinstance(value, Exception):
             raise value
         return value
+
+    def placeholder(self, node: fx.Node) -> torch.Tensor:
+        """Return the fake input."""
+        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
+
+    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function or method; a guard is skipped, because it only holds for the example's batch size."""
+        return None if node.target is guard else super().call(node, args, kwargs)

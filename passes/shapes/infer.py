@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from passes.common.fake_tensors import device_of, fake_mode, faked, has_values
+from passes.common.interpreter import Interpreter, arguments_of
 from passes.common.restore import untouched
 from passes.common.source_lines import source_of
 from passes.errors import CaptureError, first_line
@@ -108,7 +109,7 @@ def infer_shapes(captured: Captured, shape: Sequence[int], dtype: torch.dtype = 
         runner.cost,
         torch.no_grad(),
     ):
-        runner.run(torch.empty(tuple(shape), dtype=dtype, device=device))
+        runner.run(captured.graph, torch.empty(tuple(shape), dtype=dtype, device=device))
     specs = _with_layouts(captured, runner.specs)
     source, result = specs[captured.input], specs[captured.result.name]
     for node in (captured.result, *captured.heads):
@@ -125,77 +126,71 @@ def infer_shapes(captured: Captured, shape: Sequence[int], dtype: torch.dtype = 
     return Shapes(specs, runner.costs, frozenset(runner.numbers), source, result)
 
 
-class _Runner(fx.Interpreter):
+class _Runner(Interpreter):
     """Runs the graph, keeping a spec and a cost a node, and naming the node that fails."""
 
     def __init__(self, captured: Captured, batch: int) -> None:
-        super().__init__(captured.model, graph=captured.graph)
+        super().__init__(captured.model, captured.constants)
         self.captured = captured
         self.cost = CostMode(batch)
         self.specs: dict[str, TensorSpec | None] = {}
         self.costs: dict[str, Cost] = {}
         self.numbers: set[str] = set()
-        self.known: dict[Any, tuple[Any, Cost]] = {}
+        self.layers_run: dict[Any, tuple[Any, Cost]] = {}
         self.real: dict[int, torch.Tensor] = {}
-        self.extra_traceback = False
 
-    def fetch_attr(self, target: str) -> Any:
-        return self.captured.attribute(target)
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a leaf layer, unless one just like it has been run on such an input."""
-        module = self.captured.model.get_submodule(str(target))
+    def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a leaf layer, unless one just like it has been run on such an input."""
+        module = self.root.get_submodule(str(node.target))
         key = _signature(module, args, kwargs)
         if key is None:
-            return super().call_module(target, args, kwargs)
-        if key not in self.known:
-            value = super().call_module(target, args, kwargs)
-            self.known[key] = pytree.tree_map(_form, value), self.cost.take()
-        form, cost = self.known[key]
+            return super().call_module(node, args, kwargs)
+        if key not in self.layers_run:
+            value = super().call_module(node, args, kwargs)
+            self.layers_run[key] = pytree.tree_map(_form, value), self.cost.take()
+        form, cost = self.layers_run[key]
         self.cost.put(cost)
         return pytree.tree_map(lambda leaf: leaf.make() if isinstance(leaf, _Form) else leaf, form)
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, node: fx.Node) -> Any:
+        """Run a node, and note its spec and cost."""
         try:
-            value = super().run_node(n)
+            value = super().run_node(node)
         except DataDependentOutputException as error:
-            value = self._by_running(n, error)
+            value = self._by_running(node, error)
         except Exception as error:
-            where = n.target if n.op == "call_module" else self.captured.scope_path(n.name)
+            where = node.target if node.op == "call_module" else self.captured.scope_path(node.name)
             raise CaptureError(
                 "the model does not run on this input",
                 where=str(where) or type(self.captured.model).__name__,
-                source=self.captured.sources.get(n.name) or source_of(error),
+                source=self.captured.sources.get(node.name) or source_of(error),
                 why=first_line(error),
                 remedy="Give an input of the shape the model expects as example_inputs",
             ) from error
-        self._record(n, value)
+        is_tensor = isinstance(value, torch.Tensor)
+        self.specs[node.name] = TensorSpec(tuple(value.shape), value.dtype) if is_tensor else None
+        self.costs[node.name] = self.cost.take()
+        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value)):
+            self.numbers.add(node.name)
         return value
 
-    def _record(self, n: fx.Node, value: Any) -> None:
-        is_tensor = isinstance(value, torch.Tensor)
-        self.specs[n.name] = TensorSpec(tuple(value.shape), value.dtype) if is_tensor else None
-        self.costs[n.name] = self.cost.take()
-        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value)):
-            self.numbers.add(n.name)
-
-    def _by_running(self, n: fx.Node, error: Exception) -> Any:
+    def _by_running(self, node: fx.Node, error: Exception) -> Any:
         """The value of a leaf whose forward looks at what its tensors hold: a copy of it runs on random real ones.
 
         Raises:
             CaptureError: The node is no leaf module, or its parameters hold no values.
         """
-        module = self.captured.module(n)
+        module = self.captured.module(node)
         held = [*module.parameters(), *module.buffers()] if module is not None else []
         real = {id(t): self.real.get(id(t), t) for t in held}
         if module is None or not all(has_values(t) for t in real.values()):
             raise CaptureError(
                 "what is computed depends on the values of a tensor, so shapes cannot be inferred",
-                where=str(n.target) if module is not None else self.captured.scope_path(n.name),
-                source=self.captured.sources.get(n.name) or source_of(error),
+                where=str(node.target) if module is not None else self.captured.scope_path(node.name),
+                source=self.captured.sources.get(node.name) or source_of(error),
                 remedy="Move the code that looks at values into a submodule of its own, and give it real parameters",
             ) from error
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        args, kwargs = arguments_of(node, self.known)
         with _disable_current_modes(), torch.random.fork_rng(), torch.no_grad():
             twin = copy.deepcopy(module, {fake: copy.deepcopy(tensor) for fake, tensor in real.items()})
             result = twin(*pytree.tree_map(_random, args), **pytree.tree_map(_random, kwargs))

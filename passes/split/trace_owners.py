@@ -21,6 +21,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from passes.common.inplace import mutates_input
+from passes.common.interpreter import arguments_of, call_target
 from passes.common.restore import same_randomness, set_mode, untouched
 from passes.errors import LocalizeError, SplitError, first_line
 from passes.ir import Network, TensorSpec
@@ -228,7 +229,7 @@ class _Tracer:
         called = None if module is None else runnable(module)
         worlds = []
         for group in range(self.groups if owned else 1):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), partial(self._value, group))
+            args, kwargs = arguments_of(node, partial(self._value, group))
             try:
                 worlds.append(self._call(node, called, args, kwargs))
             except LocalizeError:
@@ -248,10 +249,7 @@ class _Tracer:
         if node.op == "get_attr":
             value = self.captured.attribute(str(node.target))
             return values_of(value) if isinstance(value, torch.Tensor) else value
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return call_target(node, args, kwargs)
 
     def _told_apart(self, node: fx.Node, worlds: Worlds) -> Worlds:
         """The results, if no entry depends on several groups; one of them, if none depends on any."""

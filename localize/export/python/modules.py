@@ -17,11 +17,12 @@ from localize.export.python.nodes import Lines
 from localize.export.python.opened import Given, Site
 from localize.export.python.others import Others
 from localize.export.python.parts import Parts, is_ours
-from localize.export.python.seen import Seen, values_of
+from localize.export.python.seen import Seen
 from localize.export.python.text import hole
 from localize.export.python.tree import buffer_text, held, need_grow, ordered, own_tensors, parameter_text
 from localize.export.python.values import quoted, value_text, words
 from localize.methods.networks.blocks import Blocks
+from passes.common.interpreter import Interpreter, arguments_of
 
 Sites = Mapping[str, Site]
 """Paths of modules that a graph calls, each with a call of it."""
@@ -156,9 +157,8 @@ class Modules:
 
         def given(node: fx.Node) -> Given:
             if not values:
-                values.update(values_of(module.graph, module, self.seen.given(module)[0]))
-            found: Given = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
-            return found
+                values.update(Interpreter(module).run_all(module.graph, *self.seen.given(module)[0]))
+            return arguments_of(node, lambda n: values[n.name])
 
         return lambda node: Site((node.args, node.kwargs), lambda: given(node))
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 from passes.capture.leaf_policy import LeafPolicy
 from passes.capture.size_decisions import ASKS, Decision
 from passes.capture.tracer import Tracer
+from passes.common.interpreter import Interpreter, arguments_of
 
 _RANK = ("ndim", "dim", "ndimension")
 Given = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -105,7 +106,7 @@ class _Opener(Tracer):
                 if id(written) not in inputs:
                     proxy = self.create_proxy("placeholder", f"x_{len(inputs)}" if inputs else "x", (), {})
                     inputs[id(written)] = proxy
-                    self.values.inputs[proxy.node] = id(written)
+                    self.values.written[proxy.node] = id(written)
                 return inputs[id(written)]
             if isinstance(written, Mapping):
                 return {key: take(part) for key, part in written.items()}
@@ -119,62 +120,40 @@ class _Opener(Tracer):
         return lambda *_: call(*args, **kwargs), list(inputs.values())
 
 
-class _Values:
+class _Values(Interpreter):
     """Runs what is being recorded, and answers what Python asks of it."""
 
     def __init__(self, root: nn.Module, constants: Mapping[str, torch.Tensor], site: Site) -> None:
-        self.root, self.constants, self.site = root, constants, site
-        self.known: dict[fx.Node, Any] = {}
-        self.inputs: dict[fx.Node, int] = {}
+        super().__init__(root, constants)
+        self.site = site
+        self.written: dict[fx.Node, int] = {}
         """Identity of what is written in the place of each input."""
 
     def decide(self, node: fx.Node, ask: str) -> Decision:
         """What ``node`` answers; a guard goes into the code where it is more than the rank of a tensor that decides."""
-        value = self._of(node)
+        value = self.value_of(node)
         return Decision(ASKS[ask](value), not isinstance(value, torch.Size) and not self._by_rank(node), False)
 
     def _by_rank(self, node: fx.Node) -> bool:
         """Whether a number follows from how many dimensions tensors have."""
-        if any(isinstance(self._of(parent), torch.Tensor) for parent in node.all_input_nodes):
+        if any(isinstance(self.value_of(parent), torch.Tensor) for parent in node.all_input_nodes):
             return str(node.args[1] if node.target is getattr else node.target) in _RANK
         return bool(node.all_input_nodes) and all(self._by_rank(parent) for parent in node.all_input_nodes)
 
     def is_number(self, node: fx.Node) -> bool:
         """Whether ``node`` yields a number."""
-        return isinstance(self._of(node), (int, float))
+        return isinstance(self.value_of(node), (int, float))
 
     def is_none(self, node: fx.Node) -> bool:
         """Whether ``node`` yields None."""
-        return self._of(node) is None
+        return self.value_of(node) is None
 
     def given(self, node: fx.Node) -> Given:
-        """The arguments of a node."""
-        found: Given = fx.map_arg((node.args, node.kwargs), self._of)
-        return found
+        """Return the arguments of a node."""
+        return arguments_of(node, self.value_of)
 
-    def _of(self, node: fx.Node) -> Any:
-        """The value of a node; it, and all before it, are computed now if they have not been."""
-        if node not in self.known:
-            for one in node.graph.nodes:
-                if one not in self.known:
-                    self.known[one] = self._run(one)
-                if one is node:
-                    break
-        return self.known[node]
-
-    def _run(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            found: dict[int, Any] = {}
-            paired(self.site.written, self.site.values(), found)
-            return found[self.inputs[node]]
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self.known.__getitem__)
-        if node.op == "get_attr":
-            path = str(node.target)
-            owner, _, name = path.rpartition(".")
-            return self.constants[path] if path in self.constants else getattr(self.root.get_submodule(owner), name)
-        if node.op == "call_module":
-            return self.root.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        function: Any = node.target
-        return function(*args, **kwargs)
+    def placeholder(self, node: fx.Node) -> Any:
+        """Return what is written in the place of an input."""
+        found: dict[int, Any] = {}
+        paired(self.site.written, self.site.values(), found)
+        return found[self.written[node]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from localize.export.python.opened import Given, Site
 from localize.runtime.local_graph import LocalGraphModule
 from passes.common.fake_tensors import device_of, faked, quiet
+from passes.common.interpreter import Interpreter, arguments_of
 from passes.common.restore import same_randomness, set_mode, untouched
 
 
@@ -39,7 +40,7 @@ class Seen:
             spec, captured = network.shapes.input, network.captured
             shape = (max(2, spec.shape[0]), *spec.shape[1:])
             x = torch.empty(shape, dtype=spec.dtype, device=device_of(captured.model))
-            self._values = values_of(captured.graph, captured.model, (x,), captured.constants)
+            self._values = Interpreter(captured.model, captured.constants).run_all(captured.graph, x)
         return self._values
 
     def given(self, module: nn.Module) -> Given:
@@ -63,9 +64,7 @@ class Seen:
 
     def site(self, node: fx.Node) -> Site:
         """A call in the primary network's graph."""
-        return Site(
-            (node.args, node.kwargs), lambda: fx.map_arg((node.args, node.kwargs), lambda n: self.values[n.name])
-        )
+        return Site((node.args, node.kwargs), lambda: arguments_of(node, lambda n: self.values[n.name]))
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called before a module runs."""
@@ -83,28 +82,3 @@ def seen(local: LocalGraphModule) -> Iterator[Seen]:
             if not isinstance(module, torch.jit.ScriptModule):
                 module.register_forward_pre_hook(found.note, with_kwargs=True)
         yield found
-
-
-def values_of(
-    graph: fx.Graph, root: nn.Module, inputs: Sequence[Any], constants: Mapping[str, torch.Tensor] | None = None
-) -> dict[str, Any]:
-    """The value of each node of a graph, by name."""
-    values: dict[str, Any] = {}
-    given = iter(inputs)
-    for node in graph.nodes:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
-        if node.op == "placeholder":
-            values[node.name] = next(given)
-        elif node.op == "get_attr":
-            path = str(node.target)
-            owner, _, name = path.rpartition(".")
-            own = constants is not None and path in constants
-            values[node.name] = constants[path] if own else getattr(root.get_submodule(owner), name)  # type: ignore[index]
-        elif node.op == "call_module":
-            values[node.name] = root.get_submodule(str(node.target))(*args, **kwargs)
-        elif node.op == "call_method":
-            values[node.name] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        elif node.op == "call_function":
-            function: Any = node.target
-            values[node.name] = function(*args, **kwargs)
-    return values
