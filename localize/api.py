@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -10,17 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from localize import export as exports
 from localize import methods
-from localize.compiler.emit import Criteria, emit
+from localize.compiler.emit import emit
 from localize.compiler.planning import check_recompute, make_plan, merging, with_recompute
 from localize.memory.forecast import Forecaster
 from localize.memory.planner import Candidate, fit, forecast_of
 from localize.methods import Context
-from localize.methods.networks.losses import Criterion, cross_entropy, cross_entropy_of_last
+from localize.methods.networks.losses import Criteria, Criterion, cross_entropy, cross_entropy_of_last
 from localize.plan.grouping import Balance, check_balance, groups_of
 from localize.plan.memory_budget import MemoryBudget, read_budget
 from localize.plan.prediction import Prediction, prediction_of, require_logits
+from localize.runtime.compilation import Compiled
 from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.options import Runtime, read_runtime
 from passes import verify as spec
@@ -124,7 +125,7 @@ def localize(
     require_module(model)
     how = read_runtime(runtime)
     rule = methods.get_method(method)
-    chosen = methods.read_options(method, rule.Options, methods.with_depth(rule.Options, d, options))
+    chosen_options = methods.read_options(method, rule.Options, methods.with_depth(rule.Options, d, options))
     check_balance(balance, modules)
     anew = check_recompute(recompute)
     budget = read_budget(memory_budget, batch_size)
@@ -148,7 +149,7 @@ def localize(
     prediction = _prediction(network, method, output, outputs, criteria)
     context = _context(network, prediction, modules, balance)
     draw = Initializer(None if seed is None else torch.Generator().manual_seed(seed))
-    changed = rule.prepare(context, chosen, draw)
+    changed = rule.prepare(context, chosen_options, draw)
     if changed is not None:
         # The groups are those that the change was made for; costs, which they may have been balanced by, are others.
         sizes = None if context.groups is None else [len(layers) for layers in context.groups]
@@ -157,19 +158,20 @@ def localize(
 
     def planned(settings: Any, sizes: Sequence[int] | None) -> Candidate:
         like = context if sizes is None else _context(context.network, prediction, sizes, "layers")
-        plan = make_plan(like, method, settings, original)
-        return Candidate(like, settings, with_recompute(plan, [anew] * len(plan.modules)) if anew else plan)
+        plan = make_plan(like, method, rule, settings, original)
+        compiled = Compiled(
+            method=rule, options=settings, context=like, criteria=criteria, original=original, emit=emit
+        )
+        return Candidate(compiled, with_recompute(plan, [anew] * len(plan.modules)) if anew else plan)
 
-    found = planned(chosen, None)
+    chosen = planned(chosen_options, None)
     if budget is not None:
-        forecasts = partial(forecast_of, original=original, criteria=criteria, budget=budget)
-        found = fit(found, budget, forecasts, planned if original is None else None)
-    plan = found.plan
-    plan.forecast_by(Forecaster(found.context, original, found.options, criteria))
-    local = emit(plan, found.context, found.options, criteria, draw)
+        forecasts = partial(forecast_of, budget=budget)
+        chosen = fit(chosen, budget, forecasts, planned if original is None else None)
+    plan = dataclasses.replace(chosen.plan, forecaster=Forecaster(chosen.compiled))
+    local = emit(plan, chosen.compiled, draw)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     local.runtime = how
-    local.export_by(exports)
     return local
 
 

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from localize.methods import Builder, Context, get_method
+from localize.methods.base import Builder, Context
 from localize.methods.networks.blocks import Piece, Recomputed, recompute_blocks
-from localize.methods.networks.losses import Criterion
 from localize.methods.networks.merge import Merged
 from localize.plan.plan import LocalModulePlan, Plan
+from localize.runtime.compilation import Compiled
 from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.local_module import LocalModule
-from passes.adapt.adapter import Adapter
 from passes.codegen.generate import generate
 from passes.common.initializer import Initializer
 from passes.common.inplace import is_view, mutates_input
@@ -28,39 +27,20 @@ from passes.ir import Captured, Network, Partition, TensorSpec
 from passes.partition.cuts import mergeable, own_tensors
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Criteria:
-    """The user's losses."""
-
-    local: Criterion
-    """From (logits, target)."""
-    output: Criterion | None = None
-    """Of the last module, from (what the model returns, target); None where the other serves there too."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Made:
-    """What a localized model was compiled from: what exports read beside the plan."""
-
-    context: Context
-    options: Any
-    criteria: Criteria
-
-
-def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, draw: Initializer) -> LocalGraphModule:
+def emit(plan: Plan, compiled: Compiled, draw: Initializer | None = None) -> LocalGraphModule:
     """Builds what the plan says: generated code for each local module, its auxiliary network, and the graph over them.
 
     Args:
         plan: The plan, made from the same network.
-        context: What the plan was made on.
-        options: The method's options.
-        criteria: The losses.
-        draw: Source of the auxiliary networks' weights.
+        compiled: What the plan was made of.
+        draw: Source of the auxiliary networks' weights; by default one of its own, for copies, whose
+            weights are then replaced.
 
     Returns:
         A module that shares the user's model, in train mode.
     """
-    method = get_method(plan.method)
+    draw = draw or Initializer(torch.Generator().manual_seed(0))
+    method, context, options = compiled.method, compiled.context, compiled.options
     captured, shared = context.network.captured, context.network.partition.shared
     model = captured.model
     place = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -82,12 +62,9 @@ def emit(plan: Plan, context: Context, options: Any, criteria: Criteria, draw: I
                 overwrites=overwritten(captured, wires),
             )
         )
-    remake = partial(over, plan, context, options, criteria)
-    graph, local, output = _graph(modules), criteria.local, criteria.output
-    whole = LocalGraphModule(model, modules, graph, plan, local, output, remake, captured.structure)
-    whole.made = Made(context, options, criteria)
-    method.attach(whole, context, options)
-    return whole
+    local = LocalGraphModule(model, modules, _graph(modules), plan, compiled)
+    method.attach(local, context, options)
+    return local
 
 
 def _recomputed(network: Network, plan: Plan, module: LocalModulePlan, wires: Wires) -> Recomputed:
@@ -128,17 +105,6 @@ def _network(
     if network is not None and {"blocks", "norms"} & {*module.recompute}:
         recompute_blocks(network, norms="blocks" not in module.recompute)
     return network
-
-
-def over(
-    plan: Plan, context: Context, options: Any, criteria: Criteria, model: nn.Module, output: Criterion | None
-) -> LocalGraphModule:
-    """What :func:`emit` makes, over a copy of the primary network, and of what the last loss is computed by."""
-    captured = dataclasses.replace(context.network.captured, model=model)
-    network = dataclasses.replace(context.network, captured=captured)
-    moved = dataclasses.replace(context, network=network, adapter=Adapter(network))
-    draw = Initializer(torch.Generator().manual_seed(0))
-    return emit(plan, moved, options, dataclasses.replace(criteria, output=output), draw)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

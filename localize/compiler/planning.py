@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from localize import methods
 from localize.compiler.emit import Wires, known, parameters_of, reached_through, wire
-from localize.methods import Context
+from localize.methods.base import Context, Method
 from localize.methods.networks.merge import adapter_cost, with_adapters
 from localize.plan.modules import Recompute
 from localize.plan.plan import LocalModulePlan, Original, Plan
@@ -18,10 +17,10 @@ from passes.ir import Network
 from passes.pipeline import expect
 
 
-def make_plan(context: Context, method: str, options: Any, original: Network | None) -> Plan:
+def make_plan(context: Context, name: str, method: Method, options: Any, original: Network | None) -> Plan:
     """The plan; ``original`` is the user's model where the primary network is another."""
     network = context.network
-    planned = methods.get_method(method).plan(context, options)
+    planned = method.plan(context, options)
     wiring = wire(network, [module.layers for module in planned])
     planned = tuple(_with_merged(network, module, wires) for module, wires in zip(planned, wiring, strict=True))
     owned = parameters_of(network, wiring)
@@ -29,7 +28,7 @@ def make_plan(context: Context, method: str, options: Any, original: Network | N
     planned = tuple(_with_parameters(network, module, wiring, owned) for module in planned)
     return Plan(
         model=type(network.captured.model).__name__,
-        method=method,
+        method=name,
         options=dataclasses.asdict(options),
         input=network.shapes.input,
         output=network.shapes.output,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from localize.memory.composed import dry_run_of
 from localize.memory.dry_run import Recording
 from localize.memory.forecast import Forecaster, forecast
-from localize.memory.settings import Settings
+from localize.memory.settings import StepSettings
 from localize.plan.memory_forecast import MemoryForecast, Phase
 from localize.runtime.local_graph import LocalGraphModule
 from passes.errors import LocalizeError
@@ -63,16 +63,16 @@ def step_memory(local: LocalGraphModule, batch: int) -> StepMemory:
     Raises:
         PlanError: The step cannot be run on fake tensors.
     """
-    settings = Settings()
+    settings = StepSettings()
     run = dry_run_of(local, settings)
     found, own = forecast(run, batch), course(run.record(batch))
     if local.plan.method == "bp":
         return StepMemory(forecast=found, own=own, rival=own)
-    forecaster: Forecaster | None = getattr(local.plan, "_forecaster", None)
-    if forecaster is None:
+    forecaster = local.plan.forecaster
+    if not isinstance(forecaster, Forecaster):
         return StepMemory(forecast=found, own=own, rival=None, why_not="the plan knows no model")
     try:
-        rival = forecaster.dry_run("bp", local.plan, settings).record(batch)
+        rival = forecaster.rival("bp", settings).record(batch)
     except LocalizeError as error:
         return StepMemory(forecast=found, own=own, rival=None, why_not=str(error))
     return StepMemory(forecast=found, own=own, rival=course(rival))

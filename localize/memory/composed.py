@@ -24,7 +24,7 @@ from localize.memory.alike import code_of, look
 from localize.memory.dry_run import DryRun
 from localize.memory.live_bytes import fill, meta_copy
 from localize.memory.optimizer_update import bytes_of
-from localize.memory.settings import Settings
+from localize.memory.settings import StepSettings
 from localize.memory.timeline import Event, Timeline
 from localize.methods.networks.local_loss import Batch
 from localize.runtime.local_graph import LocalGraphModule
@@ -33,7 +33,7 @@ from passes.common.fake_tensors import device_of
 from passes.common.restore import untouched
 
 
-def dry_run_of(local: LocalGraphModule, settings: Settings) -> DryRun:
+def dry_run_of(local: LocalGraphModule, settings: StepSettings) -> DryRun:
     """A dry run of a localized model as it is now: composed if it can be, else of every module.
 
     Args:
@@ -47,7 +47,7 @@ def dry_run_of(local: LocalGraphModule, settings: Settings) -> DryRun:
     return DryRun(twin, settings, device_of(local))
 
 
-def is_composable(local: LocalGraphModule, settings: Settings) -> bool:
+def is_composable(local: LocalGraphModule, settings: StepSettings) -> bool:
     """Whether modules are isolated, and the step can be run without a copy of the model."""
     if local.output_criterion is not None or settings.step != "batch" or settings.dtype is not None:
         return False

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from localize.memory.live_bytes import fill_with_fakes
 from localize.memory.optimizer_update import bytes_of, second_update
-from localize.memory.settings import Settings
+from localize.memory.settings import StepSettings
 from localize.memory.timeline import Event, Timeline
 from localize.runtime.fused_loss import without_strays
 from localize.runtime.local_graph import LocalGraphModule
@@ -61,7 +61,7 @@ class DryRun:
         device: Where the model itself is: on GPUs optimizers update all parameters in one go.
     """
 
-    def __init__(self, replica: LocalGraphModule, settings: Settings, device: torch.device) -> None:
+    def __init__(self, replica: LocalGraphModule, settings: StepSettings, device: torch.device) -> None:
         self.replica = replica
         self.settings = settings
         self.foreach = device.type in _get_foreach_kernels_supported_devices()

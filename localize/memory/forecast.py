@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from localize.compiler.emit import Criteria, over
+from localize.compiler.emit import emit
 from localize.compiler.planning import make_plan
 from localize.memory.dry_run import DryRun, Recording
 from localize.memory.live_bytes import meta_copy, on_meta
-from localize.memory.settings import MakeOptimizer, Settings
+from localize.memory.settings import MakeOptimizer, StepSettings
 from localize.memory.timeline import Event
-from localize.methods import Context, get_method
+from localize.methods import bp, checkpoint
+from localize.methods.networks.losses import Criteria
 from localize.plan.memory_forecast import MemoryForecast, ModuleMemory, Moment, Schedule
 from localize.plan.plan import Plan
+from localize.runtime.compilation import Compiled
 from localize.runtime.local_graph import LocalGraphModule
-from passes.adapt.adapter import Adapter
 from passes.common.fake_tensors import device_of
 from passes.errors import PlanError
-from passes.ir import Network
 
-RIVALS = ("bp", "checkpoint")
+RIVALS = {"bp": bp.METHOD, "checkpoint": checkpoint.METHOD}
+"""Methods that a forecast shows next to a plan's own, by name."""
 
 
 def measure(
@@ -58,72 +59,89 @@ def measure(
         PlanError: The step cannot be run on fake tensors, or a setting is out of range.
         RecipeError: The optimizer is unknown.
     """
-    settings = Settings(dtype=dtype, amp=amp, optimizer=optimizer, step=step, target=target)
+    settings = StepSettings(dtype=dtype, amp=amp, optimizer=optimizer, step=step, target=target)
     twin = meta_copy(local)
     assert isinstance(twin, LocalGraphModule)
     return forecast(DryRun(twin, settings, device_of(local)), batch_size)
 
 
+def _forget() -> None:
+    """Stand for a forecaster in pickles."""
+
+
 class Forecaster:
-    """Makes forecasts for the plan of a localized model, from all that the plan was made of; keeps what it has made.
+    """Makes forecasts for plans of one compiled model, and keeps those it has made.
 
     It holds the user's model, and not what :func:`localize.localize` returned, which may be gone by then.
 
     Args:
-        context: What the plan was made on.
-        original: The network of the user's model, where ``context`` has another; what rivals train.
-        options: The method's.
-        criteria: The losses.
+        compiled: What the localized model was compiled from.
     """
 
-    def __init__(self, context: Context, original: Network | None, options: Any, criteria: Criteria) -> None:
-        self._context, self._original = context, original or context.network
-        self._options, self._criteria = options, criteria
-        self._known: dict[Any, MemoryForecast] = {}
-        self._runs: dict[Any, DryRun] = {}
+    def __init__(self, compiled: Compiled) -> None:
+        self.compiled = compiled
+        self._known: dict[Hashable, MemoryForecast] = {}
+        self._runs: dict[Hashable, DryRun] = {}
 
-    def __call__(self, plan: Plan, batch_size: int, rivals: bool, settings: Mapping[str, Any]) -> MemoryForecast:
-        """The forecast; see :meth:`localize.Plan.memory`."""
-        chosen = Settings(**settings)
-        key = (batch_size, rivals, chosen, self._form())
+    def __deepcopy__(self, memo: dict[int, object]) -> None:
+        """Leave the model out of copies: a copied plan has no forecaster."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        """Leave the model out of pickles: an unpickled plan has no forecaster."""
+        return _forget, ()
+
+    def forecast(self, plan: Plan, batch_size: int, rivals: bool, settings: Mapping[str, Any]) -> MemoryForecast:
+        """Forecast a training step; see :meth:`localize.Plan.memory`.
+
+        Raises:
+            PlanError: The step cannot be run on fake tensors, or a setting is out of range.
+            OptionError: The optimizer is unknown.
+        """
+        chosen = StepSettings(**settings)
+        key = (plan.modules, batch_size, rivals, chosen, self._form())
         if key not in self._known:
-            runs = [self.dry_run(name, plan, chosen) for name in ("", *(RIVALS if rivals else ()))]
-            own, *beside = (partial(forecast, run, batch_size) for run in runs)
-            self._known[key] = own(tuple(rival() for rival in beside))
+            runs = [self.dry_run(plan, chosen), *(self.rival(name, chosen) for name in (RIVALS if rivals else ()))]
+            own, *others = (partial(forecast, run, batch_size) for run in runs)
+            self._known[key] = own(tuple(other() for other in others))
         return self._known[key]
 
-    def dry_run(self, rival: str, plan: Plan, settings: Settings) -> DryRun:
-        """That of a rival, or without its name the plan's own; the same for every batch size."""
-        key = (rival, settings, self._form())
+    def dry_run(self, plan: Plan, settings: StepSettings) -> DryRun:
+        """Return the dry run of a plan, which serves every batch size."""
+        key = (plan.modules, settings, self._form())
         if key not in self._runs:
-            self._runs[key] = (
-                self._rival(rival, settings)
-                if rival
-                # Without what it forecasts by: that holds this run.
-                else self._emitted(copy.copy(plan), self._context, self._options, settings)
-            )
+            self._runs[key] = self._emitted(plan, self.compiled, settings)
         return self._runs[key]
 
-    def _form(self) -> tuple[Any, ...]:
-        """What may change about the model after it was localized, and counts."""
-        model = self._context.network.captured.model
+    def rival(self, name: str, settings: StepSettings) -> DryRun:
+        """Return the dry run of the user's model by another method, a key of :data:`RIVALS`."""
+        key = (name, settings, self._form())
+        if key not in self._runs:
+            compiled, method = self.compiled, RIVALS[name]
+            if compiled.original is not None:
+                compiled = compiled.on(compiled.original)
+            context = dataclasses.replace(compiled.context, groups=None)
+            compiled = dataclasses.replace(compiled, method=method, options=method.Options(), context=context)
+            plan = make_plan(context, name, method, compiled.options, None)
+            self._runs[key] = self._emitted(plan, compiled, settings)
+        return self._runs[key]
+
+    def _form(self) -> Hashable:
+        """Return what may change about the model after it was localized, and counts."""
+        model = self.compiled.network.captured.model
         return tuple((p.dtype, p.requires_grad) for p in model.parameters())
 
-    def _rival(self, method: str, settings: Settings) -> DryRun:
-        network = self._original
-        context = dataclasses.replace(self._context, network=network, adapter=Adapter(network), groups=None)
-        options = get_method(method).Options()
-        return self._emitted(make_plan(context, method, options, None), context, options, settings)
-
-    def _emitted(self, plan: Plan, context: Context, options: Any, settings: Settings) -> DryRun:
-        model, criteria = context.network.captured.model, self._criteria
-        # The rest of the context is made anew by over(), and nothing of the user's model is to stay with forecasts.
-        context = dataclasses.replace(context, merging=lambda groups: [])
+    def _emitted(self, plan: Plan, compiled: Compiled, settings: StepSettings) -> DryRun:
+        model, criteria = compiled.network.captured.model, compiled.criteria
+        # over() replaces the rest of the context; nothing of the user's model is to stay with forecasts.
+        context = dataclasses.replace(compiled.context, merging=lambda groups: [])
         memo = on_meta(model, criteria.output, criteria.local)
         with torch.random.fork_rng(devices=[]):
             primary, output = copy.deepcopy(model, memo), copy.deepcopy(criteria.output, memo)
-            local = Criteria(copy.deepcopy(criteria.local, memo))
-            twin = over(plan, context, options, local, primary, output)
+            lean = dataclasses.replace(
+                compiled, context=context, criteria=Criteria(copy.deepcopy(criteria.local, memo)), original=None
+            )
+            # A plan that named its forecaster would hold the model, and this dry run.
+            twin = emit(dataclasses.replace(plan, forecaster=None), lean.over(primary, output))
         return DryRun(twin, settings, device_of(model))
 
 

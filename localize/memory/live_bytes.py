@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from localize.compiler.emit import emit
 from localize.runtime.local_graph import LocalGraphModule
 from passes.common.fake_tensors import fake_mode
 
@@ -166,7 +167,8 @@ def on_meta(*parts: Any) -> dict[int, Any]:
 
 
 def _remade(local: LocalGraphModule, memo: dict[int, Any]) -> LocalGraphModule:
-    twin = local._remake(copy.deepcopy(local.primary, memo), copy.deepcopy(local.output_criterion, memo))
+    model, output = copy.deepcopy(local.primary, memo), copy.deepcopy(local.output_criterion, memo)
+    twin = emit(local.plan, local.compiled.over(model, output))
     twin.criterion = copy.deepcopy(local.criterion, memo)
     for old, new in zip(local.parameters(), twin.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)

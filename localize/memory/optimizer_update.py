@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from localize.memory.settings import Settings
+from localize.memory.settings import StepSettings
 from localize.memory.timeline import Event, Timeline
 
 
@@ -28,7 +28,7 @@ class Update(NamedTuple):
 
 
 def second_update(
-    parameters: Sequence[nn.Parameter], settings: Settings, *, foreach: bool, mode: FakeTensorMode
+    parameters: Sequence[nn.Parameter], settings: StepSettings, *, foreach: bool, mode: FakeTensorMode
 ) -> Update:
     """An update of copies of the parameters.
 
@@ -60,7 +60,7 @@ def bytes_of(tensors: Iterable[Any]) -> int:
     return sum(storages.values())
 
 
-def _run(parameters: list[nn.Parameter], settings: Settings, foreach: bool, counts: Counter[Any] | None) -> Update:
+def _run(parameters: list[nn.Parameter], settings: StepSettings, foreach: bool, counts: Counter[Any] | None) -> Update:
     with Timeline() as timeline, timeline.paused():
         timeline.track(parameters, [p.grad for p in parameters])
         before = timeline.live

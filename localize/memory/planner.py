@@ -11,16 +11,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
-from localize.compiler.emit import Criteria
 from localize.compiler.planning import with_recompute
 from localize.memory.forecast import Forecaster
-from localize.methods import Context
 from localize.plan.memory_budget import BudgetError, Means, MemoryBudget
 from localize.plan.memory_forecast import MemoryForecast, Schedule
 from localize.plan.modules import Budgeted, LocalModulePlan, Recompute
 from localize.plan.plan import Plan
+from localize.runtime.compilation import Compiled
 from localize.sizes import format_bytes
-from passes.ir import Network
 
 WAYS: tuple[tuple[Recompute, ...], ...] = (
     ("norms",),
@@ -37,11 +35,15 @@ estimate is too high: it counts auxiliary networks that merging does away with."
 
 
 class Candidate(NamedTuple):
-    """A plan, and what it was made on."""
+    """A plan, and what it was made of."""
 
-    context: Context
-    options: Any
+    compiled: Compiled
     plan: Plan
+
+    @property
+    def options(self) -> Any:
+        """The method's options."""
+        return self.compiled.options
 
 
 class Fitted(NamedTuple):
@@ -310,10 +312,7 @@ def _ranges(indices: Sequence[int]) -> str:
     return f"module{'s' if len(indices) > 1 else ''} {words}"
 
 
-def forecast_of(
-    candidate: Candidate, step: Schedule, *, original: Network | None, criteria: Criteria, budget: MemoryBudget
-) -> MemoryForecast:
-    """What a step of a candidate takes with the settings of a budget."""
-    forecaster = Forecaster(candidate.context, original, candidate.options, criteria)
+def forecast_of(candidate: Candidate, step: Schedule, *, budget: MemoryBudget) -> MemoryForecast:
+    """Forecast a step of a candidate with the settings of a budget."""
     settings = {"dtype": None, "amp": budget.amp, "optimizer": budget.optimizer, "step": step, "target": None}
-    return forecaster(candidate.plan, budget.batch_size, False, settings)
+    return Forecaster(candidate.compiled).forecast(candidate.plan, budget.batch_size, False, settings)

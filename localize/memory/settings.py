@@ -19,7 +19,7 @@ MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class StepSettings:
     """How a training step is run.
 
     Raises:

@@ -6,13 +6,9 @@ import dataclasses
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import Any, Literal, Protocol
 
 from localize.sizes import format_bytes, parse_bytes
-from passes.errors import PlanError
 
 Phase = Literal["forward", "backward", "update"]
 """Of a training step; the last one is the optimizer's."""
@@ -24,10 +20,6 @@ WIDTH = 100
 """Most characters in a line of the table."""
 NAME_WIDTH = 30
 """Most characters of a local module's name in it."""
-
-
-Forecaster = Callable[[Any, int, bool, Mapping[str, Any]], "MemoryForecast"]
-"""From plan, batch size, whether rivals are wanted, and settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,61 +154,11 @@ class MemoryForecast:
         return "\n".join([*_summary(self), "", *_table(self)])
 
 
-class Forecasting:
-    """A plan that forecasts memory.
+class Forecasting(Protocol):
+    """Something that forecasts the memory of a plan's training step: ``localize.memory.forecast.Forecaster``."""
 
-    What makes the forecasts stands beside the plan's fields: it is not compared, printed, copied or written.
-    """
-
-    __slots__ = ("_forecaster",)
-
-    def forecast_by(self, forecaster: Forecaster) -> None:
-        """Sets what :meth:`memory` asks."""
-        object.__setattr__(self, "_forecaster", forecaster)
-
-    def memory(
-        self,
-        batch_size: int,
-        *,
-        dtype: torch.dtype | str | None = None,
-        amp: torch.dtype | str | None = None,
-        optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = "sgd",
-        step: Schedule = "batch",
-        target: Callable[[int], Any] | None = None,
-        rivals: bool = True,
-    ) -> MemoryForecast:
-        """What a training step takes at its peak, local module by local module, without running it on real tensors.
-
-        Beside it stands what the user's model takes by backpropagation, and by that with checkpointing. No GPU is
-        needed, and no memory to speak of; each of the three takes as long as one step at a small batch. Kernels'
-        workspaces and what an allocator wastes come on top. Forecasts are kept, and keep the model alive as long as the
-        plan is.
-
-        Args:
-            batch_size: Samples.
-            dtype: Of parameters, buffers and images; by default as they are.
-            amp: Of autocast in forward passes; by default none.
-            optimizer: ``"sgd"`` (Nesterov momentum), ``"adam"``, ``"adamw"``, or a function from parameters to an
-                optimizer.
-            step: ``"batch"`` updates all parameters at the end of the step; ``"module"`` each local module's, and frees
-                their gradients, right after the last backward that reaches them.
-            target: From the batch size to a target for the criterion; by default class indices.
-            rivals: Whether to forecast those two.
-
-        Raises:
-            PlanError: The plan was read from JSON or copied, and knows no model; or the step cannot be run on fake
-                tensors; or a setting is out of range.
-            RecipeError: The optimizer is unknown.
-        """
-        forecaster: Forecaster | None = getattr(self, "_forecaster", None)
-        if forecaster is None:
-            raise PlanError(
-                "this plan knows no model to forecast the memory of",
-                why="it was read from JSON, or copied",
-                remedy="Localize the model and ask that plan: localize(model, ...).plan.memory(batch_size)",
-            )
-        settings = {"dtype": dtype, "amp": amp, "optimizer": optimizer, "step": step, "target": target}
-        return forecaster(self, batch_size, rivals, settings)
+    def forecast(self, plan: Any, batch_size: int, rivals: bool, settings: Mapping[str, Any]) -> MemoryForecast:
+        """Forecast a step; see :meth:`localize.Plan.memory`."""
 
 
 _NAMES = {"bp": "backpropagation", "checkpoint": "with checkpointing"}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
-from localize.plan.memory_forecast import Forecasting
+from localize.plan.memory_forecast import Forecasting, MemoryForecast, Schedule
 from localize.plan.modules import Auxiliary, AuxiliaryBlock, Budgeted, Cascade, LocalModulePlan, LossTerm, Original
 from localize.plan.prediction import Prediction
 from localize.sizes import format_bytes, format_count
@@ -35,7 +36,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(Forecasting):
+class Plan:
     """Every decision of the compiler. Indices count from 0; ``macs`` are convolution and linear ones at batch 1."""
 
     model: str
@@ -56,6 +57,8 @@ class Plan(Forecasting):
     """The user's model, where the primary network is not that but another, made of it; ``localize(...).primary``."""
     budget: Budgeted | None = None
     """How it keeps to a memory budget, where there is one."""
+    forecaster: Forecasting | None = field(default=None, compare=False, repr=False)
+    """What :meth:`memory` asks. It knows the model, and is no part of the plan's JSON."""
 
     @property
     def params(self) -> int:
@@ -84,9 +87,54 @@ class Plan(Forecasting):
         layers = sum(self.layers[i].macs for span in spans for j in span for i in self.modules[j].layers)
         return layers + self.classifier_macs * sum(span[-1] == len(self.modules) - 1 for span in spans)
 
+    def memory(
+        self,
+        batch_size: int,
+        *,
+        dtype: torch.dtype | str | None = None,
+        amp: torch.dtype | str | None = None,
+        optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = "sgd",
+        step: Schedule = "batch",
+        target: Callable[[int], Any] | None = None,
+        rivals: bool = True,
+    ) -> MemoryForecast:
+        """What a training step takes at its peak, local module by local module, without running it on real tensors.
+
+        Beside it stands what the user's model takes by backpropagation, and by that with checkpointing. No GPU is
+        needed, and no memory to speak of; each of the three takes as long as one step at a small batch. Kernels'
+        workspaces and what an allocator wastes come on top. Forecasts are kept, and keep the model alive as long as the
+        plan is.
+
+        Args:
+            batch_size: Samples.
+            dtype: Of parameters, buffers and images; by default as they are.
+            amp: Of autocast in forward passes; by default none.
+            optimizer: ``"sgd"`` (Nesterov momentum), ``"adam"``, ``"adamw"``, or a function from parameters to an
+                optimizer.
+            step: ``"batch"`` updates all parameters at the end of the step; ``"module"`` each local module's, and frees
+                their gradients, right after the last backward that reaches them.
+            target: From the batch size to a target for the criterion; by default class indices.
+            rivals: Whether to forecast those two.
+
+        Raises:
+            PlanError: The plan was read from JSON or copied, and knows no model; or the step cannot be run on fake
+                tensors; or a setting is out of range.
+            OptionError: The optimizer is unknown.
+        """
+        if self.forecaster is None:
+            raise PlanError(
+                "this plan knows no model to forecast the memory of",
+                why="it was read from JSON, or copied",
+                remedy="Localize the model and ask that plan: localize(model, ...).plan.memory(batch_size)",
+            )
+        settings = {"dtype": dtype, "amp": amp, "optimizer": optimizer, "step": step, "target": target}
+        return self.forecaster.forecast(self, batch_size, rivals, settings)
+
     def to_json(self, indent: int | None = 2) -> str:
         """The plan as JSON text; :meth:`from_json` reads it."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=indent, default=_plain)
+        fields = dataclasses.asdict(dataclasses.replace(self, forecaster=None))
+        del fields["forecaster"]
+        return json.dumps({"format": FORMAT, **fields}, indent=indent, default=_plain)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

@@ -45,6 +45,8 @@ def _record(kind: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
     types_of, words = typing.get_type_hints(kind), meanings(kind)
     properties = {}
     for field in dataclasses.fields(kind):
+        if not field.compare:  # what is not compared is no part of the plan: it knows the model
+            continue
         meaning = {"description": words[field.name]} if field.name in words else {}
         properties[field.name] = {**_form(types_of[field.name], definitions), **meaning}
     return {

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import Any, NoReturn
 
+import networkx as nx
 import torch
 from torch import fx, nn
 
 from localize.methods.networks.local_loss import Batch
-from localize.methods.networks.losses import Criterion, check_target, checked
+from localize.methods.networks.losses import check_target, checked
 from localize.plan.plan import Plan
 from localize.runtime.cascade import keep_overwritten, last_reads, run_attached, window_of
+from localize.runtime.compilation import Compiled
 from localize.runtime.error_context import explain_input, explain_memory
-from localize.runtime.exporting import Exporting
+from localize.runtime.exporting import ViewKind, load_exports
 from localize.runtime.fused_loss import LossScale, fused_loss, without_strays
 from localize.runtime.local_module import LocalModule, LocalOutput, several
 from localize.runtime.predictions import ensemble, in_eval_mode, predictions, require_inference
 from localize.runtime.schedule import Scheduled
 from passes.codegen.generate import PRIMARY, returned
 from passes.errors import InputError, LocalizeError
-from passes.structure import Structure
 
 HEAD_WEIGHT = 0.3
 """Weight of the losses of a model's own auxiliary classifiers (Szegedy et al., CVPR 2015, section 5)."""
 
 
-class LocalGraphModule(Exporting, Scheduled, fx.GraphModule):
+class LocalGraphModule(Scheduled, fx.GraphModule):
     """A model that learns by local losses; made by :func:`localize.localize`.
 
     ``primary`` is the user's own model object. Its parameters are named ``primary.<own name>`` here; those of auxiliary
@@ -44,23 +47,20 @@ class LocalGraphModule(Exporting, Scheduled, fx.GraphModule):
         modules: Sequence[LocalModule],
         graph: fx.Graph,
         plan: Plan,
-        criterion: Criterion,
-        output_criterion: Criterion | None,
-        remake: Callable[[nn.Module, Criterion | None], LocalGraphModule],
-        structure: Structure,
+        compiled: Compiled,
     ) -> None:
         training = primary.training
         super().__init__({f"module_{k}": module for k, module in enumerate(modules)}, graph, "LocalGraphModule")
         self._modules = {PRIMARY: primary, **self._modules}
         self._plan = plan
-        self._remake = remake
-        self._structure = structure
+        self._compiled = compiled
+        self._structure = compiled.network.captured.structure
         self._loss_scale = LossScale()
         self._last_read = last_reads(modules)
         self._infers = False
-        self.criterion = criterion
+        self.criterion = compiled.criteria.local
         # A module's parameters are this module's too, trained by the last loss.
-        self.output_criterion = output_criterion
+        self.output_criterion = compiled.criteria.output
         self.training = training
         for module in modules:
             module.train(training)
@@ -84,6 +84,11 @@ class LocalGraphModule(Exporting, Scheduled, fx.GraphModule):
     def plan(self) -> Plan:
         """Everything that was decided."""
         return self._plan
+
+    @property
+    def compiled(self) -> Compiled:
+        """What the model was compiled from: the captured network, the method and its options, the losses."""
+        return self._compiled
 
     @property
     def local_modules(self) -> tuple[LocalModule, ...]:
@@ -264,6 +269,71 @@ class LocalGraphModule(Exporting, Scheduled, fx.GraphModule):
             found += [p for p in self.output_criterion.parameters() if id(p) not in held]
         return [p for p in found if p.requires_grad]
 
+    def export(
+        self,
+        path: str | PathLike[str],
+        *,
+        format: str | None = None,
+        view: ViewKind | None = None,
+        module: int | None = None,
+        fold: bool = False,
+        force: bool = False,
+    ) -> Path:
+        """Write the model as a picture, a page, a graph, or a file for another program.
+
+        The file is written whole or not at all.
+
+        Args:
+            path: The file. Its suffix says the format: ``.dot``, ``.svg``, ``.png``, ``.pdf``, ``.html``, ``.json``,
+                ``.graphml``, ``.onnx``, ``.pt2`` or ``.py``.
+            format: The format, where the suffix is another one.
+            view: What is shown: ``"primary"``, the network alone; ``"local"``, local modules with their losses;
+                ``"auxiliary"``, the auxiliary networks; ``"full"``, all. By default what the format is for.
+            module: Index of a local module, to show that one alone.
+            fold: Draws consecutive local modules that are alike once, with their number.
+            force: Whether a file that exists is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            ExportError: The format is unknown or has no such view, the file exists, or a program or package that the
+                format needs is missing: the message says how to get it.
+        """
+        return load_exports().export(self, path, format=format, view=view, module=module, fold=fold, force=force)
+
+    def to_networkx(
+        self, *, view: ViewKind = "full", module: int | None = None, fold: bool = False
+    ) -> nx.MultiDiGraph[str]:
+        """Return the model as a graph of layers, auxiliary networks and losses.
+
+        Nodes have ``kind`` (``"layer"``, ``"block"``, ``"head"``, ``"loss"``, ...), ``label``, ``module`` (index of the
+        local module), ``group`` (the frames that it stands in), and what the plan knows of them: ``name``,
+        ``parameters``, ``macs``, ``output`` and so on. Edges have ``kind``: ``"cut"`` where a value is detached.
+
+        Args:
+            view: As for :meth:`export`.
+            module: Index of a local module, to have that one alone, its layers as operations.
+            fold: As for :meth:`export`.
+
+        Raises:
+            ExportError: There is no such view or module.
+        """
+        return load_exports().to_networkx(self, view=view, module=module, fold=fold)
+
+    def add_graph(self, writer: Any, *, view: ViewKind = "full", fold: bool = False) -> None:
+        """Write the model to TensorBoard, whose graphs tab then shows local modules as boxes that open.
+
+        Args:
+            writer: A ``torch.utils.tensorboard.SummaryWriter``.
+            view: As for :meth:`export`.
+            fold: As for :meth:`export`.
+
+        Raises:
+            ExportError: TensorBoard is not installed, or ``writer`` is none of its writers.
+        """
+        load_exports().add_graph(self, writer, view=view, fold=fold)
+
     def _check(self, x: torch.Tensor, y: Any) -> None:
         spec = self._plan.input
         if not isinstance(x, torch.Tensor) or x.ndim != len(spec.shape) or not x.shape[0]:
@@ -283,7 +353,9 @@ class LocalGraphModule(Exporting, Scheduled, fx.GraphModule):
             raise InputError(f"the input has {x.shape[0]} samples and the target {y.shape[0]}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalGraphModule:
-        twin = self._remake(copy.deepcopy(self.primary, memo), copy.deepcopy(self.output_criterion, memo))
+        model, output = copy.deepcopy(self.primary, memo), copy.deepcopy(self.output_criterion, memo)
+        twin = self._compiled.emit(self._plan, self._compiled.over(model, output))
+        assert isinstance(twin, LocalGraphModule)
         memo[id(self)] = twin
         for old, new in zip(self.local_modules, twin.local_modules, strict=True):
             new.load_state_dict(old.state_dict())
@@ -292,7 +364,6 @@ class LocalGraphModule(Exporting, Scheduled, fx.GraphModule):
             new_parameter.requires_grad_(old_parameter.requires_grad)
         twin.training = self.training
         twin._schedule = self._schedule.again()
-        twin.export_by(self._exporter)
         return twin
 
     def __reduce__(self) -> NoReturn:

@@ -31,8 +31,9 @@ from localize.export.drawing.drawing import Drawing, Group
 from localize.export.drawing.fold import Run, repeats, runs
 from localize.export.drawing.graphviz import pdf, png, svg
 from localize.export.drawing.words import short, shown
+from localize.export.request import ExportError
 from localize.models import cifar_resnet
-from localize.runtime.exporting import VIEWS, ExportError, ViewKind
+from localize.runtime.exporting import VIEWS, ViewKind
 from tests.models.hostile import hostile_model
 from tests.tools.outside import laid_out, lines_of, needs_dot, unfit
 
@@ -164,7 +165,7 @@ def test_runs_say_what_they_stand_for(forms: list[int]) -> None:
 def test_one_module_is_looked_into() -> None:
     local = made("cifar20")
     for index, module in enumerate(local.plan.modules):
-        drawing = _checked(draw(local.plan, View(module=index), local.made.context.network))
+        drawing = _checked(draw(local.plan, View(module=index), local.compiled.network))
         operations = [node for node in drawing.nodes if node.kind == "operation"]
         layers = [group for group in _groups(drawing.members) if group.kind == "layer"]
         assert sum(int(node.facts["macs"]) for node in operations) == (
@@ -182,7 +183,7 @@ def test_wide_cuts_are_labelled() -> None:
     labels = [edge.label for edge in draw(plan, View()).edges if edge.kind == "cut"]
     assert [" and 1 more" in label for label in labels] == [width == 2 for width in widths]
     for index in range(len(plan.modules)):
-        _checked(draw(plan, View(module=index), local.made.context.network))
+        _checked(draw(plan, View(module=index), local.compiled.network))
 
 
 # Formats

@@ -175,6 +175,7 @@ RECORDS = {
         "opaque",
         "original",
         "budget",
+        "forecaster",
     ],
     localize.LocalModulePlan: ["index", "name", "layers", "auxiliary", "parameters", "note", "cascade", "recompute"],
     localize.Auxiliary: [

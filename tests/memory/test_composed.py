@@ -16,7 +16,7 @@ from localize.memory.composed import ComposedRun, dry_run_of
 from localize.memory.dry_run import DryRun
 from localize.memory.forecast import forecast
 from localize.memory.live_bytes import meta_copy
-from localize.memory.settings import Settings
+from localize.memory.settings import StepSettings
 from localize.models import cifar_resnet
 from tests.models.dense_models import Segmenter
 
@@ -79,13 +79,13 @@ CASES: dict[str, Callable[[], LocalGraphModule]] = {
 def exact(local: LocalGraphModule) -> DryRun:
     twin = meta_copy(local)
     assert isinstance(twin, LocalGraphModule)
-    return DryRun(twin, Settings(), torch.device("cpu"))
+    return DryRun(twin, StepSettings(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_when_every_module_runs(name: str) -> None:
     local = CASES[name]()
-    run = dry_run_of(local, Settings())
+    run = dry_run_of(local, StepSettings())
     whole = exact(local)
     found, known = forecast(run, 16), forecast(whole, 16)
     assert isinstance(run, ComposedRun) == (name != "mlaan")
@@ -105,7 +105,7 @@ def test_alike_modules_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return step(self, module, *rest)
 
     monkeypatch.setattr(LocalGraphModule, "_step", noted)
-    dry_run_of(local, Settings()).record(8)
+    dry_run_of(local, StepSettings()).record(8)
     assert len(ran) < len(local.plan.modules)
 
 
@@ -119,7 +119,7 @@ def test_the_model_is_left_alone() -> None:
     before = copy.deepcopy(local.state_dict())
     held = [(id(p), id(p.grad)) for p in local.parameters()]
     random = torch.get_rng_state()
-    dry_run_of(local, Settings()).record(8)
+    dry_run_of(local, StepSettings()).record(8)
     assert [(id(p), id(p.grad)) for p in local.parameters()] == held
     assert all(torch.equal(value, before[name]) for name, value in local.state_dict().items())
     assert all(bool((p.grad == 1).all()) for p in local.parameters() if p.grad is not None)
@@ -142,14 +142,14 @@ def test_frozen_layers_and_a_loss_with_buffers() -> None:
         parameter.requires_grad_(False)
     criterion = nn.CrossEntropyLoss(weight=torch.ones(10))
     local = localize(model, d=2, example_inputs=EXAMPLE, criterion=criterion, seed=0)
-    assert dry_run_of(local, Settings()).record(8).peak() == exact(local).record(8).peak()
+    assert dry_run_of(local, StepSettings()).record(8).peak() == exact(local).record(8).peak()
 
 
 def test_hooks_that_compute_weights_run() -> None:
     model = cifar_resnet(8)
     torch.nn.utils.spectral_norm(model.conv1)
     local = localize(model, d=2, example_inputs=EXAMPLE, max_cut=1, seed=0)
-    run = dry_run_of(local, Settings())
+    run = dry_run_of(local, StepSettings())
     assert not isinstance(run, ComposedRun)
 
 

@@ -19,7 +19,7 @@ from localize import LocalGraphModule, LocalizeError, Plan, PlanError, localize
 from localize.memory.dry_run import DryRun
 from localize.memory.forecast import Curve, forecast, measure
 from localize.memory.live_bytes import meta_copy, peak_step_bytes
-from localize.memory.settings import Settings
+from localize.memory.settings import StepSettings
 from localize.models import CifarResNet, cifar_resnet
 from localize.plan.memory_forecast import MemoryForecast
 from localize.runtime.optimizers import OPTIMIZERS
@@ -44,7 +44,7 @@ def nesterov(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 def dry_run(local: LocalGraphModule, **settings: Any) -> DryRun:
     twin = meta_copy(local)
     assert isinstance(twin, LocalGraphModule)
-    return DryRun(twin, Settings(**settings), torch.device("cpu"))
+    return DryRun(twin, StepSettings(**settings), torch.device("cpu"))
 
 
 METHODS = ["auglocal", "checkpoint", "gn-dgl", "infopro", "mlaan", "predsim"]
@@ -104,7 +104,7 @@ def test_optimizers_on_gpus_update_all_parameters_in_one_go(kind: str) -> None:
     apart = measure(local, 2, optimizer=kind)
     twin = meta_copy(local)
     assert isinstance(twin, LocalGraphModule)
-    gpu = forecast(DryRun(twin, Settings(optimizer=kind), torch.device("cuda")), 2)
+    gpu = forecast(DryRun(twin, StepSettings(optimizer=kind), torch.device("cuda")), 2)
     assert gpu.peak == measure(local, 2, optimizer=asked).peak
     assert gpu.peak == pytest.approx(peak_step_bytes(local, 2, image_shape=(3, 8, 8), optimizer=asked), abs=100)
     assert gpu.peak - apart.peak > 0.5 * gpu.parameters

@@ -14,6 +14,7 @@ from torch import nn
 
 from localize import BudgetError, LocalGraphModule, LocalizeError, MemoryBudget, MethodError, Plan, localize
 from localize.cli.main import main
+from localize.compiler.emit import emit
 from localize.compiler.planning import with_recompute
 from localize.memory.live_bytes import peak_step_bytes
 from localize.models import cifar_resnet
@@ -54,9 +55,8 @@ def test_recomputes_where_needed_and_no_more() -> None:
 
 def _peak_with(ways: list[Any]) -> int:
     local = resnet()
-    remake: Any = local._remake
     plan = with_recompute(local.plan, ways)
-    return peak_step_bytes(remake.func(plan, *remake.args[1:], cifar_resnet(20), None), BATCH)
+    return peak_step_bytes(emit(plan, local.compiled.over(cifar_resnet(20), None)), BATCH)
 
 
 def test_losses_and_gradients_are_the_same() -> None:

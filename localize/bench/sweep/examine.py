@@ -228,22 +228,16 @@ def figures(local: LocalGraphModule) -> dict[str, Any]:
     return {
         "macs": plan.macs,
         "input_shape": tuple(plan.input.shape[1:]),
-        "nodes": len(_network(local).captured.nodes),
+        "nodes": len(local.compiled.network.captured.nodes),
         "opaque": plan.opaque,
         "layers": len(plan.layers),
         "modules": len(plan.modules),
         "cut_width": max(getattr(layer, "width", 1) for layer in plan.layers),
         "largest_share": round(share, 4),
-        "tied": _tied(_network(local), largest.index) if share > LARGE_SHARE else (),
+        "tied": _tied(local.compiled.network, largest.index) if share > LARGE_SHARE else (),
         "blocks": len(blocks),
         "repaired": sum(block.adapter is None for block in blocks),
     }
-
-
-def _network(local: LocalGraphModule) -> Network:
-    remake: Any = local._remake  # holds the network that the plan was made on
-    found: Network = remake.args[1].network
-    return found
 
 
 def _tied(network: Network, index: int) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ EDGES: Mapping[str, Mapping[str, str]] = {
 def dot(request: Request) -> bytes:
     """A graph for ``dot``: the network from top to bottom, auxiliary networks to its right."""
     local, view = request.local, request.view
-    network = local.made.context.network if view.module is not None else None
+    network = local.compiled.network if view.module is not None else None
     return source(draw(local.plan, view, network)).encode("utf-8")
 
 

@@ -21,7 +21,7 @@ def graph_of(request: Request) -> nx.MultiDiGraph[str]:
     ``macs``. Of edges: ``kind``, ``label``. Of the graph: the facts of the plan.
     """
     local, view = request.local, request.view
-    network = local.made.context.network if view.module is not None else None
+    network = local.compiled.network if view.module is not None else None
     drawing = draw(local.plan, view, network)
     graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
     graph.graph.update(drawing.facts)

@@ -9,8 +9,7 @@ from typing import Any
 from localize.export.drawing.draw import draw
 from localize.export.drawing.drawing import Drawing, Group
 from localize.export.drawing.words import shown
-from localize.export.request import Request
-from localize.runtime.exporting import ExportError
+from localize.export.request import ExportError, Request
 
 
 def write_graph(request: Request, writer: Any) -> None:

@@ -132,10 +132,7 @@ def _module(local: LocalGraphModule, module: LocalModulePlan, memory: ModuleMemo
 def crossing(local: LocalGraphModule, module: LocalModulePlan) -> list[str]:
     """Shapes of the tensors that cross from a module to those behind it, the newest first."""
     layer = module.layers[-1]
-    newest = local.plan.layers[layer].output
-    if local.made is None:
-        return [str(newest)] * local.plan.layers[layer].width
-    network = local.made.context.network
+    network = local.compiled.network
     specs = [network.shapes.specs[name] for name in network.partition.live[layer]]
     return [str(spec) for spec in specs if isinstance(spec, TensorSpec)]
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from localize.compiler.emit import over
+from localize.compiler.emit import emit
 from localize.export.programs.chained import chain_of, giving, module_key, plainly, tensor_names, tensors
-from localize.runtime.exporting import ExportError, ViewKind
+from localize.export.request import ExportError
+from localize.runtime.exporting import ViewKind
 from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.predictions import in_eval_mode
 from passes.codegen.generate import fits_code
@@ -206,12 +207,11 @@ def copy_on_cpu(local: LocalGraphModule) -> LocalGraphModule:
     for tensor in held:
         moved = tensor.detach().cpu().clone()
         memo[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
-    made = local.made
-    network = made.context.network
-    constants = {name: value.cpu() for name, value in network.captured.constants.items()}
-    network = replace(network, captured=replace(network.captured, constants=constants))
-    context = replace(made.context, network=network)
-    twin = over(local.plan, context, made.options, made.criteria, copy.deepcopy(local.primary, memo), None)
+    compiled = local.compiled
+    constants = {name: value.cpu() for name, value in compiled.network.captured.constants.items()}
+    captured = replace(compiled.network.captured, constants=constants)
+    on_cpu = compiled.on(replace(compiled.network, captured=captured))
+    twin = emit(local.plan, on_cpu.over(copy.deepcopy(local.primary, memo), None))
     for old, new in zip(local.local_modules, twin.local_modules, strict=True):
         new.load_state_dict(old.state_dict())
         new.train(old.training)

@@ -18,7 +18,7 @@ from localize.export.python.seen import Seen
 from localize.export.python.text import branched, filled, indented
 from localize.export.python.tree import needing
 from localize.export.python.values import Unwritable, tensor_text, words
-from localize.runtime.exporting import ExportError
+from localize.export.request import ExportError
 from passes.common.restore import set_mode
 from passes.errors import first_line
 

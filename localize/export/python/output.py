@@ -8,7 +8,7 @@ from typing import Any
 
 from localize.export.python.parts import Parts
 from localize.export.python.values import Unwritable, identifier, quoted, value_text
-from localize.runtime.exporting import ExportError
+from localize.export.request import ExportError
 from passes.structure import Slot, Structure
 
 

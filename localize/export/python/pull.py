@@ -22,7 +22,7 @@ def pull_lines(local: LocalGraphModule) -> list[str]:
     pulls = pulls_of(local)
     if not pulls:
         return []
-    weight = 1 - own_options(local.made.options).momentum
+    weight = 1 - own_options(local.compiled.options).momentum
     entries = [f"({', '.join(map(quoted, dict.fromkeys((copy, live, told))))})," for copy, told, live in pulls]
     return [
         "",

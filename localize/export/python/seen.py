@@ -36,7 +36,7 @@ class Seen:
     def values(self) -> dict[str, Any]:
         """Values of the primary network's graph, by name of the node."""
         if not self._values:
-            network = self.local.made.context.network
+            network = self.local.compiled.network
             spec, captured = network.shapes.input, network.captured
             shape = (max(2, spec.shape[0]), *spec.shape[1:])
             x = torch.empty(shape, dtype=spec.dtype, device=device_of(captured.model))

@@ -20,8 +20,7 @@ from localize.export.python.steps import Steps
 from localize.export.python.text import folded
 from localize.export.python.tree import access, is_name, need_grow, needing
 from localize.export.python.values import Unwritable, quoted, tensor_text
-from localize.export.request import Request
-from localize.runtime.exporting import ExportError
+from localize.export.request import ExportError, Request
 from localize.runtime.local_graph import LocalGraphModule
 from passes.common.restore import is_hook_table
 from passes.errors import first_line
@@ -88,7 +87,7 @@ def _require_plain(local: LocalGraphModule) -> None:
 
 def _body(local: LocalGraphModule, modules: Modules, criteria: Criteria) -> list[str]:
     """Lines of the class ``Localized``, references and holes among them."""
-    context = local.made.context
+    context = local.compiled.context
     captured = context.network.captured
     sites: dict[str, Site] = {}
     for node in captured.nodes:

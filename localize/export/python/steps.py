@@ -49,7 +49,7 @@ class Steps:
 
     def __init__(self, local: LocalGraphModule, modules: Modules, constants: dict[str, str]) -> None:
         self.local, self.modules, self.constants = local, modules, constants
-        self.network = local.made.context.network
+        self.network = local.compiled.network
         self.all = local.local_modules
         self.last_read = last_reads(self.all)
         self.names: dict[str, str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,17 @@ from passes.errors import InputError, first_line, ran_out_of_memory
 
 Criterion = Callable[[Any, Any], torch.Tensor]
 """Loss from (logits, target) to a scalar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """The user's losses."""
+
+    local: Criterion
+    """Loss of each local module, from (logits, target) to a scalar."""
+    output: Criterion | None = None
+    """Loss of the last local module, from (what the model returns, target) to a scalar; None where ``local`` serves
+    there too."""
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
