@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from localize import LocalGraphModule
 from localize.bench.setup import Setup
 from localize.memory.live_bytes import Step
+from localize.runtime.local_graph import LocalGraphModule
 
 LEARNING_RATE = 1e-3
 """Low, so that weights stay finite however many steps are timed."""

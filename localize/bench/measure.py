@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from localize import LocalGraphModule, localize
+from localize.api import localize
 from localize.bench.contender import Contender, step_of
 from localize.bench.flops import step_flops
 from localize.bench.machine import environment
@@ -23,6 +23,7 @@ from localize.bench.timing import Timing, take_turns
 from localize.bench.work import step_macs
 from localize.bench.zoo import ModelFactory
 from localize.memory.live_bytes import peak_step_bytes
+from localize.runtime.local_graph import LocalGraphModule
 
 Tell = Callable[[str], None]
 """Takes a few words on what is being done."""

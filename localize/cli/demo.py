@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localize import localize
+from localize.api import localize
 from localize.cli.progress import Display
 from localize.memory.live_bytes import peak_step_bytes
 from localize.models import cifar_resnet

@@ -27,8 +27,8 @@ from localize.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from localize import LocalGraphModule
     from localize.cli.load import Asked
+    from localize.runtime.local_graph import LocalGraphModule
 
 
 def export(

@@ -26,8 +26,10 @@ from localize.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from localize import LocalGraphModule, MemoryForecast, Plan
     from localize.cli.load import Asked, Found
+    from localize.plan.memory_forecast import MemoryForecast
+    from localize.plan.plan import Plan
+    from localize.runtime.local_graph import LocalGraphModule
 
 
 def inspect(

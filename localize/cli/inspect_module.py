@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from localize import LocalGraphModule
 from localize.cli.terminal import Page
 from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan, cells
+from localize.runtime.local_graph import LocalGraphModule
 from localize.sizes import format_count
 from localize.tables import shown
 from passes.errors import LocalizeError

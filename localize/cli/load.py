@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from localize import LocalGraphModule, localize
+from localize.api import localize
 from localize.bench.sweep.examine import example_of, reason_of
 from localize.bench.zoo import find_model
 from localize.obstacles import Obstacle
 from localize.obstacles import check as obstacles_of
+from localize.runtime.local_graph import LocalGraphModule
 from passes.errors import LocalizeError
 
 

@@ -106,9 +106,9 @@ def train(
     Writes metrics.jsonl, metrics.csv, curves.png, plan.json, model.safetensors (the trained weights, for the plain
     model) and checkpoint.pt. Ctrl-C stops after the step at hand; --resume goes on from there.
     """
-    from localize import MemoryBudget
     from localize.cli.method_flags import options_of
     from localize.cli.train import check_folder, default_folder, device_of, prepare, run
+    from localize.plan.memory_budget import MemoryBudget
     from localize.plan.memory_forecast import Schedule
     from localize.runtime.options import read_runtime
     from localize.training.recipe import Recipe

@@ -8,8 +8,8 @@ from typing import Any
 
 import typer
 
-from localize import MemoryForecast
 from localize.cli.load import Asked, localized
+from localize.plan.memory_forecast import MemoryForecast
 from localize.sizes import format_bytes, parse_bytes
 
 _NAMES = {"bp": "backpropagation", "checkpoint": "backpropagation with checkpointing"}

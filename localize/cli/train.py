@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import typer
 
-from localize import LocalGraphModule, localize
+from localize.api import localize
 from localize.bench.zoo import find_model, input_channels, input_size
 from localize.cli.progress import Display
 from localize.methods import get_method, with_depth
+from localize.runtime.local_graph import LocalGraphModule
 from localize.training.data.batches import Data, load_data
 from localize.training.data.sources import open_source
 from localize.training.recipe import Recipe

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from localize import LocalGraphModule
+from localize.runtime.local_graph import LocalGraphModule
 from localize.training.checkpoint import load_checkpoint
 from passes.errors import LocalizeError, first_line
 

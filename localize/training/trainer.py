@@ -36,7 +36,7 @@ from localize.training.recipe import ADDED_SETTINGS, Recipe
 from localize.training.updates import Updates, micro_batches
 
 if TYPE_CHECKING:
-    from localize import LocalGraphModule
+    from localize.runtime.local_graph import LocalGraphModule
 from passes.errors import LocalizeError
 
 

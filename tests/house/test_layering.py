@@ -31,9 +31,9 @@ SPINE = (
     ("localize.memory",),
     ("localize.api",),
     ("localize.obstacles",),
-    ("localize",),
     ("localize.training",),
     ("localize.export", "localize.bench"),
+    ("localize",),
     ("localize.cli",),
 )
 """A room sees itself and the rows above its own; rooms of one row do not see each other."""

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import localize
 from localize.bench.sweep.examine import LARGE_SHARE, Record, Settings
 from localize.bench.sweep.workers import SweepError
+from localize.version import own_version
 
 NAMES_SHOWN = 3
 """Names that a list shows of each model's submodules or parameters."""
@@ -93,7 +93,7 @@ class Log:
 
 
 def _versions() -> dict[str, str]:
-    found = {"localize": localize.__version__, "python": platform.python_version()}
+    found = {"localize": own_version(), "python": platform.python_version()}
     for package in ("torch", "timm", "torchvision"):
         try:
             found[package] = importlib.metadata.version(package)

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from localize import LocalGraphModule, localize
-from localize.api import input_of
+from localize.api import input_of, localize
 from localize.bench.sweep.isolation import fake_step
 from localize.bench.zoo import find_model, input_channels
 from localize.methods import get_method, with_depth
 from localize.methods.networks.pooling import GlobalAveragePool
+from localize.runtime.local_graph import LocalGraphModule
 from passes.common.fake_tensors import fake_mode
 from passes.errors import AdaptError, CaptureError, LocalizeError, MethodError, PartitionError, first_line
 from passes.ir import Network
