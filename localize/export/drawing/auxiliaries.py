@@ -8,7 +8,7 @@ from localize.export.drawing import facts
 from localize.export.drawing.drawing import Edge, Fact, Node
 from localize.export.drawing.words import short, span, steps, wrapped
 from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan, describe
-from localize.sizes import format_count
+from localize.text import format_count
 
 Row = tuple[str, ...]
 SIGN = "\N{MULTIPLICATION SIGN}"

@@ -12,7 +12,7 @@ from localize.export.drawing.operations import Opened, opened
 from localize.export.drawing.words import short, shown, span, wrapped
 from localize.export.request import View
 from localize.plan.plan import LocalModulePlan, Plan
-from localize.sizes import format_bytes, format_count
+from localize.text import format_bytes, format_count
 from passes.ir import Network
 
 SEVERAL = "\N{MULTIPLICATION SIGN}"
