@@ -7,7 +7,7 @@ every path from input to output goes through. A *cut* is such a value, chosen as
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -121,6 +121,8 @@ class Captured:
     """Node name -> source line of the user's code, ``file.py:12``."""
     constants: Mapping[str, torch.Tensor]
     """Tensors made in the forward itself, by the name under which the graph reads them."""
+    in_place: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Node name -> the function that the user's code calls there, where it changes in place what the graph copies."""
     opaque: tuple[Opaque, ...] = ()
     structure: Structure = Structure()  # noqa: RUF009 - frozen
     """How what the model returns in train mode is made of the values of :attr:`result` and :attr:`heads`, in order."""
