@@ -126,6 +126,8 @@ class Captured:
     opaque: tuple[Opaque, ...] = ()
     structure: Structure = Structure()  # noqa: RUF009 - frozen
     """How what the model returns in train mode is made of the values of :attr:`result` and :attr:`heads`, in order."""
+    primary: int = 0
+    """Index of the primary output among the values that the graph's output node returns."""
     joint: bool = False
     """Whether all that the model returns goes into one loss: then no value is the output, and others beside it."""
     nodes: tuple[fx.Node, ...] = field(init=False)
@@ -156,10 +158,16 @@ class Captured:
 
     @property
     def _returned(self) -> tuple[fx.Node, ...]:
-        value = self.nodes[-1].args[0]
-        found: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
-        assert all(isinstance(node, fx.Node) for node in found)
-        return found
+        return self.primary_first(self.nodes[-1].args[0])
+
+    def primary_first(self, returned: Any) -> tuple[Any, ...]:
+        """Return the values that the graph returns, the primary output first.
+
+        Args:
+            returned: What running the graph gave: a tuple where the output node names several values.
+        """
+        values = returned if isinstance(self.nodes[-1].args[0], tuple) else (returned,)
+        return values[self.primary], *values[: self.primary], *values[self.primary + 1 :]
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The leaf module a node calls; None for other nodes."""
