@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localize.cli.terminal import Page
-from localize.export.drawing.fold import Run, runs
+from localize.export.drawing.fold import Repeat, runs
 from localize.plan.memory_forecast import MemoryForecast
 from localize.plan.plan import LocalModulePlan, Plan, cells
 from localize.text import format_bytes, format_count, format_indices, shown
@@ -91,7 +91,7 @@ def print_modules(page: Page, plan: Plan, *, fold: bool) -> None:
     page.table(HEADER[:own], [row[:own] for row in rows], NAMES[:-1], [_networks(row[own:]) for row in rows])
 
 
-def _row(plan: Plan, module: LocalModulePlan, run: Run) -> tuple[str, ...]:
+def _row(plan: Plan, module: LocalModulePlan, run: Repeat) -> tuple[str, ...]:
     alike = f"\n{_alike(run.like(module.index))}" if run.count > 1 else ""
     return (str(module.index), shown(module.name) + alike, *cells(plan, module)[1:])
 

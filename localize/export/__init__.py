@@ -1,4 +1,7 @@
-"""Exports: a localized model as pictures, a page, graphs, ONNX and Python. ``FORMATS`` lists them."""
+"""Write a localized model as a picture, page, graph, program or Python source; ``FORMATS`` lists the formats.
+
+May import every room below it on the spine, down from ``memory`` and ``runtime``; only ``cli`` may import it.
+"""
 
 from localize.export.formats import FORMATS, Format, add_graph, export, to_networkx
 from localize.export.request import Request, View

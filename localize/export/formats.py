@@ -1,4 +1,4 @@
-"""The table of formats, and ``export``: choose one, check what is asked, write the file whole or not at all."""
+"""The table of formats, and ``export``, which picks one, checks the request, and writes the whole file or nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 import networkx as nx
 
 from localize.export.drawing.dot import dot
-from localize.export.drawing.graphs import graph_of, graphml
+from localize.export.drawing.graphml import graph_of, graphml
 from localize.export.drawing.graphviz import pdf, png, svg
 from localize.export.drawing.tensorboard import write_graph
 from localize.export.page.page import page
-from localize.export.plan_json import plan_json
 from localize.export.programs.exported_program import exported_program
 from localize.export.programs.onnx_model import onnx_model
 from localize.export.python import python_source
@@ -30,18 +29,23 @@ _DRAWN: tuple[ViewKind, ...] = ("full", "primary", "local", "auxiliary")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A form of export."""
+    """One file format."""
 
     what: str
-    """In a few words, for help."""
+    """Description of the format in a few words, for help texts."""
     write: Callable[[Request], bytes]
-    """The file's content."""
+    """Function that returns the content of the file."""
     views: tuple[ViewKind, ...]
-    """Those that it has; the first is the default."""
+    """Views that the format offers; the first is the default."""
     parts: bool = False
-    """Whether a single module can be asked for, and alike ones folded."""
+    """Whether it can show a single module, and fold modules that are alike."""
     values: bool = False
-    """Whether it needs a model with weights, not one of shapes alone."""
+    """Whether the weights must have values: a model on the meta device has shapes alone."""
+
+
+def plan_json(request: Request) -> bytes:
+    """Write the plan as JSON: :meth:`localize.Plan.from_json` reads it, ``plan.schema.json`` describes it."""
+    return (request.local.plan.to_json() + "\n").encode("utf-8")
 
 
 FORMATS: Mapping[str, Format] = {
@@ -58,18 +62,18 @@ FORMATS: Mapping[str, Format] = {
     "pt2": Format(what="a program of torch.export", write=exported_program, views=("primary", "local"), values=True),
     "py": Format(what="Python source that imports torch alone", write=python_source, views=("full",)),
 }
-"""By name, which is the file's suffix too."""
+"""All formats by name; the name is the suffix of the file too."""
 
 
 def to_networkx(
     local: LocalGraphModule, *, view: ViewKind | None = None, module: int | None = None, fold: bool = False
 ) -> nx.MultiDiGraph[str]:
-    """The graph of a localized model; see :meth:`localize.LocalGraphModule.to_networkx`."""
+    """Return a localized model as a graph; see :meth:`localize.LocalGraphModule.to_networkx`."""
     return graph_of(Request(local, checked_view(local, "graphml", FORMATS["graphml"], view, module, fold)))
 
 
 def add_graph(local: LocalGraphModule, writer: Any, *, view: ViewKind | None = None, fold: bool = False) -> None:
-    """Writes a localized model to TensorBoard; see :meth:`localize.LocalGraphModule.add_graph`."""
+    """Write a localized model to TensorBoard; see :meth:`localize.LocalGraphModule.add_graph`."""
     write_graph(Request(local, checked_view(local, "graphml", FORMATS["graphml"], view, None, fold)), writer)
 
 
@@ -83,7 +87,7 @@ def export(
     fold: bool = False,
     force: bool = False,
 ) -> Path:
-    """Writes a localized model; see :meth:`localize.LocalGraphModule.export`."""
+    """Write a localized model to a file; see :meth:`localize.LocalGraphModule.export`."""
     target = Path(path)
     name, kind = format_of(target, format)
     request = Request(local, checked_view(local, name, kind, view, module, fold))
@@ -94,29 +98,48 @@ def export(
 
 
 def format_of(path: Path, name: str | None) -> tuple[str, Format]:
-    """The format that a name or, without one, the suffix says.
+    """Find a format by its name or, without a name, by the suffix of a path.
+
+    >>> format_of(Path("network.svg"), None)[0]
+    'svg'
+
+    Args:
+        path: The file to write.
+        name: Name of the format; None to go by the suffix of ``path``.
+
+    Returns:
+        The name of the format, and its entry in ``FORMATS``.
 
     Raises:
-        ExportError: There is no such format.
+        ExportError: Neither a format of this name nor one of this suffix exists.
     """
-    asked = (name or path.suffix.removeprefix(".")).lower()
-    if asked in FORMATS:
-        return asked, FORMATS[asked]
-    close = difflib.get_close_matches(asked, FORMATS, n=1)
+    wanted = (name or path.suffix.removeprefix(".")).lower()
+    if wanted in FORMATS:
+        return wanted, FORMATS[wanted]
+    close = difflib.get_close_matches(wanted, FORMATS, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     known = f"{hint}Formats: {', '.join(FORMATS)}"
-    if name is None and not asked:
+    if name is None and not wanted:
         raise ExportError(f"the format of {path} is not known", why="its name has no suffix", remedy=known)
-    raise ExportError(f"unknown format {asked!r}", remedy=known)
+    raise ExportError(f"unknown format {wanted!r}", remedy=known)
 
 
 def checked_view(
     local: LocalGraphModule, name: str, kind: Format, view: str | None, module: int | None, fold: bool
 ) -> View:
-    """What is to be shown.
+    """Check what is to be shown, and fill in the default view.
+
+    Args:
+        local: The localized model.
+        name: Name of the format, for errors.
+        kind: The format.
+        view: Name of the view; None for the first view of the format.
+        module: Index of the only local module to show; None for all.
+        fold: Whether consecutive local modules that are alike are drawn once.
 
     Raises:
-        ExportError: The format has no such view, or the model no such module.
+        ExportError: The format does not offer this view, single modules or folding, or the model has no module of
+            this index.
     """
     if view is not None and view not in VIEWS:
         raise ExportError(f"unknown view {view!r}", remedy=f"Views: {', '.join(VIEWS)}")
@@ -136,10 +159,14 @@ def checked_view(
 
 
 def check_target(path: Path, *, force: bool) -> None:
-    """Refuses to write over a file unasked, or where nothing can be written.
+    """Check that a file can be written, and that it replaces another one only if asked to.
+
+    Args:
+        path: The file to write.
+        force: Whether an existing file may be replaced.
 
     Raises:
-        ExportError: The file exists, or its folder does not.
+        ExportError: ``path`` is a folder, is a file and ``force`` is false, or its folder does not exist.
     """
     if path.is_dir():
         raise ExportError(f"{path} is a folder", remedy="Give the name of a file")

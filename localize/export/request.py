@@ -1,4 +1,4 @@
-"""What is asked of an export: a localized model, and what of it is to be shown."""
+"""The request for an export: a localized model, and the part of it that is to be shown."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class ExportError(LocalizeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What is shown."""
+    """The part of a localized model that an export shows."""
 
     kind: ViewKind = "full"
+    """Name of the view; see :data:`localize.runtime.exporting.VIEWS`."""
     module: int | None = None
     """Index of the only local module to show; None for all."""
     fold: bool = False
@@ -26,7 +27,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An export, checked."""
+    """A checked request for an export."""
 
     local: LocalGraphModule
     view: View

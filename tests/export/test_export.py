@@ -25,12 +25,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from localize import METHODS, LocalGraphModule, Plan, localize
 from localize.export import FORMATS, Request, View, plan_schema
+from localize.export.drawing.box_text import short, shown
 from localize.export.drawing.dot import source
 from localize.export.drawing.draw import draw
 from localize.export.drawing.drawing import Drawing, Group
-from localize.export.drawing.fold import Run, repeats, runs
+from localize.export.drawing.fold import Repeat, repeats, runs
 from localize.export.drawing.graphviz import pdf, png, svg
-from localize.export.drawing.words import short, shown
 from localize.export.request import ExportError
 from localize.models import cifar_resnet
 from localize.runtime.exporting import VIEWS, ViewKind
@@ -159,7 +159,7 @@ def test_runs_say_what_they_stand_for(forms: list[int]) -> None:
     for run in found:
         for index in run.shown:
             assert {forms[k] for k in run.like(index)} == {forms[index]}
-    assert repeats(forms, fold=False) == tuple(Run(i) for i in range(len(forms)))
+    assert repeats(forms, fold=False) == tuple(Repeat(i) for i in range(len(forms)))
 
 
 def test_one_module_is_looked_into() -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from localize import METHODS, LocalizeError, localize
 from localize.export.python.layers import layer_text
-from localize.export.python.text import filled, folded
+from localize.export.python.templates import filled, folded
 from localize.export.python.values import UNPACKED, tensor_text
 from localize.export.request import ExportError
 from localize.memory.live_bytes import peak_step_bytes

@@ -16,8 +16,8 @@ from torch import nn
 
 from localize import LocalGraphModule
 from localize.export import Request, View
-from localize.export.programs.chained import tensors
 from localize.export.programs.exported_program import saved
+from localize.export.programs.module_chain import tensors
 from localize.export.programs.onnx_model import converted
 from localize.export.programs.programs import program
 

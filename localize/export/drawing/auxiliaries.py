@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from localize.export.drawing import facts
+from localize.export.drawing import node_facts
+from localize.export.drawing.box_text import short, span, steps, wrapped
 from localize.export.drawing.drawing import Edge, Fact, Node
-from localize.export.drawing.words import short, span, steps, wrapped
 from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan, describe
 from localize.text import format_count
 
@@ -152,13 +152,13 @@ class _Chains:
             lines.append(f"merges {len(auxiliary.merged)} more tensors")
         if i == 0 and auxiliary.groups:
             lines.append(f"in each of {len(auxiliary.groups)} groups")
-        self.nodes.append(Node(name, "block", tuple(lines), facts.of_block(self.plan, block), self.module.index))
+        self.nodes.append(Node(name, "block", tuple(lines), node_facts.of_block(self.plan, block), self.module.index))
         return name
 
     def _head(self, name: str, role: str, auxiliary: Auxiliary) -> str:
         title = "head" if role == "own" else "cascaded head"
         lines = (title, *steps(auxiliary.head), f"d={auxiliary.depth}: {_figures(auxiliary.params, auxiliary.macs)}")
-        self.nodes.append(Node(name, "head", lines, facts.of_auxiliary(auxiliary), self.module.index))
+        self.nodes.append(Node(name, "head", lines, node_facts.of_auxiliary(auxiliary), self.module.index))
         return name
 
 

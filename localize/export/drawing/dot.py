@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from localize.export.drawing.arrow_routes import Routes, rows_of
+from localize.export.drawing.box_text import shown
 from localize.export.drawing.draw import draw
 from localize.export.drawing.drawing import Drawing, Edge, Group, Node
-from localize.export.drawing.routes import Routes, rows_of
-from localize.export.drawing.words import shown
 from localize.export.request import Request
 from localize.text import format_count
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from localize.export.drawing import facts
+from localize.export.drawing import node_facts
 from localize.export.drawing.auxiliaries import loss_of
+from localize.export.drawing.box_text import short, shown, span, wrapped
 from localize.export.drawing.drawing import Drawing, Edge, Group, Node
-from localize.export.drawing.fold import Run, layer_runs, runs
-from localize.export.drawing.operations import Opened, opened
-from localize.export.drawing.words import short, shown, span, wrapped
+from localize.export.drawing.fold import Repeat, layer_runs, runs
+from localize.export.drawing.operations import OpenedModule, open_module
 from localize.export.request import View
 from localize.plan.plan import LocalModulePlan, Plan
 from localize.text import format_bytes, format_count
@@ -118,7 +118,7 @@ class _Artist:
 
     def boxed(self, module: LocalModulePlan, like: Sequence[int]) -> tuple[tuple[str | Group, ...], str, None]:
         """A local module as one box."""
-        known = facts.of_module(self.plan, module)
+        known = node_facts.of_module(self.plan, module)
         layers = len(module.layers)
         last = module.index == len(self.plan.modules) - 1
         parts = [f"{layers} layer{'s' if layers != 1 else ''}"] if layers else []
@@ -133,10 +133,10 @@ class _Artist:
         self.add(Node(name, "module", tuple(lines), known, module.index))
         return (name,), name, None
 
-    def spine(self, module: LocalModulePlan) -> tuple[tuple[str | Group, ...], str, Opened | None]:
+    def spine(self, module: LocalModulePlan) -> tuple[tuple[str | Group, ...], str, OpenedModule | None]:
         """The layers of a local module, one below the other; the classifier behind the last one's."""
         if self.view.module is not None and self.network is not None:
-            found = opened(self.plan, module, self.network)
+            found = open_module(self.plan, module, self.network)
             self.nodes += found.nodes
             self.edges += found.edges
             return found.members, found.leaves, found
@@ -170,14 +170,14 @@ class _Artist:
             f"{format_count(layer.params)} params, {format_count(layer.macs)} MACs",
         )
         name = f"layer_{layer.index}"
-        self.add(Node(name, "layer", lines, facts.of_layer(layer), module))
+        self.add(Node(name, "layer", lines, node_facts.of_layer(layer), module))
         if enters:
             self.edges.append(Edge(enters, name, "flow"))
         return name
 
     def classifier(self, module: int, enters: str) -> str:
         """The classifier."""
-        known = facts.of_classifier(self.plan)
+        known = node_facts.of_classifier(self.plan)
         figures = f"{format_count(self.plan.classifier_params)} params, {format_count(self.plan.classifier_macs)} MACs"
         lines = ("classifier", f"\N{RIGHTWARDS ARROW} {self.plan.output}", figures)
         self.add(Node("classifier", "classifier", lines, known, module))
@@ -205,7 +205,7 @@ class _Artist:
             f"parameters, {format_count(plan.macs)} MACs; auxiliary networks {format_count(plan.auxiliary_params)} "
             f"parameters, {format_count(plan.auxiliary_macs)} MACs",
         )
-        return Drawing(title, tuple(self.nodes), tuple(self.edges), tuple(self.members), facts.of_plan(plan))
+        return Drawing(title, tuple(self.nodes), tuple(self.edges), tuple(self.members), node_facts.of_plan(plan))
 
 
 def _names(members: Sequence[str | Group]) -> list[str]:
@@ -223,7 +223,7 @@ def _crossing(output: object, width: int) -> str:
     return f"{output} and {width - 1} more" if width > 1 else str(output)
 
 
-def _repeated(run: Run, names: Sequence[str], first: int) -> list[str | Group]:
+def _repeated(run: Repeat, names: Sequence[str], first: int) -> list[str | Group]:
     if run.count == 1 or run.period == 1:
         return [*names]
     return [Group(f"layers_{first}", "repeat", f"{SEVERAL}{run.count}", tuple(names))]

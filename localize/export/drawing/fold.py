@@ -14,7 +14,7 @@ LONGEST_PERIOD = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Repeat:
     """Consecutive items, local modules or layers: ``period`` of them, ``count`` times over."""
 
     first: int
@@ -37,7 +37,7 @@ class Run:
         return [index + self.period * i for i in range(self.count)]
 
 
-def runs(plan: Plan, *, fold: bool = True) -> tuple[Run, ...]:
+def runs(plan: Plan, *, fold: bool = True) -> tuple[Repeat, ...]:
     """The local modules of a plan as runs, in order; without folding each by itself.
 
     Modules are alike where nothing but names differs, and weights of losses, and which layers it is that auxiliary
@@ -47,36 +47,36 @@ def runs(plan: Plan, *, fold: bool = True) -> tuple[Run, ...]:
     return repeats([form(plan, module) for module in plan.modules], fold=fold)
 
 
-def layer_runs(layers: Sequence[Layer], *, fold: bool = True) -> tuple[Run, ...]:
+def layer_runs(layers: Sequence[Layer], *, fold: bool = True) -> tuple[Repeat, ...]:
     """The layers of one local module as runs, by their position in it."""
     return repeats([_layer_form(layer) for layer in layers], fold=fold)
 
 
-def repeats(forms: Sequence[Any], *, fold: bool = True) -> tuple[Run, ...]:
+def repeats(forms: Sequence[Any], *, fold: bool = True) -> tuple[Repeat, ...]:
     """Consecutive equal items, and sequences of them that come several times over, as runs."""
-    found: list[Run] = []
+    found: list[Repeat] = []
     start = 0
     while start < len(forms):
-        run = _longest(forms, start) if fold else Run(start)
+        run = _longest(forms, start) if fold else Repeat(start)
         found.append(run)
         start = run.last + 1
     return tuple(found)
 
 
-def _longest(forms: Sequence[Any], start: int) -> Run:
+def _longest(forms: Sequence[Any], start: int) -> Repeat:
     """The run from an item on that leaves the fewest to be drawn."""
-    best = Run(start)
+    best = Repeat(start)
     for period in range(1, LONGEST_PERIOD + 1):
         pattern, count = forms[start : start + period], 1
         while len(pattern) == period and forms[start + count * period : start + (count + 1) * period] == pattern:
             count += 1
-        run = Run(start, period, count)
+        run = Repeat(start, period, count)
         if _spared(run) > _spared(best):
             best = run
     return best
 
 
-def _spared(run: Run) -> int:
+def _spared(run: Repeat) -> int:
     return run.period * (run.count - 1)
 
 

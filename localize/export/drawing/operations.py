@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from torch import fx
 
 from localize.compiler.emit import Wires, wire
-from localize.export.drawing import facts
+from localize.export.drawing import node_facts
+from localize.export.drawing.box_text import short
 from localize.export.drawing.drawing import Edge, Fact, Group, Node
-from localize.export.drawing.words import short
 from localize.plan.plan import LocalModulePlan, Plan
 from passes.ir import Network
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedModule:
     """A local module's operations."""
 
     nodes: tuple[Node, ...]
@@ -28,14 +28,14 @@ class Opened:
     """Name of the node that its auxiliary networks read."""
 
 
-def opened(plan: Plan, module: LocalModulePlan, network: Network) -> Opened:
+def open_module(plan: Plan, module: LocalModulePlan, network: Network) -> OpenedModule:
     """The operations of a local module, by layer."""
     part = network.partition
     wires = wire(network, [each.layers for each in plan.modules])[module.index]
     names = {name: f"operation_{i}" for i, name in enumerate(wires.members)}
-    layers = [(f"layer_{i}", facts.of_layer(plan.layers[i]), part.nodes[i]) for i in module.layers]
+    layers = [(f"layer_{i}", node_facts.of_layer(plan.layers[i]), part.nodes[i]) for i in module.layers]
     if module.index == len(plan.modules) - 1:
-        layers.append(("classifier", facts.of_classifier(plan), part.classifier))
+        layers.append(("classifier", node_facts.of_classifier(plan), part.classifier))
     groups, nodes = [], []
     for key, known, members in layers:
         held = [name for name in members if name in names]
@@ -43,7 +43,7 @@ def opened(plan: Plan, module: LocalModulePlan, network: Network) -> Opened:
         groups.append(Group(f"opened_{key}", "layer", title, tuple(names[name] for name in held)))
         nodes += [Node(names[name], "operation", *_described(network, name), module.index) for name in held]
     leaves = names[wires.reads[0]]
-    return Opened(
+    return OpenedModule(
         tuple(nodes), tuple(_edges(network, names)), tuple(groups), tuple(_entries(network, wires, names)), leaves
     )
 

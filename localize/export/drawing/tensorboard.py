@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from localize.export.drawing.box_text import shown
 from localize.export.drawing.draw import draw
 from localize.export.drawing.drawing import Drawing, Group
-from localize.export.drawing.words import shown
 from localize.export.request import ExportError, Request
 
 

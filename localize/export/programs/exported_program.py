@@ -8,7 +8,7 @@ import re
 import torch
 from torch import fx
 
-from localize.export.programs.membership import members
+from localize.export.programs.operation_owners import operation_owners
 from localize.export.programs.programs import Program, failed, program, silent
 from localize.export.request import Request
 from localize.runtime.local_graph import LocalGraphModule
@@ -37,8 +37,8 @@ def saved(made: Program, local: LocalGraphModule) -> bytes:
     Raises:
         ExportError: Torch cannot save it.
     """
-    for node, member in members(made, local.plan).found.items():
-        node.meta["custom"] = {**node.meta.get("custom", {}), **member.properties(local.plan)}
+    for node, owner in operation_owners(made, local.plan).by_node.items():
+        node.meta["custom"] = {**node.meta.get("custom", {}), **owner.properties(local.plan)}
     for node in made.exported.graph.nodes:
         _make_writable(node)
     target = io.BytesIO()

@@ -12,33 +12,37 @@ from typing import Any
 
 from torch import fx
 
-from localize.export.programs.chained import AUXILIARY
-from localize.export.programs.membership import Member
+from localize.export.programs.module_chain import AUXILIARY, ModuleChain
+from localize.export.programs.operation_owners import OperationOwner
 from localize.plan.plan import Plan
+from localize.runtime.local_graph import LocalGraphModule
+from localize.runtime.local_module import LocalModule
 from passes.codegen.generate import PRIMARY
 
 _MARK = "localize"
-_SCOPE = "localize.runtime.local_module.LocalModule"
-_CHAIN, _WHOLE = "localize.export.programs.chained.Chain", "localize.runtime.local_graph.LocalGraphModule"
+_SCOPE, _CHAIN, _WHOLE = (
+    f"{kind.__module__}.{kind.__qualname__}" for kind in (LocalModule, ModuleChain, LocalGraphModule)
+)
+"""Class paths, as torch's exporters write them."""
 _NAMESPACE, _SCOPES, _CLASSES = "namespace", "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 
 
-def mark(node: fx.Node, member: Member) -> None:
+def mark(node: fx.Node, owner: OperationOwner) -> None:
     """Writes on an operation where it belongs, in the form that outlives all of torch's passes: as a module around it.
 
     What a chain of local modules put there goes, so that operations of all views look alike.
     """
     (root, (_, kind)), *inner = (node.meta.get("nn_module_stack") or {"": ("", "")}).items()
-    place = f"{_MARK}:{member.module}:{AUXILIARY if member.auxiliary else ''}"
+    place = f"{_MARK}:{owner.module}:{AUXILIARY if owner.auxiliary else ''}"
     if kind == _CHAIN:
-        kind, inner = _WHOLE, [(key, (_own_path(path, member), each)) for key, (path, each) in inner]
+        kind, inner = _WHOLE, [(key, (_own_path(path, owner), each)) for key, (path, each) in inner]
     stack = {root: ("", kind), place: (place, _SCOPE), **{key: (path, each) for key, (path, each) in inner if path}}
     node.meta["nn_module_stack"] = stack
 
 
-def _own_path(path: str, member: Member) -> str:
+def _own_path(path: str, owner: OperationOwner) -> str:
     """The path of a module within the primary network, or within the auxiliary networks; empty for what is around."""
-    start = f"{member.key if member.auxiliary else PRIMARY}."
+    start = f"{owner.key if owner.auxiliary else PRIMARY}."
     return path.removeprefix(start) if path.startswith(start) else ""
 
 
@@ -124,27 +128,27 @@ def describe_nodes(model: Any, plan: Plan) -> None:
     told = _members(nodes)
     taken: set[str] = set()
     for node in nodes:
-        member = told[node]
+        owner = told[node]
         scopes, classes = (ast.literal_eval(node.metadata_props.get(key, "[]")) for key in (_SCOPES, _CLASSES))
         if len(scopes) > 1:
             marked = _marked(node) is not None
-            scopes[1 : 1 + marked], classes[1 : 1 + marked] = [member.key], [_SCOPE]
-            name = member.properties(plan)["localize.module"].replace("/", "_")
-            shown = [scopes[0], f"{name} {AUXILIARY}" if member.auxiliary else name, *scopes[2:]]
+            scopes[1 : 1 + marked], classes[1 : 1 + marked] = [owner.key], [_SCOPE]
+            name = owner.properties(plan)["localize.module"].replace("/", "_")
+            shown = [scopes[0], f"{name} {AUXILIARY}" if owner.auxiliary else name, *scopes[2:]]
             texts = {_SCOPES: repr(scopes), _CLASSES: repr(classes)}
             texts[_NAMESPACE] = "/".join(f"{a}: {b}" for a, b in zip(shown, classes, strict=True))
         else:
             texts = {}
         # The rest of what torch's exporter says would tell others where the user's files are.
         node.metadata_props.clear()
-        node.metadata_props.update({**member.properties(plan), **texts})
-        inside = [member.key, *scopes[2:-1][-1:], node.op_type]
+        node.metadata_props.update({**owner.properties(plan), **texts})
+        inside = [owner.key, *scopes[2:-1][-1:], node.op_type]
         node.name = unique(re.sub(r"[^\w/-]+", "_", "/".join(inside).replace(".", "/")), taken)
 
 
-def _members(nodes: Sequence[Any]) -> dict[Any, Member]:
+def _members(nodes: Sequence[Any]) -> dict[Any, OperationOwner]:
     """What marks say; what has none goes with those that read it, or else with what it reads."""
-    known = {node: member for node in nodes if (member := _marked(node)) is not None}
+    known = {node: owner for node in nodes if (owner := _marked(node)) is not None}
     for node in reversed(nodes):
         if node not in known:
             readers = (user.node for value in node.outputs for user in value.uses())
@@ -153,22 +157,22 @@ def _members(nodes: Sequence[Any]) -> dict[Any, Member]:
         if node not in known:
             producers = (value.producer() for value in node.inputs if value is not None)
             _put(known, node, producers, max)
-            known.setdefault(node, Member(0))
+            known.setdefault(node, OperationOwner(0))
     return known
 
 
-def _put(known: dict[Any, Member], node: Any, others: Iterable[Any], choose: Any) -> None:
+def _put(known: dict[Any, OperationOwner], node: Any, others: Iterable[Any], choose: Any) -> None:
     near = [known[other] for other in others if other in known]
     if near:
-        known[node] = choose(near, key=lambda member: member.module)
+        known[node] = choose(near, key=lambda owner: owner.module)
 
 
-def _marked(node: Any) -> Member | None:
+def _marked(node: Any) -> OperationOwner | None:
     for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[1:2]:
         word, _, rest = scope.partition(":")
         index, _, network = rest.partition(":")
         if word == _MARK and index.isdigit():
-            return Member(int(index), auxiliary=bool(network))
+            return OperationOwner(int(index), auxiliary=bool(network))
     return None
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from localize.export.programs.membership import Members, members
 from localize.export.programs.onnx_graph import describe_nodes, mark, merge_tied, name_batch, name_values, tidy
+from localize.export.programs.operation_owners import OperationOwners, operation_owners
 from localize.export.programs.programs import Program, failed, program, require_values, silent
 from localize.export.request import ExportError, Request
 from localize.runtime.local_graph import LocalGraphModule
@@ -52,10 +52,10 @@ def converted(made: Program, request: Request) -> bytes:
     Raises:
         ExportError: Torch cannot convert it.
     """
-    found = members(made, request.local.plan)
+    owners = operation_owners(made, request.local.plan)
     try:
         with silent(), same_randomness():
-            return _written(made, found, request)
+            return _written(made, owners, request)
     except Exception as error:
         raise failed(request.local, "torch.onnx", error) from error
 
@@ -93,12 +93,12 @@ def require_size(local: LocalGraphModule, *, auxiliary: bool) -> None:
         )
 
 
-def _written(made: Program, found: Members, request: Request) -> bytes:
+def _written(made: Program, owners: OperationOwners, request: Request) -> bytes:
     import onnx
     import onnx_ir
 
-    for node, member in found.found.items():
-        mark(node, member)
+    for node, owner in owners.by_node.items():
+        mark(node, owner)
     result: Any = torch.onnx.export(made.exported, dynamo=True, optimize=False, verbose=False)
     model = result.model
     tidy(model)
@@ -106,7 +106,7 @@ def _written(made: Program, found: Members, request: Request) -> bytes:
     name_values(model, INPUT, made.outputs)
     name_batch(model, "batch")
     describe_nodes(model, request.local.plan)
-    _describe(model, request, exact=found.exact)
+    _describe(model, request, exact=owners.exact)
     proto = onnx_ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     content: bytes = proto.SerializeToString()

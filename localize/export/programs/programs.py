@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from localize.compiler.emit import emit
-from localize.export.programs.chained import chain_of, giving, module_key, plainly, tensor_names, tensors
+from localize.export.programs.module_chain import chain_of, giving, module_key, plainly, tensor_names, tensors
 from localize.export.request import ExportError
 from localize.runtime.exporting import ViewKind
 from localize.runtime.local_graph import LocalGraphModule

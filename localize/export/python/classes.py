@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from localize.export.python.nodes import RESERVED
-from localize.export.python.text import HOLE, REFERENCE, filled, folded, hole, indented, reference
+from localize.export.python.templates import HOLE, REFERENCE, filled, folded, hole, indented, reference
 from localize.export.python.values import identifier
 
 

@@ -10,13 +10,13 @@ from torch import nn
 from localize.export.python.classes import plain
 from localize.export.python.functions import function_name
 from localize.export.python.layers import layer_text
-from localize.export.python.parts import Parts
+from localize.export.python.support_code import SupportCode
 from localize.methods.networks.losses import cross_entropy, cross_entropy_of_last
 from localize.runtime.local_graph import LocalGraphModule
 
 
 @dataclass(frozen=True, slots=True)
-class Criteria:
+class WrittenCriteria:
     """How a generated class comes by its losses."""
 
     arguments: str
@@ -27,7 +27,7 @@ class Criteria:
     """What has to be handed in, for the header."""
 
 
-def criteria_of(local: LocalGraphModule, parts: Parts) -> Criteria:
+def criteria_of(local: LocalGraphModule, support: SupportCode) -> WrittenCriteria:
     """Reads the losses off a localized model."""
     arguments, lines, call = ["*"], [], []
     for name in ("criterion", "output_criterion"):
@@ -35,7 +35,7 @@ def criteria_of(local: LocalGraphModule, parts: Parts) -> Criteria:
         if criterion is None:
             continue
         made = layer_text(criterion) if isinstance(criterion, nn.Module) else None
-        known = _function(criterion, parts)
+        known = _function(criterion, support)
         if made is not None:
             arguments.append(f"{name}=None")
             lines.append(f"self.{name} = {plain(made)} if {name} is None else {name}")
@@ -43,12 +43,12 @@ def criteria_of(local: LocalGraphModule, parts: Parts) -> Criteria:
             arguments.append(name if known is None else f"{name}={known}")
             lines.append(f"self.{name} = {name}")
             call += [] if known is not None else [f"{name}=..."]
-    return Criteria(", " + ", ".join(arguments), tuple(lines), ", ".join(call))
+    return WrittenCriteria(", " + ", ".join(arguments), tuple(lines), ", ".join(call))
 
 
-def _function(criterion: Any, parts: Parts) -> str | None:
+def _function(criterion: Any, support: SupportCode) -> str | None:
     if criterion is cross_entropy:
         return "F.cross_entropy"
     if criterion is cross_entropy_of_last:
-        return parts.need(criterion)
+        return support.need(criterion)
     return None if isinstance(criterion, nn.Module) else function_name(criterion)

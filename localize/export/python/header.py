@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from localize.export.python.pull import pulls_of
+from localize.export.python.copy_updates import pulls_of
 from localize.export.python.values import words
 from localize.runtime.local_graph import LocalGraphModule
 from localize.version import own_version

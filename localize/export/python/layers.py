@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from localize.export.python.text import hole
+from localize.export.python.templates import hole
 from localize.export.python.values import Unwritable, value_text
 from passes.common.layer_kinds import NORMS
 from passes.common.restore import same_randomness
@@ -27,7 +27,7 @@ _LEADING = {
 def layer_text(module: nn.Module) -> str | None:
     """A call that makes a layer of torch.nn like this one, weights apart; None where no call is known to.
 
-    Numbers among its arguments are holes (:mod:`localize.export.python.text`).
+    Numbers among its arguments are holes (:mod:`localize.export.python.templates`).
     """
     kind = type(module)
     if not kind.__module__.startswith("torch.nn.modules.") or getattr(nn, kind.__name__, None) is not kind:

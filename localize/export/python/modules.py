@@ -10,21 +10,21 @@ from typing import Any
 
 from torch import fx, nn
 
-from localize.export.python.around import Around
 from localize.export.python.classes import Classes, Definition
+from localize.export.python.foreign_modules import ForeignModules
 from localize.export.python.layers import layer_text
 from localize.export.python.nodes import Lines
-from localize.export.python.opened import Given, Site
-from localize.export.python.others import Others
-from localize.export.python.parts import Parts, is_ours
-from localize.export.python.seen import Seen
-from localize.export.python.text import hole
+from localize.export.python.opened_code import CallSite, Given
+from localize.export.python.recorded_calls import RecordedCalls
+from localize.export.python.support_code import SupportCode, is_ours
+from localize.export.python.surroundings import Surroundings
+from localize.export.python.templates import hole
 from localize.export.python.tree import buffer_text, held, need_grow, ordered, own_tensors, parameter_text
 from localize.export.python.values import quoted, value_text, words
 from localize.methods.networks.blocks import Blocks
 from passes.common.interpreter import Interpreter, arguments_of
 
-Sites = Mapping[str, Site]
+Sites = Mapping[str, CallSite]
 """Paths of modules that a graph calls, each with a call of it."""
 
 
@@ -32,16 +32,16 @@ class Modules:
     """Writes modules of one file.
 
     Args:
-        seen: What they are called with.
-        parts: Where sources of our own go.
+        calls: What the modules are called with.
+        support: Where sources of our own go.
     """
 
-    def __init__(self, seen: Seen, parts: Parts) -> None:
-        self.seen, self.parts = seen, parts
+    def __init__(self, calls: RecordedCalls, support: SupportCode) -> None:
+        self.calls, self.support = calls, support
         self.classes = Classes()
-        self.others = Others(self)
+        self.foreign = ForeignModules(self)
 
-    def text(self, module: nn.Module, where: str, site: Site | None = None) -> str:
+    def text(self, module: nn.Module, where: str, site: CallSite | None = None) -> str:
         """An expression that makes a module like this one, weights apart.
 
         Args:
@@ -60,13 +60,13 @@ class Modules:
             return self.classes.add(self._of_graph(module, where))
         if is_ours(type(module)):
             return self.classes.add(self._of_ours(module, where))
-        return layer_text(module) or self.others.text(module, where, site)
+        return layer_text(module) or self.foreign.text(module, where, site)
 
     def _sequence(self, module: nn.Module, where: str) -> str:
         inner = self._inner(module, where)
         if [*inner] == [str(i) for i in range(len(inner))]:
             return f"nn.Sequential({', '.join(inner.values())})"
-        self.parts.imports.add("from collections import OrderedDict")
+        self.support.imports.add("from collections import OrderedDict")
         return f"nn.Sequential({ordered(inner)})"
 
     def _container(self, module: nn.Module, where: str) -> str:
@@ -81,7 +81,7 @@ class Modules:
 
     def init(self, module: nn.Module, where: str, sites: Sites) -> list[str]:
         """Lines that make what a module holds: its tensors, and modules that are called or hold tensors."""
-        lines = list(own_tensors(module, where, self.seen.holding, self.parts))
+        lines = list(own_tensors(module, where, self.calls.holding, self.support))
         nested: dict[str, str] = {}
         for name, part in module._modules.items():
             if part is None:
@@ -92,7 +92,7 @@ class Modules:
             else:
                 nested.update(found)
         if nested:
-            need_grow(self.parts)
+            need_grow(self.support)
             lines.append(f"grow(self, {{{', '.join(f'{quoted(path)}: {text}' for path, text in nested.items())}}})")
         return lines
 
@@ -114,7 +114,7 @@ class Modules:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 persistent = name not in module._non_persistent_buffers_set
-                text = buffer_text(self.seen.holding(buffer), f"{where}.{prefix}{name}", persistent, self.parts)
+                text = buffer_text(self.calls.holding(buffer), f"{where}.{prefix}{name}", persistent, self.support)
                 found[prefix + name] = text if persistent else f"({text},)"
         for name, part in module._modules.items():
             if part is not None:
@@ -137,37 +137,39 @@ class Modules:
     # Graphs of our own making -----------------------------------------------------------------------------------------
 
     def _of_graph(self, module: fx.GraphModule, where: str) -> Definition:
-        sites: dict[str, Site] = {}
+        sites: dict[str, CallSite] = {}
         for node in module.graph.nodes:
             if node.op == "call_module":
-                sites.setdefault(str(node.target), self._seen(module.get_submodule(str(node.target)), node))
+                sites.setdefault(str(node.target), self._first_call(module.get_submodule(str(node.target)), node))
         init = self.init(module, where, sites)
-        lines = Lines(module.graph, Around(self.parts, self.others, module, "self.training", self._sites(module)))
+        lines = Lines(
+            module.graph, Surroundings(self.support, self.foreign, module, "self.training", self._sites(module))
+        )
         name = type(module).__name__
         head = f"def forward({', '.join(['self', *lines.arguments])}):"
         doc = words(f"A copy of {name.removeprefix('Block_')}.")
         return Definition(name, doc, tuple(init), (head, *lines.body))
 
-    def _seen(self, module: nn.Module, node: fx.Node) -> Site:
-        return Site((node.args, node.kwargs), lambda: self.seen.given(module))
+    def _first_call(self, module: nn.Module, node: fx.Node) -> CallSite:
+        return CallSite((node.args, node.kwargs), lambda: self.calls.given(module))
 
-    def _sites(self, module: fx.GraphModule) -> Callable[[fx.Node], Site]:
+    def _sites(self, module: fx.GraphModule) -> Callable[[fx.Node], CallSite]:
         """What gives calls in a graph their values: the graph is run when one is asked for."""
         values: dict[str, Any] = {}
 
         def given(node: fx.Node) -> Given:
             if not values:
-                values.update(Interpreter(module).run_all(module.graph, *self.seen.given(module)[0]))
+                values.update(Interpreter(module).run_all(module.graph, *self.calls.given(module)[0]))
             return arguments_of(node, lambda n: values[n.name])
 
-        return lambda node: Site((node.args, node.kwargs), lambda: given(node))
+        return lambda node: CallSite((node.args, node.kwargs), lambda: given(node))
 
     # Our own classes --------------------------------------------------------------------------------------------------
 
     def _of_ours(self, module: nn.Module, where: str) -> Definition:
         kind = type(module)
         methods: list[str] = []
-        for source in self.parts.methods(kind, ("forward", "supervise")):
+        for source in self.support.methods(kind, ("forward", "supervise")):
             methods += [*source.rstrip().split("\n"), ""]
         used = {match for line in methods for match in re.findall(r"self\.(\w+)", line)}
         init = []
@@ -176,13 +178,13 @@ class Modules:
                 # Whether a batch was looked at is no part of the network.
                 text = "False" if name == "checked" else value_text(self._plain(value))
                 init.append(f"self.{name} = {hole(name, text)}")
-        init += own_tensors(module, where, self.seen.holding, self.parts)
+        init += own_tensors(module, where, self.calls.holding, self.support)
         init += [held(name, text) for name, text in self._inner(module, where).items()]
         doc = (kind.__doc__ or kind.__name__).strip().split("\n")[0]
         return Definition(kind.__name__, doc, tuple(init), tuple(methods[:-1]))
 
     def _plain(self, value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            self.parts.imports.add("from types import SimpleNamespace")
+            self.support.imports.add("from types import SimpleNamespace")
             return SimpleNamespace(**{f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
         return value

@@ -8,7 +8,7 @@ import keyword
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import fx
@@ -16,7 +16,8 @@ from torch.fx.graph import inplace_methods, magic_methods
 
 from localize.export.python.functions import SAME_PATH, STORE, function_name
 from localize.export.python.inline import SIZES, dead, inlined, is_size, looks_at_sizes
-from localize.export.python.text import HOLE, filled, hole
+from localize.export.python.surroundings import Surroundings
+from localize.export.python.templates import HOLE, filled, hole
 from localize.export.python.values import identifier, value_text
 from passes.capture.assertions import assertion
 from passes.capture.proxies import set_item, store
@@ -29,39 +30,17 @@ RESERVED = frozenset(
 )
 
 
-class Surroundings(Protocol):
-    """What a graph's code refers to."""
-
-    flag: str | None
-    """Text of the training flag of functional calls; None to leave it as it was traced."""
-
-    def module(self, node: fx.Node) -> str:
-        """What a node calls."""
-
-    def attribute(self, path: str) -> str:
-        """What a node reads."""
-
-    def helper(self, name: str, source: str) -> None:
-        """Adds a function of the file."""
-
-    def arguments(self, node: fx.Node) -> list[fx.Node] | None:
-        """What an opened module is called with; None for one that is called as it was."""
-
-    def function(self, node: fx.Node) -> tuple[str, list[fx.Node] | None]:
-        """A function that torch has not, as one of the file's; its arguments, or None for those that it has."""
-
-
 class Lines:
     """The code of one graph.
 
     Args:
         graph: The graph.
-        around: What it refers to.
+        surroundings: What it refers to.
         inputs: Names of its placeholders in the code, by node name; others get names of their own.
     """
 
-    def __init__(self, graph: fx.Graph, around: Surroundings, inputs: Mapping[str, str] | None = None) -> None:
-        self.around = around
+    def __init__(self, graph: fx.Graph, surroundings: Surroundings, inputs: Mapping[str, str] | None = None) -> None:
+        self.surroundings = surroundings
         self.nodes = list(graph.nodes)
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.texts: dict[fx.Node, str] = {}
@@ -130,7 +109,7 @@ class Lines:
     def _statement(self, node: fx.Node) -> str | None:
         """What is no expression."""
         if node.target is guard:
-            self.around.helper("same_path", SAME_PATH)
+            self.surroundings.helper("same_path", SAME_PATH)
             value, ask, expected = (node.args[0], str(node.args[1]), node.args[2])
             asked = "operator.index" if ask == "index" else ask
             return f"same_path({asked}({self._text(value)}), {self._text(expected)})"
@@ -142,7 +121,7 @@ class Lines:
         if node.target is assertion:
             return f"assert {'' if node.args[1] else 'not '}{self._text(node.args[0])}"
         if node.target is store:
-            self.around.helper("store", STORE)
+            self.surroundings.helper("store", STORE)
             return f"store({', '.join(self._text(value) for value in node.args)})"
         if node.target is set_item:
             first, index, value = node.args
@@ -186,7 +165,7 @@ class Lines:
         self.taken[name] = node
 
     def _text(self, value: Any) -> str:
-        if isinstance(value, float) and self.around.flag is None:
+        if isinstance(value, float) and self.surroundings.flag is None:
             # Of an opened class: what another of the kind may have otherwise, such as a probability.
             return hole("value", value_text(value))
         return value if isinstance(value, _Raw) else value_text(value, self.texts.__getitem__)
@@ -202,11 +181,11 @@ class Lines:
 
     def _expression(self, node: fx.Node) -> str:
         if node.op == "get_attr":
-            return self.around.attribute(str(node.target))
+            return self.surroundings.attribute(str(node.target))
         if node.op == "call_module":
-            own = self.around.arguments(node)
+            own = self.surroundings.arguments(node)
             inner = self._call(node) if own is None else ", ".join(self.texts[n] for n in own)
-            return f"{self.around.module(node)}({inner})"
+            return f"{self.surroundings.module(node)}({inner})"
         if node.op == "call_method":
             first, *rest = node.args
             return f"{_atom(self._text(first))}.{node.target}({self._given(rest, node.kwargs)})"
@@ -235,7 +214,7 @@ class Lines:
         args, kwargs = self._switched(node)
         own = function_name(target)
         if own is None:
-            own, nodes = self.around.function(node)
+            own, nodes = self.surroundings.function(node)
             if nodes is not None:
                 return f"{own}({', '.join(self.texts[n] for n in nodes)})"
         return f"{own}({self._given(args, kwargs)})"
@@ -243,7 +222,7 @@ class Lines:
     def _switched(self, node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
         """The arguments, with the training flag in the place of what it was when the graph was traced."""
         args, kwargs = list(node.args), dict(node.kwargs)
-        if self.around.flag is None:
+        if self.surroundings.flag is None:
             return args, kwargs
         found = training_flag(node.target)
         if found is None:
@@ -253,9 +232,9 @@ class Lines:
         key: Any = position if position < len(args) else name
         value = args[position] if position < len(args) else kwargs.get(name)
         if name == "dropout_p" and value:
-            holder[key] = _Raw(f"{self._text(value)} if {self.around.flag} else 0.0")
+            holder[key] = _Raw(f"{self._text(value)} if {self.surroundings.flag} else 0.0")
         elif name != "dropout_p" and value is not False and (value is not None or _default(node.target, name)):
-            holder[key] = _Raw(self.around.flag)
+            holder[key] = _Raw(self.surroundings.flag)
         return args, kwargs
 
 

@@ -6,25 +6,25 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from localize.export.python.parts import Parts
+from localize.export.python.support_code import SupportCode
 from localize.export.python.values import Unwritable, identifier, quoted, value_text
 from localize.export.request import ExportError
 from passes.structure import Slot, Structure
 
 
-def output_text(structure: Structure, values: Sequence[str], parts: Parts) -> str:
+def output_text(structure: Structure, values: Sequence[str], support: SupportCode) -> str:
     """An expression for what the model returns.
 
     Args:
         structure: Its containers.
         values: Text of what stands in them, by slot.
-        parts: Where classes of named tuples go.
+        support: Where classes of named tuples go.
 
     Raises:
         ExportError: The containers are of a class that cannot be written.
     """
     try:
-        return _text(structure.template, values, parts)
+        return _text(structure.template, values, support)
     except Unwritable as error:
         raise ExportError(
             "what the model returns cannot be written as Python source",
@@ -33,27 +33,29 @@ def output_text(structure: Structure, values: Sequence[str], parts: Parts) -> st
         ) from error
 
 
-def _text(value: Any, values: Sequence[str], parts: Parts) -> str:
+def _text(value: Any, values: Sequence[str], support: SupportCode) -> str:
     if isinstance(value, Slot):
         return values[value.index]
     kind = type(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return _named(kind.__name__, dict(zip(value._fields, value, strict=True)), values, parts)
+        return _named(kind.__name__, dict(zip(value._fields, value, strict=True)), values, support)
     if kind in (tuple, list):
-        inner = [_text(part, values, parts) for part in value]
+        inner = [_text(part, values, support) for part in value]
         if kind is list:
             return f"[{', '.join(inner)}]"
         return f"({', '.join(inner)}{',' if len(inner) == 1 else ''})"
     if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
-        return _named(kind.__name__, {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, values, parts)
+        return _named(
+            kind.__name__, {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, values, support
+        )
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{value_text(k)}: {_text(part, values, parts)}' for k, part in value.items())}}}"
+        return f"{{{', '.join(f'{value_text(k)}: {_text(part, values, support)}' for k, part in value.items())}}}"
     return value_text(value)
 
 
-def _named(name: str, fields: Mapping[str, Any], values: Sequence[str], parts: Parts) -> str:
+def _named(name: str, fields: Mapping[str, Any], values: Sequence[str], support: SupportCode) -> str:
     """A named tuple, also in the place of a dataclass: a criterion reads either by attributes."""
     own = identifier(name, "Output")
-    parts.imports.add("from collections import namedtuple")
-    parts.add(own, f"{own} = namedtuple({quoted(own)}, {value_text(list(fields))})\n")
-    return f"{own}({', '.join(f'{key}={_text(part, values, parts)}' for key, part in fields.items())})"
+    support.imports.add("from collections import namedtuple")
+    support.add(own, f"{own} = namedtuple({quoted(own)}, {value_text(list(fields))})\n")
+    return f"{own}({', '.join(f'{key}={_text(part, values, support)}' for key, part in fields.items())})"

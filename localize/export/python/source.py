@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from localize.export.python.classes import Definition, plain
-from localize.export.python.criteria import Criteria, criteria_of
+from localize.export.python.copy_updates import pull_lines
+from localize.export.python.criteria import WrittenCriteria, criteria_of
 from localize.export.python.header import header
 from localize.export.python.modules import Modules
-from localize.export.python.opened import Site
-from localize.export.python.parts import Parts
-from localize.export.python.pull import pull_lines
-from localize.export.python.seen import seen
+from localize.export.python.opened_code import CallSite
+from localize.export.python.recorded_calls import recorded_calls
 from localize.export.python.steps import Steps
-from localize.export.python.text import folded
+from localize.export.python.support_code import SupportCode
+from localize.export.python.templates import folded
 from localize.export.python.tree import access, is_name, need_grow, needing
 from localize.export.python.values import Unwritable, quoted, tensor_text
 from localize.export.request import ExportError, Request
@@ -41,10 +41,10 @@ def python_source(request: Request) -> bytes:
     """
     local = request.local
     _require_plain(local)
-    parts = Parts()
-    criteria = criteria_of(local, parts)
-    with seen(local) as found:
-        modules = Modules(found, parts)
+    support = SupportCode()
+    criteria = criteria_of(local, support)
+    with recorded_calls(local) as calls:
+        modules = Modules(calls, support)
         try:
             body = _body(local, modules, criteria)
         except Unwritable as error:
@@ -85,15 +85,15 @@ def _require_plain(local: LocalGraphModule) -> None:
         )
 
 
-def _body(local: LocalGraphModule, modules: Modules, criteria: Criteria) -> list[str]:
+def _body(local: LocalGraphModule, modules: Modules, criteria: WrittenCriteria) -> list[str]:
     """Lines of the class ``Localized``, references and holes among them."""
     context = local.compiled.context
     captured = context.network.captured
-    sites: dict[str, Site] = {}
+    sites: dict[str, CallSite] = {}
     for node in captured.nodes:
         if node.op == "call_module":
-            sites.setdefault(str(node.target), modules.seen.site(node))
-    need_grow(modules.parts)
+            sites.setdefault(str(node.target), modules.calls.site(node))
+    need_grow(modules.support)
     primary = modules.below(captured.model, "", "", sites, {})
     lines = [
         f"def __init__(self{criteria.arguments}):",
@@ -103,14 +103,14 @@ def _body(local: LocalGraphModule, modules: Modules, criteria: Criteria) -> list
     ]
     constants = {}
     for i, (name, tensor) in enumerate(captured.constants.items()):
-        text = needing(tensor_text(modules.seen.holding(tensor), f"made by the forward ({name})"), modules.parts)
+        text = needing(tensor_text(modules.calls.holding(tensor), f"made by the forward ({name})"), modules.support)
         lines.append(f'    self.register_buffer("constant_{i}", {text}, persistent=False)')
         constants[name] = f"self.constant_{i}"
-    lines += [f"    {line}" for line in (*criteria.lines, *_ties(local), *_last(local, modules.parts))]
+    lines += [f"    {line}" for line in (*criteria.lines, *_ties(local), *_last(local, modules.support))]
     steps = Steps(local, modules, constants)
     found = [*lines, "", *steps.write(), *pull_lines(local)]
     inner = [f"{quoted(path)}: {text}" for path, text in primary.items()]
-    modules.classes.reserve("Localized", *modules.parts.sources)
+    modules.classes.reserve("Localized", *modules.support.sources)
     return [
         "def primary():",
         '    """Layers of the primary network, by name."""',
@@ -171,26 +171,26 @@ def _ties(local: LocalGraphModule) -> Iterator[str]:
                 yield f"{owner}.{name} = {value}" if is_name(name) else f"setattr({owner}, {quoted(name)}, {value})"
 
 
-def _last(local: LocalGraphModule, parts: Parts) -> Iterator[str]:
+def _last(local: LocalGraphModule, support: SupportCode) -> Iterator[str]:
     """Lines that come last: types, and what is not trained."""
     dtype: Any = next((p.dtype for p in local.parameters() if p.is_floating_point()), torch.float32)
     if dtype is not torch.float32:
         yield f"self.to({dtype})"
     frozen = [name for name, p in local.named_parameters() if not p.requires_grad]
     if frozen:
-        parts.add("freeze", _FREEZE)
+        support.add("freeze", _FREEZE)
         yield f"freeze(self, [{', '.join(map(quoted, frozen))}])"
 
 
-def _file(local: LocalGraphModule, modules: Modules, criteria: Criteria, body: Sequence[str]) -> str:
+def _file(local: LocalGraphModule, modules: Modules, criteria: WrittenCriteria, body: Sequence[str]) -> str:
     classes = modules.classes.write()
     own = [more for line in body for more in folded(plain(modules.classes.resolved(line)))]
     from_, plain_ = (
-        sorted(line for line in modules.parts.imports if line.startswith(kind)) for kind in ("from", "import")
+        sorted(line for line in modules.support.imports if line.startswith(kind)) for kind in ("from", "import")
     )
     sources = [
         "\n".join(more for line in source.rstrip().split("\n") for more in folded(line)) + "\n"
-        for source in modules.parts.sources.values()
+        for source in modules.support.sources.values()
     ]
     imports = [*plain_, *from_, "", "import torch", "import torch.nn.functional as F", "from torch import nn"]
     needed = "\n".join([*sources, *classes, *own])

@@ -9,12 +9,12 @@ from typing import Any
 from torch import fx
 
 from localize.compiler.emit import wire
-from localize.export.python.around import Around
 from localize.export.python.modules import Modules
 from localize.export.python.nodes import RESERVED, Lines
-from localize.export.python.opened import Site
+from localize.export.python.opened_code import CallSite
 from localize.export.python.output import output_text
-from localize.export.python.text import abbreviated
+from localize.export.python.surroundings import Surroundings
+from localize.export.python.templates import abbreviated
 from localize.export.python.tree import access
 from localize.export.python.values import identifier, quoted, words
 from localize.methods.networks.local_loss import Batch, Supervising
@@ -56,7 +56,7 @@ class Steps:
         self.specs = dict(self.network.shapes.specs)
         if local.output_criterion is None:
             self.names[self.all[-1].outputs[0]] = "logits"
-        modules.parts.add("learnable", LEARNABLE)
+        modules.support.add("learnable", LEARNABLE)
 
     def write(self) -> list[str]:
         """Lines of all methods."""
@@ -75,20 +75,20 @@ class Steps:
         shared = self.network.partition.shared
         captured = self.network.captured
         graph = opened(captured, members, shared, module.inputs, module.outputs)
-        around = Around(
-            self.modules.parts, self.modules.others, self.local, "self.training", self._site, self.constants
+        surroundings = Surroundings(
+            self.modules.support, self.modules.foreign, self.local, "self.training", self._site, self.constants
         )
         first = next((name for name in module.inputs if self._is_tensor(name)), "")
         names = ["x" if name == first else self._variable(name) for name in module.inputs]
         names = [
             f"{name}_" if name == "x" and own != first else name for name, own in zip(names, module.inputs, strict=True)
         ]
-        written = Lines(graph, around, dict(zip(module.inputs, names, strict=True)))
+        written = Lines(graph, surroundings, dict(zip(module.inputs, names, strict=True)))
         head = f"def {self._method(module)}({', '.join(['self', *names])}):"
         return [*self._comment(module), head, *abbreviated(written.body)]
 
-    def _site(self, node: fx.Node) -> Site:
-        return self.modules.seen.site(node)
+    def _site(self, node: fx.Node) -> CallSite:
+        return self.modules.calls.site(node)
 
     def _comment(self, module: LocalModule) -> list[str]:
         plan = module.plan
@@ -138,8 +138,8 @@ class Steps:
         for member in window:
             lines.append(self._call(member, [self._variable(name) for name in member.inputs]))
         if buffers:
-            self.modules.parts.need(buffers_kept)
-            self.modules.parts.add("buffers_in", BUFFERS)
+            self.modules.support.need(buffers_kept)
+            self.modules.support.add("buffers_in", BUFFERS)
             lines = [f"with buffers_kept(buffers_in({', '.join(buffers)})):", *(f"    {line}" for line in lines)]
         reads = ", ".join(self._variable(name) for name in window[-1].outputs[: window[-1].reads])
         doc = f'"""Modules {window[0].plan.index} to {window[-1].plan.index} once more, in one graph."""'
@@ -171,7 +171,7 @@ class Steps:
             '    """',
         ]
         if any(isinstance(n, Supervising) for m in self.all for n in (m.auxiliary, m.cascaded) if n is not None):
-            self.modules.parts.need(Batch)
+            self.modules.support.need(Batch)
         held: dict[str, Any] = {self.all[0].inputs[0]: None}
         for module in self.all:
             lines += [f"    {line}" for line in self._step(module, held)]
@@ -258,7 +258,7 @@ class Steps:
                 return [f"{loss} = self.criterion({path}({', '.join(reads)}), y)"]
             return [f"{logits} = {path}({', '.join(reads)})", f"{loss} = self.criterion({logits}, y)"]
         if self.local.output_criterion is not None:
-            output = output_text(self.network.captured.structure, reads, self.modules.parts)
+            output = output_text(self.network.captured.structure, reads, self.modules.support)
             if cascaded:
                 return [f"{loss} = self.output_criterion({output}, y)"]
             return [f"{logits} = {output}", f"{loss} = self.output_criterion({logits}, y)"]

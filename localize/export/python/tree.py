@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import nn
 
-from localize.export.python.parts import Parts
-from localize.export.python.text import hole
+from localize.export.python.support_code import SupportCode
+from localize.export.python.templates import hole
 from localize.export.python.values import UNPACKED, quoted, tensor_text
 
 GROW = '''\
@@ -43,10 +43,10 @@ def place(owner, name, module):
 '''
 
 
-def need_grow(parts: Parts) -> None:
+def need_grow(support: SupportCode) -> None:
     """Adds what puts modules in their places."""
-    parts.add("place", PLACE)
-    parts.add("grow", GROW)
+    support.add("place", PLACE)
+    support.add("grow", GROW)
 
 
 def access(base: str, path: str, root: nn.Module) -> str:
@@ -77,7 +77,7 @@ def parameter_text(tensor: torch.Tensor) -> str:
     return f"nn.Parameter(torch.zeros({_shape(tensor)}))"
 
 
-def buffer_text(buffer: torch.Tensor, name: str, persistent: bool, parts: Parts) -> str:
+def buffer_text(buffer: torch.Tensor, name: str, persistent: bool, support: SupportCode) -> str:
     """An expression that makes a buffer: with its values, unless a state_dict has them and they are learned.
 
     Raises:
@@ -89,14 +89,14 @@ def buffer_text(buffer: torch.Tensor, name: str, persistent: bool, parts: Parts)
         return f"torch.{kind}({_shape(buffer)}{made})"
     if persistent and not buffer.ndim:
         return "torch.tensor(0)" if buffer.dtype is torch.int64 else f"torch.tensor(0, dtype={buffer.dtype})"
-    return needing(tensor_text(buffer, name), parts)
+    return needing(tensor_text(buffer, name), support)
 
 
-def needing(text: str, parts: Parts) -> str:
+def needing(text: str, support: SupportCode) -> str:
     """The text; what it needs of the file is added."""
     if text.startswith("unpacked("):
-        parts.imports |= {"import base64", "import zlib"}
-        parts.add("unpacked", UNPACKED)
+        support.imports |= {"import base64", "import zlib"}
+        support.add("unpacked", UNPACKED)
     return text
 
 
@@ -107,7 +107,7 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def own_tensors(
-    module: nn.Module, where: str, values: Callable[[torch.Tensor], torch.Tensor], parts: Parts
+    module: nn.Module, where: str, values: Callable[[torch.Tensor], torch.Tensor], support: SupportCode
 ) -> Iterator[str]:
     """Lines that make the parameters and buffers of a module itself.
 
@@ -121,7 +121,7 @@ def own_tensors(
         persistent = name not in module._non_persistent_buffers_set
         text = "None"
         if buffer is not None:
-            text = buffer_text(values(buffer), f"{where}.{name}", persistent, parts)
+            text = buffer_text(values(buffer), f"{where}.{name}", persistent, support)
         yield f"self.register_buffer({quoted(name)}, {text}{'' if persistent else ', persistent=False'})"
 
 

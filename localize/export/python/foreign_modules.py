@@ -8,14 +8,14 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from localize.export.python.around import Around
 from localize.export.python.classes import Classes, Definition
 from localize.export.python.layers import layer_text
 from localize.export.python.nodes import Lines
-from localize.export.python.opened import Opened, Site, opened
-from localize.export.python.parts import Parts
-from localize.export.python.seen import Seen
-from localize.export.python.text import branched, filled, indented
+from localize.export.python.opened_code import CallSite, OpenedCode, open_code
+from localize.export.python.recorded_calls import RecordedCalls
+from localize.export.python.support_code import SupportCode
+from localize.export.python.surroundings import Surroundings
+from localize.export.python.templates import branched, filled, indented
 from localize.export.python.tree import needing
 from localize.export.python.values import Unwritable, tensor_text, words
 from localize.export.request import ExportError
@@ -26,29 +26,29 @@ from passes.errors import first_line
 class Writer(Protocol):
     """Who writes what such modules hold."""
 
-    seen: Seen
-    parts: Parts
+    calls: RecordedCalls
+    support: SupportCode
     classes: Classes
 
-    def init(self, module: nn.Module, where: str, sites: Mapping[str, Site]) -> list[str]:
+    def init(self, module: nn.Module, where: str, sites: Mapping[str, CallSite]) -> list[str]:
         """Lines that make what a module holds."""
 
 
-class Others:
+class ForeignModules:
     """Writes them; ``inputs`` says of each module that was opened, by identity, how many values it is called with."""
 
     def __init__(self, modules: Writer) -> None:
         self.modules = modules
         self.inputs: dict[int, int] = {}
 
-    def text(self, module: nn.Module, where: str, site: Site | None) -> str:
+    def text(self, module: nn.Module, where: str, site: CallSite | None) -> str:
         """An expression that makes such a module.
 
         Raises:
             ExportError: Its code cannot be traced.
         """
         if site is None:
-            site = Site(((torch.empty(0),), {}), lambda: self.modules.seen.given(module))
+            site = CallSite(((torch.empty(0),), {}), lambda: self.modules.calls.given(module))
         try:
             modes = _in_both_modes(module, site)
             text = self._as_torch(module, modes, site)
@@ -61,7 +61,7 @@ class Others:
             raise refusal(module, where, first_line(error)) from error
         return text
 
-    def _as_torch(self, module: nn.Module, modes: Sequence[Opened], site: Site) -> str | None:
+    def _as_torch(self, module: nn.Module, modes: Sequence[OpenedCode], site: CallSite) -> str | None:
         """The call that makes a layer of torch's own, where a subclass of it computes the same."""
         for base in type(module).__mro__[1:]:
             if base is nn.Module or not base.__module__.startswith("torch.nn.modules."):
@@ -78,8 +78,8 @@ class Others:
             return text if same else None
         return None
 
-    def _definition(self, module: nn.Module, where: str, modes: Sequence[Opened]) -> Definition:
-        sites: dict[str, Site] = {}
+    def _definition(self, module: nn.Module, where: str, modes: Sequence[OpenedCode]) -> Definition:
+        sites: dict[str, CallSite] = {}
         own: dict[str, str] = {}
         tables: list[str] = []
         for mode in modes:
@@ -87,7 +87,7 @@ class Others:
                 if node.op == "call_module":
                     sites.setdefault(str(node.target), mode.site(node))
             for name, tensor in mode.constants.items():
-                text = needing(tensor_text(self.modules.seen.holding(tensor), f"{where}.{name}"), self.modules.parts)
+                text = needing(tensor_text(self.modules.calls.holding(tensor), f"{where}.{name}"), self.modules.support)
                 line = f'self.register_buffer("{name.strip("_")}", {text}, persistent=False)'
                 assert name not in own or line in tables, "constants differ between modes"
                 own[name] = f"self.{name.strip('_')}"
@@ -100,10 +100,10 @@ class Others:
         doc = words(f"What {kind.__module__}.{kind.__qualname__} computes.")
         return Definition(kind.__name__, doc, tuple(init), (head, *body))
 
-    def _lines(self, module: nn.Module, mode: Opened, own: dict[str, str]) -> Lines:
-        return Lines(mode.graph, Around(self.modules.parts, self, module, None, mode.site, own))
+    def _lines(self, module: nn.Module, mode: OpenedCode, own: dict[str, str]) -> Lines:
+        return Lines(mode.graph, Surroundings(self.modules.support, self, module, None, mode.site, own))
 
-    def function(self, node: fx.Node, site: Site) -> tuple[str, list[fx.Node]]:
+    def function(self, node: fx.Node, site: CallSite) -> tuple[str, list[fx.Node]]:
         """A function, opened: its name in the file, and the nodes that it is called with.
 
         Raises:
@@ -112,14 +112,14 @@ class Others:
         target: Any = node.target
         name = target.__name__
         try:
-            found = opened(target, site)
+            found = open_code(target, site)
         except Exception as error:
             raise Unwritable(f"the function {name!r}, which cannot be traced ({first_line(error)})") from error
         if found.constants:
             raise Unwritable(f"the function {name!r}, which makes tensors of its own")
         lines = self._lines(nn.Module(), found, {})
         body = filled("\n".join([f'    """{words(f"What {target.__module__}.{name} computes.")}"""', *lines.body]))
-        sources, own, count = self.modules.parts.sources, name, 1
+        sources, own, count = self.modules.support.sources, name, 1
         while True:
             source = f"def {own}({', '.join(lines.arguments)}):\n{body}\n"
             if sources.setdefault(own, source) == source:
@@ -128,21 +128,21 @@ class Others:
             own = f"{name}_{count}"
 
 
-def _in_both_modes(module: nn.Module, site: Site) -> list[Opened]:
+def _in_both_modes(module: nn.Module, site: CallSite) -> list[OpenedCode]:
     """What a module does in training and in inference; its flags are left as they were."""
     flags = [(part, part.training) for part in module.modules()]
     try:
         modes = []
         for training in (True, False):
             set_mode(module, training)
-            modes.append(opened(module, site))
+            modes.append(open_code(module, site))
         return modes
     finally:
         for part, flag in flags:
             part.training = flag
 
 
-def _code(mode: Opened) -> str:
+def _code(mode: OpenedCode) -> str:
     return str(mode.graph)
 
 

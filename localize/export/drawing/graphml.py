@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import networkx as nx
 
+from localize.export.drawing.box_text import shown
 from localize.export.drawing.draw import draw
 from localize.export.drawing.drawing import Fact, Group
-from localize.export.drawing.words import shown
 from localize.export.request import Request
 
 

@@ -65,7 +65,7 @@ def is_ours(what: Any) -> bool:
     return str(what.__module__).partition(".")[0] in ("localize", "passes")
 
 
-class Parts:
+class SupportCode:
     """What of our own a file holds beside classes of modules, each thing once, in the order of need."""
 
     def __init__(self) -> None:

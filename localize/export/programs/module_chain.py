@@ -46,7 +46,7 @@ class _Stage(nn.Module):
             return results, module.logits(*results[: module.reads])
 
 
-class Chain(nn.Module):
+class ModuleChain(nn.Module):
     """A localized model's modules one behind the other, as in inference.
 
     Parameters and buffers have the names that they have in the :class:`LocalGraphModule`.
@@ -79,7 +79,7 @@ class Chain(nn.Module):
         return (*found, *(last if self.kept is None else [last[i] for i in self.kept]))
 
 
-def chain_of(local: LocalGraphModule, x: Tensor, *, auxiliary: bool) -> Chain | None:
+def chain_of(local: LocalGraphModule, x: Tensor, *, auxiliary: bool) -> ModuleChain | None:
     """The chain that gives what the primary network gives in eval mode; None where there is none.
 
     There is none where the forward pass branches on its mode, in a way that shows in the values that it gives for
@@ -87,11 +87,11 @@ def chain_of(local: LocalGraphModule, x: Tensor, *, auxiliary: bool) -> Chain | 
     """
     with in_eval_mode(local):
         wanted = tensors(local.primary(x))
-        given = Chain(local, auxiliary=False)(x)
+        given = ModuleChain(local, auxiliary=False)(x)
     kept = [next((i for i, one in enumerate(given) if _same(one, value)), None) for value in wanted]
     if None in kept:
         return None
-    return Chain(local, auxiliary=auxiliary, kept=[i for i in kept if i is not None])
+    return ModuleChain(local, auxiliary=auxiliary, kept=[i for i in kept if i is not None])
 
 
 def _same(one: Any, other: Tensor) -> bool:

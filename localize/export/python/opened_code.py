@@ -19,7 +19,7 @@ Given = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class CallSite:
     """A call: its arguments as they are written, nodes or tensors among them, and what gives their values."""
 
     written: Given
@@ -34,16 +34,16 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedCode:
     """What a module or function does with its arguments, in one mode."""
 
     graph: fx.Graph
     constants: Mapping[str, torch.Tensor]
     values: _Values
 
-    def site(self, node: fx.Node) -> Site:
+    def site(self, node: fx.Node) -> CallSite:
         """A call within it."""
-        return Site((node.args, node.kwargs), lambda: self.values.given(node))
+        return CallSite((node.args, node.kwargs), lambda: self.values.given(node))
 
 
 def paired(written: Any, value: Any, found: dict[int, Any]) -> None:
@@ -65,7 +65,7 @@ def _leaves(value: Any, found: dict[int, Any]) -> None:
         _leaves(part, found)
 
 
-def opened(what: nn.Module | Callable[..., Any], site: Site) -> Opened:
+def open_code(what: nn.Module | Callable[..., Any], site: CallSite) -> OpenedCode:
     """Traces a module or function; decisions are those for these arguments.
 
     Args:
@@ -77,7 +77,7 @@ def opened(what: nn.Module | Callable[..., Any], site: Site) -> Opened:
     """
     tracer = _Opener(what, site)
     graph = tracer.trace(what)
-    return Opened(graph, dict(tracer.constants), tracer.values)
+    return OpenedCode(graph, dict(tracer.constants), tracer.values)
 
 
 def _policy(module: nn.Module, path: str, several: bool) -> bool:
@@ -87,7 +87,7 @@ def _policy(module: nn.Module, path: str, several: bool) -> bool:
 class _Opener(Tracer):
     """Traces code that takes several arguments, and knows what each of its values is."""
 
-    def __init__(self, what: nn.Module | Callable[..., Any], site: Site) -> None:
+    def __init__(self, what: nn.Module | Callable[..., Any], site: CallSite) -> None:
         super().__init__(_policy, LeafPolicy(), None)
         self.site = site
         self.values = _Values(what if isinstance(what, nn.Module) else nn.Module(), self.constants, site)
@@ -123,7 +123,7 @@ class _Opener(Tracer):
 class _Values(Interpreter):
     """Runs what is being recorded, and answers what Python asks of it."""
 
-    def __init__(self, root: nn.Module, constants: Mapping[str, torch.Tensor], site: Site) -> None:
+    def __init__(self, root: nn.Module, constants: Mapping[str, torch.Tensor], site: CallSite) -> None:
         super().__init__(root, constants)
         self.site = site
         self.written: dict[fx.Node, int] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from localize.export.programs.chained import AUXILIARY, module_key
+from localize.export.programs.module_chain import AUXILIARY, module_key
 from localize.export.programs.programs import Program
 from localize.plan.plan import Plan
 
@@ -21,7 +21,7 @@ MODULE, NETWORK = "localize.module", "localize.network"
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class OperationOwner:
     """Where an operation belongs."""
 
     module: int
@@ -41,15 +41,15 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
+class OperationOwners:
     """Where all operations of a program belong."""
 
-    found: Mapping[fx.Node, Member]
+    by_node: Mapping[fx.Node, OperationOwner]
     exact: bool
     """Whether it was read off the local modules' own code; if not, it follows from names and order."""
 
 
-def members(made: Program, plan: Plan) -> Members:
+def operation_owners(made: Program, plan: Plan) -> OperationOwners:
     """The local module of each operation.
 
     The program that runs one local module after the other says so itself. What was exported from the user's own forward
@@ -60,10 +60,10 @@ def members(made: Program, plan: Plan) -> Members:
     known = dict(zip(nodes, found, strict=True))
     # All that is there, also what changes a tensor in place and what it gives is not read.
     whole = [node for node in made.exported.graph.nodes if node.op == "call_function"]
-    return Members(dict(zip(whole, _filled(whole, [known.get(node) for node in whole]), strict=True)), exact)
+    return OperationOwners(dict(zip(whole, _filled(whole, [known.get(node) for node in whole]), strict=True)), exact)
 
 
-def _found(made: Program, nodes: Sequence[fx.Node], plan: Plan) -> tuple[Sequence[Member | None], bool]:
+def _found(made: Program, nodes: Sequence[fx.Node], plan: Plan) -> tuple[Sequence[OperationOwner | None], bool]:
     if made.chain is None:
         return _by_name(nodes, plan), False
     beside = _operations(made.chain)
@@ -82,14 +82,16 @@ def _operations(program: ExportedProgram) -> list[fx.Node]:
     return [node for node in program.graph.nodes if node.op == "call_function" and node in used]
 
 
-def _told(node: fx.Node) -> Member | None:
+def _told(node: fx.Node) -> OperationOwner | None:
     """What the modules say in whose forward it stands."""
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     stage = next((path for path in paths if path.startswith("module_") and "." not in path), None)
     if stage is None:
         return None
     inside = f"{stage}.{AUXILIARY}"
-    return Member(int(stage.removeprefix("module_")), any(p == inside or p.startswith(f"{inside}.") for p in paths))
+    return OperationOwner(
+        int(stage.removeprefix("module_")), any(p == inside or p.startswith(f"{inside}.") for p in paths)
+    )
 
 
 def _keys(program: ExportedProgram, nodes: Sequence[fx.Node]) -> list[Any]:
@@ -133,9 +135,11 @@ def _plain(value: Any, places: Mapping[fx.Node, Any]) -> Any:
     return str(value)
 
 
-def _aligned(nodes: Sequence[fx.Node], beside: Sequence[fx.Node], told: Sequence[Member]) -> list[Member | None]:
+def _aligned(
+    nodes: Sequence[fx.Node], beside: Sequence[fx.Node], told: Sequence[OperationOwner]
+) -> list[OperationOwner | None]:
     """Of two programs that are not the same, the operations that both have, in order and by name."""
-    found: list[Member | None] = [None] * len(nodes)
+    found: list[OperationOwner | None] = [None] * len(nodes)
     first, second = ([f"{_operator(node)} {_path(node)}" for node in each] for each in (beside, nodes))
     for block in difflib.SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
         found[block.b : block.b + block.size] = told[block.a : block.a + block.size]
@@ -148,21 +152,21 @@ def _path(node: fx.Node) -> str:
     return paths[-1].removeprefix("primary.").partition("@")[0] if paths else ""
 
 
-def _by_name(nodes: Sequence[fx.Node], plan: Plan) -> list[Member | None]:
+def _by_name(nodes: Sequence[fx.Node], plan: Plan) -> list[OperationOwner | None]:
     """Where there is nothing to lay beside: by the parameters' names, which the plan has of each module."""
     owners = {name.rpartition(".")[0]: module.index for module in plan.modules for name in module.parameters}
-    return [Member(owners[_path(node)]) if _path(node) in owners else None for node in nodes]
+    return [OperationOwner(owners[_path(node)]) if _path(node) in owners else None for node in nodes]
 
 
-def _filled(nodes: Sequence[fx.Node], found: Sequence[Member | None]) -> list[Member]:
+def _filled(nodes: Sequence[fx.Node], found: Sequence[OperationOwner | None]) -> list[OperationOwner]:
     """Puts what is not known with what it reads, and sizes and constants with the first operation that reads them."""
-    known = {node: member for node, member in zip(nodes, found, strict=True) if member is not None}
+    known = {node: owner for node, owner in zip(nodes, found, strict=True) if owner is not None}
     among = set(nodes)
     for node in reversed(nodes):
         readers = [known[user] for user in node.users if user in known]
         if node not in known and readers and not among.intersection(node.all_input_nodes):
-            known[node] = min(readers, key=lambda member: member.module)
+            known[node] = min(readers, key=lambda owner: owner.module)
     for node in nodes:
         read = [known[parent] for parent in node.all_input_nodes if parent in known]
-        known.setdefault(node, max(read, key=lambda member: member.module, default=Member(0)))
+        known.setdefault(node, max(read, key=lambda owner: owner.module, default=OperationOwner(0)))
     return [known[node] for node in nodes]

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import fx, nn
 
-from localize.export.python.opened import Site
-from localize.export.python.parts import Parts, is_ours
+from localize.export.python.opened_code import CallSite
+from localize.export.python.support_code import SupportCode, is_ours
 from localize.export.python.tree import access
 from localize.export.python.values import Unwritable
 
@@ -19,15 +19,15 @@ class Opening(Protocol):
     inputs: dict[int, int]
     """Of each module that was opened, by identity, how many values it is called with."""
 
-    def function(self, node: fx.Node, site: Site) -> tuple[str, list[fx.Node]]:
+    def function(self, node: fx.Node, site: CallSite) -> tuple[str, list[fx.Node]]:
         """A function, opened: its name in the file, and the nodes that it is called with."""
 
 
-class Around:
+class Surroundings:
     """What the code of a class refers to: its own modules and tensors.
 
     Args:
-        parts: Where functions of the file go.
+        support: Where functions of the file go.
         opening: Of modules and functions of other libraries.
         owner: The module that ``self`` stands for.
         flag: Text of the training flag of functional calls; None to leave them as they were traced.
@@ -38,15 +38,15 @@ class Around:
 
     def __init__(
         self,
-        parts: Parts,
+        support: SupportCode,
         opening: Opening,
         owner: nn.Module,
         flag: str | None,
-        site: Callable[[fx.Node], Site],
+        site: Callable[[fx.Node], CallSite],
         own: Mapping[str, str] | None = None,
         base: str = "self",
     ) -> None:
-        self.parts, self.opening = parts, opening
+        self.support, self.opening = support, opening
         self.owner, self.flag, self.site = owner, flag, site
         self.own, self.base = own or {}, base
 
@@ -60,7 +60,7 @@ class Around:
 
     def helper(self, name: str, source: str) -> None:
         """Adds a function of the file."""
-        self.parts.add(name, source)
+        self.support.add(name, source)
 
     def arguments(self, node: fx.Node) -> list[fx.Node] | None:
         """What an opened module is called with; None for one that is called as it was.
@@ -71,7 +71,7 @@ class Around:
         inputs = self.opening.inputs.get(id(self.owner.get_submodule(str(node.target))))
         if inputs is None:
             return None
-        found: list[fx.Node] = Site((node.args, node.kwargs), lambda: ((), {})).nodes
+        found: list[fx.Node] = CallSite((node.args, node.kwargs), lambda: ((), {})).nodes
         if len(found) != inputs:
             raise Unwritable(f"the module {node.target}, which is called in several ways")
         return found
@@ -83,5 +83,5 @@ class Around:
             Unwritable: It cannot be opened.
         """
         if is_ours(node.target):
-            return self.parts.need(node.target), None
+            return self.support.need(node.target), None
         return self.opening.function(node, self.site(node))

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from localize.export.python.opened import Given, Site
+from localize.export.python.opened_code import CallSite, Given
 from localize.runtime.local_graph import LocalGraphModule
 from passes.common.fake_tensors import device_of, faked, quiet
 from passes.common.interpreter import Interpreter, arguments_of
@@ -19,7 +19,7 @@ from passes.common.restore import same_randomness, set_mode, untouched
 
 
 @dataclass(slots=True)
-class Seen:
+class RecordedCalls:
     """What modules are called with, and what the graph's nodes give, of which tensors are fake.
 
     Most code never asks: the model runs when it does, once.
@@ -62,9 +62,9 @@ class Seen:
         """The tensor with its values."""
         return self.real.get(id(tensor), tensor)
 
-    def site(self, node: fx.Node) -> Site:
+    def site(self, node: fx.Node) -> CallSite:
         """A call in the primary network's graph."""
-        return Site((node.args, node.kwargs), lambda: arguments_of(node, lambda n: self.values[n.name]))
+        return CallSite((node.args, node.kwargs), lambda: arguments_of(node, lambda n: self.values[n.name]))
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called before a module runs."""
@@ -72,11 +72,11 @@ class Seen:
 
 
 @contextlib.contextmanager
-def seen(local: LocalGraphModule) -> Iterator[Seen]:
+def recorded_calls(local: LocalGraphModule) -> Iterator[RecordedCalls]:
     """Inside, parameters and buffers of a localized model are fake, and it can be run; it is left as it was."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with untouched(local), same_randomness(), quiet(), faked(local, mode) as real, mode, torch.no_grad():
-        found = Seen(local, real)
+        found = RecordedCalls(local, real)
         set_mode(local, True)
         for module in local.modules():
             if not isinstance(module, torch.jit.ScriptModule):
