@@ -1,11 +1,12 @@
-# Both commands work from a fresh clone: they set up what they need, once.
+# Each command works from a fresh clone: it sets up what it needs, once.
 #   make demo    trains a small network by local learning and by backpropagation, and compares them (3 minutes on 2 cores)
 #   make test    the whole check, as CI runs it
-# VENV=dir is where `make demo` has its environment; PYTHON=python3.12 chooses the interpreter.
+#   make docs    builds the documentation site: open build/site/index.html
+# VENV=dir is the environment of `make demo`; PYTHON=python3.12 chooses the interpreter.
 
 VENV ?= .venv
 
-.PHONY: help demo test clean
+.PHONY: help demo test docs clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -17,6 +18,9 @@ demo:
 test:
 	@.ci/run
 
+docs:
+	@.ci/run docs
+
 clean:
-	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -10,7 +10,8 @@ from localize.cli.terminal import Page
 from localize.export.drawing.fold import Repeat, runs
 from localize.plan.memory_forecast import MemoryForecast
 from localize.plan.plan import LocalModulePlan, Plan, cells
-from localize.text import format_bytes, format_count, format_indices, shown
+from localize.sizes import format_bytes, format_count
+from localize.tables import shown
 
 AUXILIARY = ("auxiliary network", "aux. params", "aux. MACs")
 HEADER = ("", "module", "layers", "output", "params", "MACs", "act. bytes", *AUXILIARY)
@@ -98,7 +99,11 @@ def _row(plan: Plan, module: LocalModulePlan, run: Repeat) -> tuple[str, ...]:
 
 def _alike(indices: Sequence[int]) -> str:
     """Which modules a row stands for: ``9 alike: 3, 5, ..., 19``."""
-    return f"{len(indices)} alike: {format_indices(indices, most=SHOWN_LIKE)}"
+    near = indices[1] - indices[0] == 1
+    some = f"{indices[0]}-{indices[-1]}" if near else ", ".join(map(str, indices))
+    if not near and len(indices) > SHOWN_LIKE:
+        some = f"{indices[0]}, {indices[1]}, ..., {indices[-1]}"
+    return f"{len(indices)} alike: {some}"
 
 
 def _networks(row: Sequence[str]) -> str:
