@@ -10,10 +10,10 @@ THEMES = {
     "light": {"text": "#1f2328", "muted": "#59636e", "wall": "#8c959f", "gradient": "#c4570a", "plain": "#59636e"},
     "dark": {"text": "#e6edf3", "muted": "#9198a1", "wall": "#6e7681", "gradient": "#f0883e", "plain": "#6e7681"},
 }
-# What the compiler plans for six layers and d = 3: module -> (its layers, layers that its auxiliary network copies).
+# The plan of six layers at d = 3: for each module its layers, and the layers that its auxiliary network copies.
 MODULES = (((0,), (2, 5)), ((1,), (3, 5)), ((2,), (4, 5)), ((3, 4, 5), ()))
 
-WIDTH, HEIGHT = 880, 330
+WIDTH, HEIGHT = 900, 330
 BOX_W, BOX_H, STEP = 54, 34, 50
 COLUMN, GAP = 144, 30
 LEFT, BASE = 62, 264
@@ -43,7 +43,7 @@ def text(x: float, y: float, content: str, kind: str = "note", anchor: str = "mi
 
 
 def auxiliary(x: float, selected: tuple[int, ...], index: int, plain: str) -> list[str]:
-    """A column upwards from the layer at ``x``: copies, head, loss; forward on its left, gradient on its right."""
+    """Draw a column above the layer at ``x``: copies, head, loss; forward arrows left, gradients right."""
     labels = [*((str(layer), LAYERS[layer]) for layer in selected), ("head", plain)]
     parts = []
     for position, (label, fill) in enumerate(labels):
@@ -86,7 +86,7 @@ def drawing(theme: dict[str, str]) -> str:
 
 
 def legend(theme: dict[str, str]) -> list[str]:
-    """Upper right, where the last module leaves room."""
+    """Draw the legend at the upper right, where the last module leaves room."""
     key, words, rows = 548, 592, [44 + 28 * row for row in range(4)]
     dashed = f'fill="{theme["plain"]}" fill-opacity="0.3" stroke="{theme["plain"]}" stroke-width="1.5"'
     return [
@@ -99,8 +99,8 @@ def legend(theme: dict[str, str]) -> list[str]:
         f'<rect x="{key + 2}" y="{rows[2] - 9}" width="28" height="18" rx="4" fill="{theme["plain"]}"/>',
         text(words, rows[2] + 4, "primary network: 6 layers and a classifier g", anchor="start"),
         f'<rect x="{key + 2}" y="{rows[3] - 9}" width="28" height="18" rx="4" {dashed} stroke-dasharray="4 3"/>',
-        text(words, rows[3] + 4, "auxiliary network: layers of that architecture", anchor="start"),
-        text(words, rows[3] + 21, "with weights of its own; dropped at inference", anchor="start"),
+        text(words, rows[3] + 4, "auxiliary network: copies of these layers", anchor="start"),
+        text(words, rows[3] + 21, "with their own weights; dropped after training", anchor="start"),
     ]
 
 

@@ -1,7 +1,7 @@
-"""Fetches the graph layout library of exported pages: ``python docs/vendor_dagre.py [VERSION]``; needs npm.
+"""Fetch the graph layout library of exported pages: ``python docs/vendor_dagre.py [VERSION]``. Needs npm.
 
-What is fetched lies in ``localize/export/assets/vendor`` whole and unchanged, with its licence, and VERSIONS.json says
-what it is. Nothing of it is fetched when a page is made or opened.
+Its files go to ``localize/export/page/assets/vendor`` unchanged, with their licence. VERSIONS.json names the version.
+Nothing is fetched when a page is written or opened.
 """
 
 from __future__ import annotations

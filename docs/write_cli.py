@@ -1,4 +1,4 @@
-"""Writes docs/cli.md, the manual of the command line, from the commands themselves: ``python docs/write_cli.py``."""
+"""Write docs/cli.md, the manual of the command line, from the commands themselves: ``python docs/write_cli.py``."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ from localize.cli.method_flags import flags, summary  # noqa: E402
 PAGE = ROOT / "docs" / "cli.md"
 WIDTH = 120
 WORDS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-"""What stands for a value of each type."""
+"""The word that stands for a value of each type."""
 
 DESCRIPTION = """
-Takes a vision model that was written for backpropagation, cuts it into local modules, each trained by a loss of its own
-through an auxiliary network, and trains it, shows it, measures it or writes it for other programs.
+Cuts a vision model that was written for backpropagation into local modules, each trained by its own loss through an
+auxiliary network. Then trains it, shows it, measures it, or exports it for other programs.
 
 MODEL is `timm:NAME`, `torchvision:NAME`, `localize:cifar_resnetDEPTH`, or `path.py:callable`. The last one runs that
-file as your own code and calls the function, with `num_classes=...` if it takes it; a model object serves as well.
+file as your own code and calls the function, with `num_classes=...` if it takes it. It may also name a model object.
 
-`train`, `memory`, `inspect` and `export` take every option of the chosen method as a flag: see METHODS. A value is a
-Python literal, or else text; `--NAME` alone is true, `--no-NAME` false.
+`train`, `memory`, `inspect` and `export` take every option of the chosen method as a flag: see METHODS. A value that is
+not a Python literal is text. `--NAME` alone means true, `--no-NAME` false.
 
 Every command has `--help`. `localize-cli --install-completion` makes the shell complete commands, options, methods,
 models and formats; `--show-completion` prints the script for it.
 """
 FILES = {
     "runs/MODEL-METHOD-dD/": (
-        "What `train` writes if `--out` says no other folder: `metrics.jsonl` and `metrics.csv` (figures of every "
+        "Files of `train`, unless `--out` names another folder: `metrics.jsonl` and `metrics.csv` (figures of every "
         "epoch), `curves.png`, `plan.json` (what was decided), `model.safetensors` (the trained weights, for the "
-        "plain model) and `checkpoint.pt`, which `--resume` goes on from and `export --weights` reads."
+        "plain model) and `checkpoint.pt`, from which `--resume` goes on and which `export --weights` reads."
     ),
-    "runs/sweep.jsonl": "What `sweep` writes: a line a model. The same command goes on where it was stopped.",
-    "runs/bench/MODEL/": "What `bench` writes: `bench.json`, `bench.md` and `bench.png`.",
-    "runs/demo/": "What `demo` writes: a folder like that of `train` for each method.",
+    "runs/sweep.jsonl": "Records of `sweep`, one line for each model. The same command goes on where it was stopped.",
+    "runs/bench/MODEL/": "Files of `bench`: `bench.json`, `bench.md` and `bench.png`.",
+    "runs/demo/": "Files of `demo`: a folder like that of `train` for each method.",
 }
 STATUS = {
-    "0": "All went well.",
-    "1": "`check` or `inspect` found a model that does not localize, and said why.",
-    "2": "An error, told in one line on standard error.",
-    "130": "Ctrl-C. What a run or sweep had done is kept, and the message says how to go on.",
+    "0": "Success.",
+    "1": "`check` or `inspect` found a model that does not localize, and printed the reasons.",
+    "2": "An error, printed as one line on standard error.",
+    "130": "Ctrl-C. The results so far are kept, and the message says how to go on.",
 }
 ENVIRONMENT = {
     "COLUMNS": "Width of tables and help. Without it they are as wide as the terminal, and 80 columns in a pipe.",
-    "NO_COLOR": "If set, nothing is styled. In a pipe nothing is anyway.",
+    "NO_COLOR": "If set, output has no styles. In a pipe it never has.",
     "OMP_NUM_THREADS": "Threads of the CPU, as torch takes it.",
-    "CUDA_VISIBLE_DEVICES": "GPUs that there are to choose from, as torch takes it.",
+    "CUDA_VISIBLE_DEVICES": "The GPUs to choose from, as torch takes it.",
 }
 
 
 def page() -> str:
-    """The manual."""
+    """Return the text of the manual."""
     commands = [command.callback for command in app.registered_commands if command.callback]
     named = {command.__name__: command for command in commands}
     parts = [
@@ -111,7 +111,7 @@ def _method(name: str) -> Iterator[str]:
 
 
 def _parameters(command: Callable[..., Any]) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Name, type, what typer knows, and default of each argument and option."""
+    """Yield name, type, typer's record and default of each argument and option."""
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
         if name != "context":
@@ -135,7 +135,7 @@ def _options(command: Callable[..., Any]) -> Iterator[str]:
 
 
 def _parameter(name: str, kind: Any, info: Any, default: Any) -> tuple[str, str]:
-    """Term and meaning of an argument or option."""
+    """Return term and meaning of an argument or option."""
     if isinstance(info, ArgumentInfo):
         return f"`{info.metavar}`", str(info.help)
     flags = ", ".join(sorted(_flags(name, info), key=len))
@@ -147,13 +147,13 @@ def _parameter(name: str, kind: Any, info: Any, default: Any) -> tuple[str, str]
 
 
 def _flags(name: str, info: Any) -> list[str]:
-    """How an option is written; typer has the first of its forms where other declarations have a default."""
+    """Return the forms of an option. Typer keeps the first form where other declarations have a default."""
     first = info.default if isinstance(info.default, str) else None
     return [each for each in (first, *(info.param_decls or ())) if each] or [f"--{name.replace('_', '-')}"]
 
 
 def _word(name: str, kind: Any, info: Any) -> str:
-    """What stands for an option's value; nothing for a switch."""
+    """Return the word that stands for an option's value, empty for a switch."""
     kinds = [each for each in (kind, *get_args(kind)) if each is bool or each in WORDS]
     if kinds[:1] == [bool]:
         return ""

@@ -1,6 +1,6 @@
-"""Writes docs/gallery.md and its pictures: what ``localize-cli export`` makes of a few networks.
+"""Write docs/gallery.md and its pictures with ``localize-cli export``: ``python docs/write_gallery.py``.
 
-Needs Graphviz, and Chromium for pictures of the page: ``python docs/write_gallery.py``.
+Needs Graphviz, and Chromium for pictures of the page.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from localize.cli.main import main
 FOLDER = Path(__file__).parent / "gallery"
 INTRODUCTION = """# Gallery
 
-What `localize-cli export` makes of a few networks. The same is had in code by `local.export("file.svg")`; formats are
-`dot`, `svg`, `png`, `pdf`, `html`, `graphml`, `json`, `onnx`, `pt2` and `py`, chosen by the file's suffix.
+Pictures that `localize-cli export` draws of a few networks; in Python, `local.export("file.svg")` draws the same. The
+suffix of the file chooses the format: see [Exports](guide/exports.md).
 
-In blue, from top to bottom, the primary network; in yellow the auxiliary networks, each from what its local module
-gives to the local loss, in red. A dashed arrow is a cut: the value passes, the gradient does not.
+The primary network is blue and runs from top to bottom. Auxiliary networks are yellow and lead from the output of a
+local module to its loss, in red. A dashed arrow is a cut: the value passes, the gradient does not.
 """
 
 
@@ -31,15 +31,15 @@ class Picture:
     """A picture of the gallery."""
 
     file: str
-    """Of the picture; a page's is a ``.png`` of it."""
+    """Name of the picture's file; pages are photographed as ``.png``."""
     title: str
     words: str
     command: str
     """Arguments of ``localize-cli export``, without the file."""
     window: tuple[int, int] | None = None
-    """Width and height of the browser, for a page."""
+    """Width and height of the browser window, for a page; None for a picture by Graphviz."""
     flags: tuple[str, ...] = ()
-    """The browser's."""
+    """Further flags of the browser."""
 
 
 PICTURES = (
@@ -52,14 +52,15 @@ PICTURES = (
     Picture(
         "resnet110.svg",
         "ResNet-110, folded",
-        "Fifty local modules, eleven of them different: `--fold` draws alike ones once, with their number.",
+        "Fifty local modules, eleven of them different: `--fold` draws those that are alike once, with their number.",
         "localize:cifar_resnet110 -d 6 --fold",
     ),
     Picture(
         "page.png",
         "The page",
-        "`html` is one file that needs no network: zoom, search, fold, hover over a loss to see what its gradient "
-        "reaches, click for figures and generated code. With memory over one training step beside backpropagation's.",
+        "`html` is one file that needs no network. Zoom, search and fold; hover over a loss to see which layers its "
+        "gradient reaches; click for figures and generated code. Below is memory over one training step, next to "
+        "backpropagation.",
         "localize:cifar_resnet32 -d 4",
         (1400, 900),
     ),
@@ -74,32 +75,32 @@ PICTURES = (
     Picture(
         "vit.svg",
         "A vision transformer, folded",
-        "Attention and MLP of a block are local layers of their own; heads read the mean of all tokens.",
+        "The attention and the MLP of a block are separate local layers. Heads read the mean of all tokens.",
         "timm:vit_tiny_patch16_224 --method predsim --fold",
     ),
     Picture(
         "mlaan.svg",
         "Cascades: MLAAN",
-        "Losses have several parts, and reach the modules before.",
+        "Losses have several parts and also train earlier modules.",
         "localize:cifar_resnet20 --method infopro+mlaan --fold",
     ),
     Picture(
         "module.svg",
-        "One module, looked into",
-        "`--module 3` shows the operations of that one.",
+        "Inside one module",
+        "`--module 3` shows the operations of that module.",
         "localize:cifar_resnet20 -d 3 --module 3",
     ),
     Picture(
         "densenet.svg",
         "Only the cuts",
-        "`--view local` has a box for each local module: here of DenseNet-121.",
+        "`--view local` draws one box for each local module, here of DenseNet-121.",
         "timm:densenet121 --method dgl --view local",
     ),
 )
 
 
 def draw(picture: Picture) -> None:
-    """Makes one picture."""
+    """Draw one picture."""
     target = FOLDER / picture.file
     if picture.window is None:
         _export(picture, target)
@@ -129,7 +130,7 @@ def _photograph(page: Path, target: Path, window: tuple[int, int], flags: tuple[
 
 
 def text() -> str:
-    """docs/gallery.md."""
+    """Return the text of docs/gallery.md."""
     parts = [INTRODUCTION]
     for picture in PICTURES:
         file = picture.file if picture.window is None else "page.html"

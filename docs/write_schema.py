@@ -1,4 +1,4 @@
-"""Writes docs/plan.schema.json, which describes what ``Plan.to_json`` writes."""
+"""Write docs/plan.schema.json, which describes the output of ``Plan.to_json``."""
 
 from __future__ import annotations
 
