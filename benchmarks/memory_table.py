@@ -23,10 +23,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from localize import LocalGraphModule, localize
-from localize.bench.table import markdown_table
 from localize.memory.live_bytes import Step, peak_step_bytes
 from localize.models import cifar_resnet
 from localize.runtime.per_module import ModuleOptimizers, per_module
+from localize.text import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 

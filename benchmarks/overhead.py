@@ -23,12 +23,12 @@ from torch import nn
 
 from localize import LocalGraphModule, localize
 from localize.bench.machine import environment
-from localize.bench.table import markdown_table
 from localize.bench.timing import take_turns
 from localize.bench.work import step_macs
 from localize.memory.live_bytes import train_step
 from localize.methods.networks.local_loss import Batch
 from localize.models import cifar_resnet
+from localize.text import markdown_table
 
 HEADER = (
     "model", "K", "batch", "threads", "BP, ms", "modules, ms", "IQR, ms", "time/BP", "MACs/BP",

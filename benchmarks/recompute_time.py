@@ -18,10 +18,9 @@ import torch
 
 from localize import LocalGraphModule, MemoryBudget, localize
 from localize.bench.machine import environment
-from localize.bench.table import markdown_table
 from localize.bench.timing import take_turns
 from localize.models import cifar_resnet
-from localize.sizes import format_bytes
+from localize.text import format_bytes, markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 CASES = ((32, 6, "0.6GB"), (32, 6, "0.51GB"), (32, 2, "0.55GB"), (110, 6, "0.7GB"), (110, 2, "0.55GB"))

@@ -18,8 +18,8 @@ from localize.bench.machine import environment
 from localize.bench.measure import measure
 from localize.bench.report import Report
 from localize.bench.setup import Setup
-from localize.bench.table import markdown_table
 from localize.bench.zoo import find_model
+from localize.text import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 HEADER = (

@@ -7,7 +7,7 @@ every path from input to output goes through. A *cut* is such a value, chosen as
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -121,9 +121,13 @@ class Captured:
     """Node name -> source line of the user's code, ``file.py:12``."""
     constants: Mapping[str, torch.Tensor]
     """Tensors made in the forward itself, by the name under which the graph reads them."""
+    in_place: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Node name -> the function that the user's code calls there, where it changes in place what the graph copies."""
     opaque: tuple[Opaque, ...] = ()
     structure: Structure = Structure()  # noqa: RUF009 - frozen
     """How what the model returns in train mode is made of the values of :attr:`result` and :attr:`heads`, in order."""
+    primary: int = 0
+    """Index of the primary output among the values that the graph's output node returns."""
     joint: bool = False
     """Whether all that the model returns goes into one loss: then no value is the output, and others beside it."""
     nodes: tuple[fx.Node, ...] = field(init=False)
@@ -154,10 +158,16 @@ class Captured:
 
     @property
     def _returned(self) -> tuple[fx.Node, ...]:
-        value = self.nodes[-1].args[0]
-        found: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
-        assert all(isinstance(node, fx.Node) for node in found)
-        return found
+        return self.primary_first(self.nodes[-1].args[0])
+
+    def primary_first(self, returned: Any) -> tuple[Any, ...]:
+        """Return the values that the graph returns, the primary output first.
+
+        Args:
+            returned: What running the graph gave: a tuple where the output node names several values.
+        """
+        values = returned if isinstance(self.nodes[-1].args[0], tuple) else (returned,)
+        return values[self.primary], *values[: self.primary], *values[self.primary + 1 :]
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The leaf module a node calls; None for other nodes."""

@@ -16,7 +16,7 @@ from localize.models import CifarResNet, cifar_resnet
 # Before they are imported: assertions that tests share show their values, as those of tests do.
 pytest.register_assert_rewrite("tests.tools")
 
-from tests.tools.chromium import Chromium, find_chromium  # noqa: E402
+from tests.tools.chromium import Chromium, chromium  # noqa: E402
 
 # One thread a worker: xdist already uses every core, and results do not depend on how many cores there are.
 torch.set_num_threads(1)
@@ -69,12 +69,8 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 3, 16, 16, generator=generator), torch.randint(10, (8,), generator=generator)
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """A browser, which all tests of a file share."""
-    program = find_chromium()
-    if program is None:
-        pytest.skip("there is no Chromium on this machine")
-    found = Chromium(program, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Chromium]:
+    """A browser, which all tests of a worker share."""
+    with chromium() as started:
+        yield started

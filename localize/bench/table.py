@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from localize.bench.report import Entry, Report
+from localize.text import markdown_table, text_table
 
 LEGEND = (
     "Peak memory: live tensors of a training step with SGD and Nesterov momentum, counted on fake tensors. Step time: "
@@ -62,15 +61,8 @@ def _row(report: Report, entry: Entry) -> tuple[str, ...]:
 
 
 def terminal(report: Report) -> str:
-    """Title and columns, for a fixed-width font."""
-    cells = [header(report), *rows(report)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))  # noqa: B905
-        for row in cells
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([title(report), *lines])
+    """Return title and table, for a fixed-width font."""
+    return f"{title(report)}\n{text_table(header(report), rows(report))}"
 
 
 def title(report: Report) -> str:
@@ -96,12 +88,6 @@ def markdown(report: Report, picture: str | None = None) -> str:
     found = "\n".join(f"- {key}: {value}" for key, value in report.environment.items())
     rounds = f"{report.settings['steps']} rounds after {report.settings['warmup']} to warm up"
     return f"# {title(report)}\n\n{table}\n\n{image}{LEGEND}\n\n- rounds: {rounds}\n{found}\n"
-
-
-def markdown_table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are figures."""
-    ruler = ("---", *["---:"] * (len(names) - 1))
-    return "\n".join(f"| {' | '.join(row)} |" for row in (names, ruler, *lines))
 
 
 def _on_cuda(report: Report) -> bool:

@@ -114,7 +114,7 @@ def run_export(
         OSError: The file cannot be written.
     """
     from localize.export.formats import check_target, format_of
-    from localize.sizes import format_bytes
+    from localize.text import format_bytes
 
     name, kind = format_of(out, form)
     check_target(out, force=force)

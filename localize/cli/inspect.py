@@ -24,6 +24,7 @@ from localize.cli.options import (
     OutputOption,
     cutting,
 )
+from localize.text import format_numbered
 
 if TYPE_CHECKING:
     from localize.cli.load import Asked, Found
@@ -170,14 +171,7 @@ def notes(plan: Plan, forecast: MemoryForecast | None) -> list[str]:
 
 
 def _told(notes: dict[str, list[int]]) -> list[str]:
-    return [f"module{'s' if len(each) > 1 else ''} {_spans(each)}: {note}" for note, each in notes.items()]
-
-
-def _spans(indices: list[int]) -> str:
-    """Indices in order, runs of them as such: ``0-6, 9``."""
-    starts = [i for i in indices if i - 1 not in indices]
-    ends = [i for i in indices if i + 1 not in indices]
-    return ", ".join(f"{i}" if i == j else f"{i}-{j}" for i, j in zip(starts, ends, strict=True))
+    return [f"{format_numbered('module', indices)}: {note}" for note, indices in notes.items()]
 
 
 def _plain(value: Any) -> Any:

@@ -9,8 +9,7 @@ from typing import Any
 from localize.cli.terminal import Page
 from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan, cells
 from localize.runtime.local_graph import LocalGraphModule
-from localize.sizes import format_count
-from localize.tables import shown
+from localize.text import format_count, shown
 from passes.errors import LocalizeError
 
 

@@ -10,8 +10,7 @@ from localize.cli.terminal import Page
 from localize.export.drawing.fold import Repeat, runs
 from localize.plan.memory_forecast import MemoryForecast
 from localize.plan.plan import LocalModulePlan, Plan, cells
-from localize.sizes import format_bytes, format_count
-from localize.tables import shown
+from localize.text import format_bytes, format_count, format_indices, shown
 
 AUXILIARY = ("auxiliary network", "aux. params", "aux. MACs")
 HEADER = ("", "module", "layers", "output", "params", "MACs", "act. bytes", *AUXILIARY)
@@ -99,11 +98,7 @@ def _row(plan: Plan, module: LocalModulePlan, run: Repeat) -> tuple[str, ...]:
 
 def _alike(indices: Sequence[int]) -> str:
     """Which modules a row stands for: ``9 alike: 3, 5, ..., 19``."""
-    near = indices[1] - indices[0] == 1
-    some = f"{indices[0]}-{indices[-1]}" if near else ", ".join(map(str, indices))
-    if not near and len(indices) > SHOWN_LIKE:
-        some = f"{indices[0]}, {indices[1]}, ..., {indices[-1]}"
-    return f"{len(indices)} alike: {some}"
+    return f"{len(indices)} alike: {format_indices(indices, most=SHOWN_LIKE)}"
 
 
 def _networks(row: Sequence[str]) -> str:

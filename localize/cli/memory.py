@@ -10,7 +10,7 @@ import typer
 
 from localize.cli.load import Asked, localized
 from localize.plan.memory_forecast import MemoryForecast
-from localize.sizes import format_bytes, parse_bytes
+from localize.text import format_bytes, parse_bytes
 
 _NAMES = {"bp": "backpropagation", "checkpoint": "backpropagation with checkpointing"}
 

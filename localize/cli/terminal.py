@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from collections.abc import Collection, Iterable, Sequence
 
-from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Console
 
-from localize.tables import shown
+from localize.text import broken, shown, table_width, text_table
 
 PIPE_WIDTH = 80
 """Columns where there is no terminal, and COLUMNS does not say."""
-LEAST_WIDTH, LEAST_COLUMN = 40, 10
-GAP = 2
-"""Blanks between two columns."""
+LEAST_WIDTH = 40
+"""Columns of the narrowest page; a narrower terminal wraps lines by itself."""
 
 
 class Page:
@@ -56,48 +52,27 @@ class Page:
         self,
         header: Sequence[str],
         rows: Iterable[Sequence[str]],
-        left: Iterable[int] = (0,),
-        under: Sequence[str] = (),
+        left: Collection[int] = (0,),
+        notes: Sequence[str] = (),
     ) -> None:
-        """A table, as wide as it need be and no wider than the page.
+        """Print a table, as wide as it needs to be and no wider than the page.
 
         Args:
-            header: Of the columns.
-            rows: Cells.
-            left: Columns whose cells stand on the left, and are broken where room is short; others hold numbers.
-            under: A text below each row, if there is more to say of it.
+            header: Names of the columns.
+            rows: Cells, as many in each row as the header has.
+            left: Columns of words, set flush left and broken into lines where room is short; others hold numbers.
+            notes: A text below each row, empty where there is none.
         """
-        words = {*left}
-        cleaned = [[self.clean(cell) for cell in row] for row in (header, *rows)]
-        widths = [max(_width(row[i]) for row in cleaned) for i in range(len(header))]
-        self._narrow(widths, words)
-        for i, row in enumerate(cleaned):
-            for line in zip_longest(
-                *(broken(cell, width) for cell, width in zip(row, widths, strict=True)), fillvalue=""
-            ):
-                placed = [
-                    set_cell_size(cell, width) if j in words else " " * (width - cell_len(cell)) + cell
-                    for j, (cell, width) in enumerate(zip(line, widths, strict=True))
-                ]
-                self._line((" " * GAP).join(placed), None if i else "bold")
-            if not i:
-                self._line((" " * GAP).join("-" * width for width in widths))
-            elif under and under[i - 1]:
-                self.text(under[i - 1], hang=widths[0] + 2 * GAP, indent=widths[0] + 2 * GAP)
+        names, *cells = ([self.clean(cell) for cell in row] for row in (header, *rows))
+        table = text_table(names, cells, left, width=self.width, notes=[*map(self.clean, notes)])
+        for line in table.header:
+            self._line(line, "bold")
+        for line in table.body:
+            self._line(line)
 
     def fits(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> bool:
-        """Whether a table needs no broken cells."""
-        columns = zip(header, *rows, strict=True)
-        widths = [max(_width(self.clean(cell)) for cell in column) for column in columns]
-        return sum(widths) + GAP * (len(widths) - 1) <= self.width
-
-    def _narrow(self, widths: list[int], words: set[int]) -> None:
-        """Makes columns of words narrower, the widest first, until the table fits."""
-        while sum(widths) + GAP * (len(widths) - 1) > self.width:
-            widest = max(words, key=widths.__getitem__)
-            if widths[widest] <= LEAST_COLUMN:
-                return
-            widths[widest] -= 1
+        """Return whether a table fits the page with no cell broken."""
+        return table_width([self.clean(cell) for cell in row] for row in (header, *rows)) <= self.width
 
     def clean(self, text: str) -> str:
         """Text as it may be shown: control characters written out, and what the output's encoding has not."""
@@ -106,24 +81,3 @@ class Page:
 
     def _line(self, text: str, style: str | None = None) -> None:
         self._console.print(text.rstrip(), style=style, markup=False, emoji=False, soft_wrap=True)
-
-
-def broken(text: str, width: int) -> list[str]:
-    """Text in lines of at most a width: parted between words, or else behind the dots of a name, or else anywhere."""
-    lines: list[str] = []
-    for paragraph in text.split("\n"):
-        lines.append("")
-        for piece in re.findall(r" *[^ ]+", paragraph):
-            if cell_len(lines[-1]) + cell_len(piece) <= width:
-                lines[-1] += piece
-                continue
-            lines += [""] if lines[-1] else []
-            for part in re.findall(r"[^.]*\.+|[^.]+", piece.lstrip()):
-                if cell_len(lines[-1]) + cell_len(part) > width and lines[-1]:
-                    lines.append("")
-                lines[-1:] = chop_cells(lines[-1] + part, width)
-    return lines
-
-
-def _width(cell: str) -> int:
-    return max(map(cell_len, cell.split("\n")))

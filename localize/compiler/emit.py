@@ -22,9 +22,10 @@ from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.local_module import LocalModule
 from passes.codegen.generate import generate
 from passes.common.initializer import Initializer
-from passes.common.inplace import is_view, mutates_input
-from passes.ir import Captured, Network, Partition, TensorSpec
-from passes.partition.cuts import mergeable, own_tensors
+from passes.common.inplace import overwritten
+from passes.common.parameters import own_tensors
+from passes.ir import Network, Partition, TensorSpec
+from passes.partition.cuts import mergeable
 
 
 def emit(plan: Plan, compiled: Compiled, draw: Initializer | None = None) -> LocalGraphModule:
@@ -59,7 +60,7 @@ def emit(plan: Plan, compiled: Compiled, draw: Initializer | None = None) -> Loc
                 reads=len(wires.reads),
                 cascaded=built(method.build_cascaded) if module.cascade else None,
                 recomputed=_recomputed(context.network, plan, module, wires) if "layers" in module.recompute else None,
-                overwrites=overwritten(captured, wires),
+                overwrites=overwritten(captured, wires.inputs, [captured.by_name[name] for name in wires.members]),
             )
         )
     local = LocalGraphModule(model, modules, _graph(modules), plan, compiled)
@@ -77,7 +78,7 @@ def _recomputed(network: Network, plan: Plan, module: LocalModulePlan, wires: Wi
             generate(captured, w.members, shared, w.inputs, w.outputs, f"Layer{layer}"),
             w.inputs,
             w.outputs,
-            overwritten(captured, w),
+            overwritten(captured, w.inputs, [captured.by_name[name] for name in w.members]),
         )
         for layer, w in enumerate(alone)
         if layer in module.layers
@@ -192,22 +193,6 @@ def reached_through(network: Network, window: Sequence[Wires]) -> frozenset[str]
     own = frozenset(name for wires in window for name in wires.members)
     held = frozenset[int]().union(*(_reached(network, own, name) for name in window[-1].reads))
     return frozenset(name for name, p in network.captured.model.named_parameters() if id(p) in held)
-
-
-def overwritten(captured: Captured, wires: Wires) -> frozenset[str]:
-    """Inputs that a module changes in place: run once more, it would find them changed."""
-    source = {name: name for name in wires.inputs}
-    found = set()
-    for node in (captured.by_name[name] for name in wires.members):
-        first = node.all_input_nodes[0].name if node.all_input_nodes else ""
-        if first not in source:
-            continue
-        changed = mutates_input(captured, node)
-        if changed:
-            found.add(source[first])
-        if changed or is_view(captured, node) or node.target is operator.getitem:
-            source[node.name] = source[first]
-    return frozenset(found)
 
 
 def known(spec: TensorSpec | None) -> TensorSpec:

@@ -18,7 +18,7 @@ from localize.plan.memory_forecast import MemoryForecast, Schedule
 from localize.plan.modules import Budgeted, LocalModulePlan, Recompute
 from localize.plan.plan import Plan
 from localize.runtime.compilation import Compiled
-from localize.sizes import format_bytes
+from localize.text import format_bytes, format_numbered
 
 WAYS: tuple[tuple[Recompute, ...], ...] = (
     ("norms",),
@@ -199,7 +199,7 @@ class _Planner:
         for way, modules in _by_way(plan):
             if way and any(asked.modules[m.index].recompute != way for m in modules if m.index < len(asked.modules)):
                 more = sum(_repeated(plan, module, way) for module in modules) / whole
-                indices = _ranges([module.index for module in modules])
+                indices = format_numbered("module", [module.index for module in modules])
                 cost = f"{100 * more:+.1f} % MACs" if more else "no MACs"
                 yield f"recompute {' and '.join(way)} in {indices}: {cost}, same results"
         if forecast.step != self.budget.step:
@@ -298,18 +298,6 @@ def _against(plan: Plan, other: Plan) -> str:
 def _by_way(plan: Plan) -> list[tuple[tuple[Recompute, ...], list[LocalModulePlan]]]:
     ways = dict.fromkeys(module.recompute for module in plan.modules)
     return [(way, [module for module in plan.modules if module.recompute == way]) for way in ways]
-
-
-def _ranges(indices: Sequence[int]) -> str:
-    """``modules 0-3, 7``."""
-    parts: list[list[int]] = []
-    for index in indices:
-        if parts and index == parts[-1][1] + 1:
-            parts[-1][1] = index
-        else:
-            parts.append([index, index])
-    words = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
-    return f"module{'s' if len(indices) > 1 else ''} {words}"
 
 
 def forecast_of(candidate: Candidate, step: Schedule, *, budget: MemoryBudget) -> MemoryForecast:

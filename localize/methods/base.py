@@ -12,9 +12,9 @@ from localize.plan.plan import LocalModulePlan
 from localize.plan.prediction import Prediction
 from passes.adapt.adapter import Adapter
 from passes.common.initializer import Initializer
+from passes.common.parameters import own_tensors
 from passes.errors import MethodError
 from passes.ir import Network
-from passes.partition.cuts import own_tensors
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
 """What was decided, as data: plans, their records and tables, memory budgets and forecasts. No tensors.
 
-May import ``passes`` and the files that anyone may import (sizes, tables, version, models).
+May import ``passes`` and the files that anyone may import (text, files, version, models).
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from localize.plan.memory_forecast import Schedule
-from localize.sizes import parse_bytes
+from localize.text import parse_bytes
 from passes.errors import LocalizeError, MethodError
 
 Means = Literal["recompute", "step", "depth", "merge"]
@@ -23,7 +23,7 @@ class MemoryBudget:
     """How much memory a training step may take, and what may be done to keep to it.
 
     Raises:
-        LocalizeError: ``size`` is no size of memory.
+        LocalizeError: ``size`` is not a size of memory.
         MethodError: Another field is out of its range.
     """
 
@@ -68,7 +68,7 @@ def read_budget(budget: int | str | MemoryBudget | None, batch_size: int | None)
     """What the user gave as ``memory_budget`` and ``batch_size``.
 
     Raises:
-        LocalizeError: It is no size of memory.
+        LocalizeError: ``size`` is not a size of memory.
         MethodError: One is given without the other, or out of its range.
     """
     if isinstance(budget, MemoryBudget):

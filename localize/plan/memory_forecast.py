@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from localize.sizes import format_bytes, parse_bytes
+from localize.text import GAP, column_widths, format_bytes, parse_bytes, shortened, shown, text_table
 
 Phase = Literal["forward", "backward", "update"]
 """Of a training step; the last one is the optimizer's."""
@@ -124,7 +124,7 @@ class MemoryForecast:
             budget: Bytes, or a size such as ``"8GB"`` (8e9 bytes) or ``"8GiB"``.
 
         Raises:
-            LocalizeError: The budget is no size of memory.
+            LocalizeError: ``budget`` is not a size of memory.
         """
         assert self.search is not None, "a forecast is made with its search"
         return self.search(parse_bytes(budget))
@@ -151,7 +151,7 @@ class MemoryForecast:
         }
 
     def __str__(self) -> str:
-        return "\n".join([*_summary(self), "", *_table(self)])
+        return "\n".join([*_summary(self), "", _table(self)])
 
 
 class Forecasting(Protocol):
@@ -194,24 +194,16 @@ def _wrapped(name: str, text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=f"{name:10}", subsequent_indent=" " * 10)
 
 
-def _table(forecast: MemoryForecast) -> list[str]:
-    rows = [("module", "peak", "kept", "at its peak")]
+def _table(forecast: MemoryForecast) -> str:
+    header, rows = ("module", "peak", "kept", "at its peak"), []
     for module in forecast.modules:
         at = str(module.at).replace(f" module_{module.index}.", " ")
         name = f"{'> ' if module is forecast.binding else '  '}{module.index} {module.name}"
-        rows.append((name, format_bytes(module.peak), format_bytes(module.kept), at))
+        rows.append((shortened(shown(name), NAME_WIDTH), format_bytes(module.peak), format_bytes(module.kept), at))
     if forecast.update:
         name = f"{'  ' if forecast.binding else '> '}update"
         rows.append((name, format_bytes(forecast.update.live), "", str(forecast.update)))
-    widths = [min(NAME_WIDTH, max(len(row[0]) for row in rows)), *(max(len(row[i]) for row in rows) for i in (1, 2))]
-    last = WIDTH - sum(widths) - 6
-    lines = [
-        f"{_short(name, widths[0]):{widths[0]}}  {peak:>{widths[1]}}  {kept:>{widths[2]}}  {_short(at, last)}"
-        for name, peak, kept, at in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in (*widths, min(last, max(len(row[3]) for row in rows)))))
-    return [line.rstrip() for line in lines]
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+    # Each module keeps its one line: what is too long for it is cut off.
+    room = WIDTH - sum(column_widths([header, *rows])[:3]) - 3 * GAP
+    rows = [(*row[:3], shortened(shown(row[3]), room)) for row in rows]
+    return str(text_table(header, rows, (0, 3)))

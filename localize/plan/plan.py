@@ -14,8 +14,7 @@ from torch import nn
 from localize.plan.memory_forecast import Forecasting, MemoryForecast, Schedule
 from localize.plan.modules import Auxiliary, AuxiliaryBlock, Budgeted, Cascade, LocalModulePlan, LossTerm, Original
 from localize.plan.prediction import Prediction
-from localize.sizes import format_bytes, format_count
-from localize.tables import aligned, as_html
+from localize.text import format_bytes, format_count, html_table, shown, text_table
 from passes.errors import PlanError
 from passes.ir import Layer, TensorSpec
 
@@ -172,14 +171,14 @@ class Plan:
             ) from error
 
     def __str__(self) -> str:
-        rows = [_HEADER, *(cells(self, module) for module in self.modules)]
-        return "\n".join([*_summary(self), *aligned(rows, _LEFT), *_notes(self)])
+        # A name with a line break must not begin a line of its own.
+        rows = [[shown(cell) for cell in cells(self, module)] for module in self.modules]
+        return "\n".join([*_summary(self), str(text_table(_HEADER, rows, _LEFT)), *_notes(self)])
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return as_html(
-            _summary(self), [_HEADER, *(cells(self, module) for module in self.modules)], _LEFT, _notes(self)
-        )
+        rows = [cells(self, module) for module in self.modules]
+        return html_table(_summary(self), _HEADER, rows, _LEFT, _notes(self))
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from localize.plan.memory_forecast import MemoryForecast
 from localize.plan.plan import Plan
-from localize.sizes import format_bytes
+from localize.text import format_bytes
 from passes.errors import InputError, OutOfMemoryError, first_line, ran_out_of_memory
 
 

@@ -20,9 +20,9 @@ from localize.methods.networks.local_loss import Supervising, Term
 from localize.runtime.local_module import LocalModule
 from passes.codegen.generate import PRIMARY
 from passes.common.interpreter import Interpreter
+from passes.common.layer_kinds import MIXING
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_MIXING = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.modules.conv._ConvNd)
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device)
 
 
@@ -138,9 +138,9 @@ def _is_sequence(module: nn.Module) -> bool:
 def _is_block(module: nn.Module) -> bool:
     """Whether a module is as much as a building block: two layers that mix channels, or more."""
     if isinstance(module, fx.GraphModule):
-        return sum(isinstance(module.get_submodule(path), _MIXING) or _is_block(module.get_submodule(path))
+        return sum(isinstance(module.get_submodule(path), MIXING) or _is_block(module.get_submodule(path))
                    for path in _called(module)) > 0  # fmt: skip
-    return sum(isinstance(part, _MIXING) for part in module.modules()) > 1
+    return sum(isinstance(part, MIXING) for part in module.modules()) > 1
 
 
 def _is_plain(value: Any) -> bool:

@@ -20,12 +20,10 @@ from passes.adapt.copy_recipe import Body, CopyRecipe, Edits, body_of
 from passes.adapt.repairs import Unreachable
 from passes.adapt.resolution import downsampling_of, reduction
 from passes.adapt.trial import Attempt, Trial
+from passes.common.layer_kinds import BATCH_NORMS, SAMPLE_NORMS
 from passes.errors import AdaptError
 from passes.ir import Network, TensorSpec
 from passes.layers.adapters import Downsampling, Front
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_LAYER_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class Adapter:
@@ -111,9 +109,9 @@ class Adapter:
             if costs[node.name].mixing:
                 break
             module = self.network.captured.module(node)
-            if isinstance(module, _BATCH_NORMS):
+            if isinstance(module, BATCH_NORMS):
                 found = "batch"
-            elif isinstance(module, _LAYER_NORMS) or "Norm" in type(module).__name__:
+            elif isinstance(module, SAMPLE_NORMS) or "Norm" in type(module).__name__:
                 found = "layer"
         return found
 

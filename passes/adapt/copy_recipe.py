@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
-from torch.nn.modules.conv import _ConvNd
 
 from passes.adapt.arguments import Path
 from passes.adapt.outside_shapes import Measured, measured
 from passes.adapt.retype import Changes
+from passes.common.layer_kinds import Convolution
 from passes.ir import Captured, Network, Shapes, TensorSpec
 from passes.layers.adapters import Front, Projection
 
@@ -142,7 +142,7 @@ def shortcut(captured: Captured, shapes: Shapes, body: Body, node: fx.Node) -> t
         module = captured.module(node)
         if node.name not in body.position or len(node.all_input_nodes) != 1:
             return None
-        if isinstance(module, _ConvNd) and max(module.kernel_size) > 1:
+        if isinstance(module, Convolution) and max(module.kernel_size) > 1:
             return None
         mixing += shapes.costs[node.name].mixing
         found.append(body.position[node.name])

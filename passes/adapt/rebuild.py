@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -13,11 +14,11 @@ from passes.adapt.adapter import Adapter
 from passes.adapt.arguments import replaced
 from passes.adapt.copy_recipe import PRODUCTS, Body, CopyRecipe
 from passes.adapt.outside_shapes import stand_in
-from passes.adapt.retype import clone, is_norm
-from passes.capture.proxies import WRITTEN
+from passes.adapt.retype import clone
 from passes.common.initializer import Initializer
-from passes.common.inplace import is_view, mutates_input
+from passes.common.inplace import hands_on_memory, mutates_input
 from passes.common.interpreter import arguments_of
+from passes.common.layer_kinds import is_norm
 from passes.ir import Captured, Network
 from passes.layers.adapters import ToLayout, build_front, build_projection
 
@@ -45,6 +46,7 @@ def rebuild(adapter: Adapter, recipe: CopyRecipe, draw: Initializer) -> fx.Graph
         value = graph.call_method("clone", (value,))
     silent = frozenset() if draw.copies else _silent(adapter.network, body, recipe, live, draw)
     values: dict[int | str, Any] = {-1: value}
+    in_place: dict[fx.Node, Callable[..., Any]] = {}
     parents = {p.name for i in live for p in body.nodes[i].all_input_nodes}
     for name, shape in body.measured.items():
         if name in parents:
@@ -55,11 +57,12 @@ def rebuild(adapter: Adapter, recipe: CopyRecipe, draw: Initializer) -> fx.Graph
             values[i] = values[_position(body, parent)]
         elif i in live:
             values[i] = _copy(graph, root, captured, body, recipe, i, values, draw)
-            values[i].meta[WRITTEN] = node.meta.get(WRITTEN)
+            if node.name in captured.in_place:
+                in_place[values[i]] = captured.in_place[node.name]
             if i in silent:
                 _ones_(root[node.name])
     graph.output(values[body.position[body.exit]])
-    _write_in_place(graph, root)
+    _write_in_place(in_place, root)
     graph.lint()
     layers = adapter.network.layers
     name = layers[recipe.source].name if recipe.source < len(layers) else "classifier"
@@ -87,19 +90,19 @@ def counterparts(adapter: Adapter, recipe: CopyRecipe, block: nn.Module) -> list
     return [(name, theirs) for name, theirs in found if own[name].shape == model.get_parameter(theirs).shape]
 
 
-def _write_in_place(graph: fx.Graph, root: dict[str, Any]) -> None:
+def _write_in_place(in_place: Mapping[fx.Node, Callable[..., Any]], root: Mapping[str, Any]) -> None:
     """Makes additions in place what the user's code adds in place, where nobody else needs what is added to.
 
     Nobody does where a norm of torch's own gave it; one of another library may have an activation at its end.
     """
-    for node in graph.nodes:
+    for node, function in in_place.items():
         first = node.args[0] if node.args else None
-        if node.meta.get(WRITTEN) is None or not isinstance(first, fx.Node):
+        if not isinstance(first, fx.Node):
             continue
         made = root.get(str(first.target)) if first.op == "call_module" else None
         its_own = made is not None and is_norm(made) and type(made).__module__.startswith("torch.nn.")
         if its_own and len(first.users) == 1 and node.all_input_nodes.count(first) == 1:
-            node.target = node.meta[WRITTEN]
+            node.target = function
 
 
 def _position(body: Body, node: fx.Node) -> int:
@@ -112,7 +115,7 @@ def _overwrites_entry(captured: Captured, body: Body, recipe: CopyRecipe, i: int
         return False
     parent = body.nodes[i].all_input_nodes[0]
     while not body.reads(parent.name):
-        passes_on = body.position.get(parent.name) in recipe.edits.bypassed or is_view(captured, parent)
+        passes_on = body.position.get(parent.name) in recipe.edits.bypassed or hands_on_memory(captured, parent)
         if not passes_on or parent.name not in body.position:
             return False
         parent = parent.all_input_nodes[0]

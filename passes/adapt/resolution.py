@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import fx, nn
 
+from passes.common.layer_kinds import is_depthwise
 from passes.ir import Network, TensorSpec
 from passes.layers.adapters import Downsampling
 
@@ -57,13 +58,9 @@ def base_width(network: Network, index: int) -> int:
     spatial = [
         module.out_channels
         for module in modules
-        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and not _is_depthwise(module)
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and not is_depthwise(module)
     ]
     return min(width, spatial[-1]) if spatial else width
-
-
-def _is_depthwise(module: nn.Conv2d) -> bool:
-    return module.groups == module.in_channels > 1
 
 
 def owed(policy: Policy, network: Network, now: TensorSpec, carried: int, before: int, candidate: int) -> int:

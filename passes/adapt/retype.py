@@ -16,10 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from passes.common.initializer import Initializer
+from passes.common.layer_kinds import (
+    DENSE,
+    BatchNormLike,
+    Convolution,
+    TransposedConvolution,
+    is_depthwise,
+    is_norm,
+    normalizes_last,
+)
 from passes.common.restore import is_hook_table
 from passes.errors import AdaptError
 from passes.ir import TensorSpec
@@ -37,11 +44,11 @@ def fit(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Changes | None:
 
 
 def _fit_conv(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Changes:
-    assert isinstance(module, _ConvNd)
+    assert isinstance(module, Convolution)
     channels = now.shape[1]
     if channels == module.in_channels:
         return {}
-    if module.groups == module.in_channels and module.groups > 1:
+    if is_depthwise(module):
         multiplier = module.out_channels // module.in_channels
         return {"in_channels": channels, "out_channels": channels * multiplier, "groups": channels}
     if module.groups > 1:
@@ -73,7 +80,7 @@ def _fit_layer_norm(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Chan
     if len(module.normalized_shape) != 1:
         return None if was.shape[1:] != now.shape[1:] else {}
     # Subclasses for images permute first and normalize over channels, which are then dimension 1.
-    last = type(module).forward is nn.LayerNorm.forward or was.layout != "NCHW"
+    last = normalizes_last(module) or was.layout != "NCHW"
     channels = now.shape[-1 if last else 1]
     return {} if (channels,) == tuple(module.normalized_shape) else {"normalized_shape": (channels,)}
 
@@ -84,9 +91,9 @@ def _fit_prelu(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Changes:
 
 
 FITS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Fit], ...] = (
-    (_ConvNd, _fit_conv),
+    (Convolution, _fit_conv),
     (nn.Linear, _fit_linear),
-    (_NormBase, _fit_features),
+    (BatchNormLike, _fit_features),
     (nn.GroupNorm, _fit_group_norm),
     (nn.LayerNorm, _fit_layer_norm),
     (nn.PReLU, _fit_prelu),
@@ -118,21 +125,21 @@ FUNCTIONS: Mapping[Any, Callable[..., tuple[int, ...] | None]] = {
 
 def produce(module: nn.Module, channels: int) -> Changes | None:
     """Changes that make ``module`` give ``channels`` output channels; None when its class has no such setting."""
-    if isinstance(module, _ConvNd) and module.groups == 1:
+    if isinstance(module, Convolution) and module.groups == 1:
         return {"out_channels": channels}
     return {"out_features": channels} if isinstance(module, nn.Linear) else None
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of parameters and buffers as the attributes of ``module`` imply them."""
-    if isinstance(module, _ConvNd):
+    if isinstance(module, Convolution):
         rows, columns = module.out_channels, module.in_channels // module.groups
-        if isinstance(module, _ConvTransposeNd):
+        if isinstance(module, TransposedConvolution):
             rows, columns = module.in_channels, module.out_channels // module.groups
         return {"weight": (rows, columns, *module.kernel_size), "bias": (module.out_channels,)}
     if isinstance(module, nn.Linear):
         return {"weight": (module.out_features, module.in_features), "bias": (module.out_features,)}
-    if isinstance(module, _NormBase):
+    if isinstance(module, BatchNormLike):
         return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (module.num_features,))
     if isinstance(module, nn.GroupNorm):
         return dict.fromkeys(("weight", "bias"), (module.num_channels,))
@@ -189,11 +196,6 @@ def _inside(changes: Mapping[str, Changes], child: str) -> Changes:
     return {**own, "inside": deeper} if deeper else own
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether the module normalizes: its parameters start as ones and zeros."""
-    return isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) or type(module).__name__.endswith("Norm")
-
-
 def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
     """A copy of ``module`` with ``changes`` applied, weights drawn anew, statistics reset, and no hooks of the user's.
 
@@ -222,7 +224,7 @@ def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
     norm = is_norm(module)
     weight = module._parameters.get("weight")
     fan_in = 0
-    if isinstance(module, (_ConvNd, nn.Linear)) and weight is not None:
+    if isinstance(module, DENSE) and weight is not None:
         fan_in = math.prod(shapes.get("weight", tuple(weight.shape))[1:])
     twin._parameters = {
         name: None if p is None else draw.like(p, shapes.get(name, tuple(p.shape)), norm=norm, fan_in=fan_in)

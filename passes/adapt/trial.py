@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.conv import _ConvNd
 
 from passes.adapt import repairs, retype
 from passes.adapt.arguments import Numbers, replaced
@@ -34,10 +33,11 @@ from passes.adapt.resolution import grid, reduction
 from passes.common.fake_tensors import device_of, fake_mode
 from passes.common.initializer import Initializer
 from passes.common.interpreter import arguments_of, call_target
+from passes.common.layer_kinds import IMAGE_POOLS, Convolution
 from passes.errors import AdaptError
 from passes.ir import Layout, Network, TensorSpec
 from passes.layers.adapters import GRIDS, Front, ToLayout, build_front, build_projection
-from passes.shapes.infer import CostMode
+from passes.shapes.costs import CostMode
 
 _ROUNDS = 64
 """Restarts before an attempt is given up: each one repairs a place, and no layer has so many."""
@@ -122,13 +122,13 @@ class Trial:
         for i, module, before, after in self._spatial_nodes():
             if reduction(before, after) == 1:
                 continue
-            if isinstance(module, _ConvNd):
+            if isinstance(module, Convolution):
                 # An even kernel without a stride needs unequal padding to keep the size.
                 zeros = isinstance(module, nn.Conv2d) and module.padding_mode == "zeros"
                 even = zeros and any(size % 2 == 0 for size in module.kernel_size)
                 same: retype.Changes = {"padding": "same"} if even and set(module.dilation) == {1} else {}
                 changes[i] = {"stride": (1,) * len(module.stride), **same}
-            elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
+            elif isinstance(module, IMAGE_POOLS):
                 if module.kernel_size in (module.stride, 2, (2, 2)):
                     bypassed.add(i)
                 else:

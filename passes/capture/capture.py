@@ -161,15 +161,16 @@ def _finish(
     order = [primary, *(i for i in range(len(values)) if i != primary)]
     node.args = (values[primary] if len(values) == 1 else tuple(values[i] for i in order),)
     return Captured(
-        model,
-        graph,
-        tuple(tracer.calls),
-        dict(tracer.node_scopes),
-        dict(tracer.node_sources),
-        dict(tracer.constants),
-        leaves.report(graph),
-        tracer.structure.reordered(order),
-        joint,
+        model=model,
+        graph=graph,
+        calls=tuple(tracer.calls),
+        scopes=dict(tracer.node_scopes),
+        sources=dict(tracer.node_sources),
+        constants=dict(tracer.constants),
+        in_place=dict(tracer.in_place),
+        opaque=leaves.report(graph),
+        structure=tracer.structure.reordered(order),
+        joint=joint,
     )
 
 

@@ -7,22 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
+from passes.common.layer_kinds import DENSE, NORMS, WEIGHTED
 from passes.layers.grouped import Gathered
 
-_ATOMS = (
-    _ConvNd,
-    nn.Linear,
-    _NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.Embedding,
-    nn.MultiheadAttention,
-    Gathered,
-)
-_WEIGHTED = (_ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.MultiheadAttention)
+_ATOMS = (*DENSE, *NORMS, nn.Embedding, nn.MultiheadAttention, Gathered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +56,6 @@ class LeafPolicy:
 
 def weighted_layers(module: nn.Module) -> int:
     """Convolutions, linear layers and attentions in ``module``, itself included; those inside an attention are its."""
-    if isinstance(module, _WEIGHTED):
+    if isinstance(module, WEIGHTED):
         return 1
     return sum(weighted_layers(child) for child in module.children())

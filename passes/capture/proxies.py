@@ -10,21 +10,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
-SIZES = {
-    "shape",
-    "ndim",
-    "size",
-    "dim",
-    "ndimension",
-    "len",
-    "numel",
-    "nelement",
-    "chunk",
-    "split",
-    "unbind",
-    "is_nested",
-}
-"""What of a tensor depends on its shape alone: not its type, its device or flags, which may be others in a real run."""
+from passes.common.inplace import is_size, is_view
 
 
 def store(buffer: torch.Tensor, value: torch.Tensor) -> None:
@@ -74,7 +60,7 @@ class Sized(fx.Proxy):
             result = self.tracer.create_proxy("call_function", in_place, (self, other), {})
         else:
             result = _OUT_OF_PLACE[in_place](self, other)
-            result.node.meta[WRITTEN] = in_place
+            self.tracer.in_place[result.node.name] = in_place
         if plain:
             return result
         self.node = result.node
@@ -93,43 +79,13 @@ class Sized(fx.Proxy):
         return self._change(operator.itruediv, other)
 
 
-WRITTEN = "written_in_place"
-"""Key of a node's ``meta`` under which stands the function that changes in place, where the user's code does so."""
-
 _OUT_OF_PLACE: dict[Any, Callable[[Any, Any], Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
-_VIEWS = {
-    "chunk", "detach", "diagonal", "expand", "flatten", "movedim", "narrow", "permute", "reshape", "select", "split",
-    "squeeze", "swapaxes", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view",
-}  # fmt: skip
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether a node, by the look of it, may yield another tensor's memory."""
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name in _VIEWS or node.target in (operator.getitem, getattr)
-
-
-def is_size(node: fx.Node) -> bool:
-    """Whether a node, by the look of it, is a number read off a shape, or computed from such."""
-    if node.target is getattr:
-        return node.args[1] in SIZES
-    if node.op == "call_method":
-        return node.target in SIZES - _VIEWS
-    parents = node.all_input_nodes
-    arithmetic = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
-    return arithmetic and bool(parents) and all(is_size(parent) for parent in parents)
 
 
 class SizedAttribute(Attribute, Sized):
     """An attribute of a proxy, recorded when it is used."""
-
-
-IN_PLACE = {
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.imod, set_item
-}  # fmt: skip
-"""Functions that change their first argument."""

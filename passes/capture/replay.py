@@ -24,7 +24,7 @@ SEED = 20240229
 def replay(captured: Captured, x: torch.Tensor) -> tuple[Any, ...]:
     """Values of ``captured.result`` and ``captured.heads``, in order."""
     result = Interpreter(captured.model, captured.constants).run(captured.graph, x)
-    return result if captured.heads else (result,)
+    return captured.primary_first(result)
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ def run_graph(captured: Captured, x: torch.Tensor, passes: int, leaves: bool = F
             except Exception as error:
                 record.error, record.failed = error, runner.position
                 break
-            record.values += result if captured.heads else [result]
+            record.values += captured.primary_first(result)
     return record
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from passes.capture.proxies import SIZES
 from passes.common.fake_tensors import device_of, quiet
+from passes.common.inplace import SIZES
 from passes.common.interpreter import Interpreter
 from passes.errors import InputError, first_line
 from passes.ir import TensorSpec

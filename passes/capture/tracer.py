@@ -15,9 +15,10 @@ from torch.nn.modules import transformer
 
 from passes.capture.assertions import asserted, assertion
 from passes.capture.leaf_policy import LeafPolicy
-from passes.capture.proxies import IN_PLACE, Sized, is_view, store
+from passes.capture.proxies import Sized, store
 from passes.capture.size_decisions import Sizes, Undecided, guard
 from passes.capture.torch_patches import Builtins, slow_attention, watched
+from passes.common.inplace import changes_first_argument, is_view
 from passes.common.source_lines import calling_line
 from passes.ir import Call, TensorSpec
 from passes.structure import Structure, flatten
@@ -56,6 +57,7 @@ class Tracer(fx.Tracer):
         self.node_scopes: dict[str, int] = {}
         self.node_sources: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
+        self.in_place: dict[str, Callable[..., Any]] = {}
         self.failed_path: str | None = None
         self.paths: dict[int, str] = {}
         self.attributes: frozenset[str] = frozenset()
@@ -149,9 +151,7 @@ class Tracer(fx.Tracer):
         return node
 
     def _writes_to_buffer(self, node: fx.Node) -> bool:
-        target = str(node.target)
-        method = node.op == "call_method" and target.endswith("_") and not target.endswith("__")
-        if not method and node.target not in IN_PLACE:
+        if node.op not in ("call_function", "call_method") or not changes_first_argument(node):
             return False
         source: Any = node.args[0]
         while isinstance(source, fx.Node) and is_view(source):
@@ -162,7 +162,7 @@ class Tracer(fx.Tracer):
         """``owner.name = value`` in a forward, where ``name`` is a buffer."""
         buffer: Any = getattr(owner, name)
         node = value.node
-        if node.args and node.args[0] is buffer.node and (node.target in IN_PLACE or str(node.target).endswith("_")):
+        if node.args and node.args[0] is buffer.node and changes_first_argument(node):
             # The second half of ``self.buffer += 1``.
             return
         if self.open:

@@ -11,8 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from passes.codegen.recompute import part_here
 from passes.common.inplace import HasModules
-
-_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+from passes.common.layer_kinds import MAX_POOLS
 
 
 def frugal_relu(module: nn.ReLU, x: torch.Tensor) -> torch.Tensor:
@@ -72,4 +71,4 @@ def spares_its_gradient(code: HasModules, node: fx.Node) -> bool:
     (user,) = node.users
     module = code.module(user)
     pools = (torch.nn.functional.max_pool1d, torch.nn.functional.max_pool2d, torch.nn.functional.max_pool3d)
-    return isinstance(module, _POOLS) or (user.op == "call_function" and user.target in (*pools, torch.max_pool2d))
+    return isinstance(module, MAX_POOLS) or (user.op == "call_function" and user.target in (*pools, torch.max_pool2d))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
-from torch import fx, nn
-
 from passes.common.inplace import mutates_input
+from passes.common.parameters import own_tensors, uses
 from passes.errors import PartitionError
 from passes.ir import Captured, Shapes, TensorSpec
 from passes.partition.building_blocks import BuildingBlocks
@@ -185,38 +183,6 @@ def parameter_spans(captured: Captured, segments: Segments) -> list[tuple[int, i
     for tensor, users in uses(captured, segments.shared, segments.portable).items():
         spans[tensor] = {segments.index[name] for name in users}
     return [(min(indices), max(indices)) for indices in spans.values() if len(indices) > 1]
-
-
-def uses(captured: Captured, shared: Collection[str], portable: Collection[str]) -> dict[int, list[str]]:
-    """For each parameter, and buffer of a module, the nodes that depend on the input and use it, by its identity.
-
-    Args:
-        captured: The graph.
-        shared: Nodes that do not depend on the input: who reads one uses what it was computed from.
-        portable: Nodes that depend on the input's shape alone: likewise.
-    """
-    found: dict[int, list[str]] = {}
-    carried: dict[str, set[int]] = {}
-    for node in captured.nodes[:-1]:
-        held = {tensor for p in node.all_input_nodes for tensor in carried.get(p.name, ())}
-        held |= {id(t) for t in own_tensors(captured, node)}
-        if node.name in shared or node.name in portable:
-            carried[node.name] = held
-        if node.name not in shared:
-            for tensor in held:
-                found.setdefault(tensor, []).append(node.name)
-    return found
-
-
-def own_tensors(captured: Captured, node: fx.Node) -> list[torch.Tensor]:
-    """Parameters a node reads, and buffers its module may write."""
-    module = captured.module(node)
-    if module is not None:
-        return [*module.parameters(), *module.buffers()]
-    if node.op == "get_attr":
-        value = captured.attribute(str(node.target))
-        return [value] if isinstance(value, nn.Parameter) else []
-    return []
 
 
 def enclosing(captured: Captured, name: str) -> frozenset[int]:

@@ -24,7 +24,7 @@ def deepest_first(captured: Captured, shapes: Shapes) -> tuple[Captured, Shapes]
     all of the backbone leads up to, where a fine level also has short ways through early stages.
 
     Args:
-        captured: A graph that returns several values; its output node is rewritten.
+        captured: A graph that returns several values.
         shapes: Its shapes.
     """
     graph = nx.DiGraph([(captured.input, captured.nodes[-1].name)])
@@ -44,10 +44,10 @@ def deepest_first(captured: Captured, shapes: Shapes) -> tuple[Captured, Shapes]
     if order[0] == 0:
         return captured, shapes
     order = [order[0], *(i for i in range(len(returned)) if i != order[0])]
-    captured.nodes[-1].args = (tuple(returned[i] for i in order),)
     result = shapes.specs[returned[order[0]].name]
     assert result is not None
-    moved = dataclasses.replace(captured, structure=captured.structure.reordered(order))
+    assert captured.primary == 0, "an output has been chosen before"
+    moved = dataclasses.replace(captured, structure=captured.structure.reordered(order), primary=order[0])
     return moved, dataclasses.replace(shapes, output=result)
 
 

@@ -18,15 +18,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import fx, nn
 
+from passes.common.parameters import own_tensors, tensors_behind
 from passes.errors import PartitionError
 from passes.ir import Captured, Layer, Partition, Shapes
-from passes.partition.cuts import Cut, Cutter, enclosing, own_tensors
+from passes.partition.cuts import Cut, Cutter, enclosing
 from passes.partition.flow import WIDEST, Flow, Segments
 from passes.partition.granularity import Granularity, Named, check_granularity
 
@@ -92,7 +93,7 @@ def partition_again(captured: Captured, shapes: Shapes, like: Partition) -> Part
         like: How the other network was partitioned.
     """
     nodes = [[captured.by_name[name] for name in names] for names in (*like.nodes, like.classifier)]
-    carried = _shared_parameters(captured, frozenset(like.shared))
+    carried = tensors_behind(captured, frozenset(like.shared))
     layers = tuple(
         _layer(shapes, captured, carried, index, layer.name, nodes[index], like.entries[index], like.live[index])
         for index, layer in enumerate(like.layers)
@@ -142,7 +143,7 @@ def _largest_share(segments: Segments, cuts: Sequence[Cut]) -> float:
 def _assemble(segments: Segments, cuts: Sequence[Cut]) -> Partition:
     captured, shapes = segments.flow.captured, segments.flow.shapes
     members = _members(segments, cuts)
-    carried = _shared_parameters(captured, segments.shared)
+    carried = tensors_behind(captured, segments.shared)
     names = [cut.name or name for cut, name in zip(cuts, _names(captured, shapes, members), strict=True)]
     entries = tuple(_entries(segments, members))
     live = tuple((cut.value, *(name for name in segments.borders[cut.index].live if name != cut.value)) for cut in cuts)
@@ -196,16 +197,6 @@ def _layer(
         result,
         len(live),
     )
-
-
-def _shared_parameters(captured: Captured, shared: Collection[str]) -> dict[str, list[torch.Tensor]]:
-    carried: dict[str, list[torch.Tensor]] = {}
-    for node in captured.nodes:
-        if node.name in shared:
-            carried[node.name] = own_tensors(captured, node) + [
-                t for p in node.all_input_nodes for t in carried.get(p.name, [])
-            ]
-    return carried
 
 
 def _count(captured: Captured, nodes: Sequence[fx.Node], carried: Mapping[str, list[torch.Tensor]]) -> int:

@@ -7,82 +7,25 @@ functional call, in a class of the user's own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from passes.common.fake_tensors import device_of, fake_mode, faked, has_values
 from passes.common.interpreter import Interpreter, arguments_of
+from passes.common.layer_kinds import DENSE, NORMS
 from passes.common.restore import untouched
 from passes.common.source_lines import source_of
 from passes.errors import CaptureError, first_line
-from passes.ir import Captured, Cost, Layout, Shapes, TensorSpec
-
-_aten = torch.ops.aten
-
-
-class CostMode(TorchDispatchMode):
-    """Adds up what passes through it; :meth:`take` reads the tally and starts anew."""
-
-    def __init__(self, batch: int) -> None:
-        super().__init__()
-        self.batch = batch
-        self._clear()
-
-    def _clear(self) -> None:
-        self.macs = 0
-        self.mixing = False
-        self.depthwise = False
-
-    def take(self) -> Cost:
-        """The cost since the last call, for one sample."""
-        cost = Cost(self.macs // self.batch, self.mixing, self.depthwise)
-        self._clear()
-        return cost
-
-    def put(self, cost: Cost) -> None:
-        """Adds a cost for one sample that is known without running."""
-        self.macs += cost.macs * self.batch
-        self.mixing |= cost.mixing
-        self.depthwise |= cost.depthwise
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        packet = getattr(func, "overloadpacket", func)
-        if packet is _aten.convolution:
-            weight, transposed = args[1], args[6]
-            positions = args[0] if transposed else out
-            self.macs += positions.numel() // positions.shape[1] * weight.numel()
-            depthwise = weight.shape[1] == 1 and args[8] > 1
-            self.depthwise |= depthwise
-            self.mixing |= not depthwise
-        elif packet in (_aten.mm, _aten.addmm):
-            matrix = args[0] if packet is _aten.mm else args[1]
-            self.macs += matrix.shape[0] * matrix.shape[1] * out.shape[1]
-            self.mixing = True
-        elif packet in _ATTENTION:
-            self.mixing = True
-        return out
-
-
-_ATTENTION = {
-    _aten.bmm,
-    _aten.baddbmm,
-    _aten._scaled_dot_product_flash_attention_for_cpu,
-    _aten._scaled_dot_product_flash_attention,
-    _aten._scaled_dot_product_efficient_attention,
-    _aten._scaled_dot_product_cudnn_attention,
-}
+from passes.ir import Captured, Cost, Shapes, TensorSpec
+from passes.shapes.costs import CostMode
+from passes.shapes.layouts import with_layouts
 
 
 def infer_shapes(captured: Captured, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Shapes:
@@ -110,7 +53,7 @@ def infer_shapes(captured: Captured, shape: Sequence[int], dtype: torch.dtype = 
         torch.no_grad(),
     ):
         runner.run(captured.graph, torch.empty(tuple(shape), dtype=dtype, device=device))
-    specs = _with_layouts(captured, runner.specs)
+    specs = with_layouts(captured, runner.specs)
     source, result = specs[captured.input], specs[captured.result.name]
     for node in (captured.result, *captured.heads):
         if specs[node.name] is None and (node is captured.result or node.name not in runner.numbers):
@@ -217,7 +160,7 @@ def _form(value: Any) -> Any:
     return _Form(tuple(value.shape), value.stride(), value.dtype, value.device)
 
 
-_PLAIN_LAYERS = (_ConvNd, _NormBase, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RNNBase)
+_PLAIN_LAYERS = (*DENSE, *NORMS, nn.RNNBase)
 
 
 def _signature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -237,67 +180,3 @@ def _random(value: Any) -> Any:
     if value.is_floating_point():
         return torch.randn(tuple(value.shape), dtype=value.dtype, device=value.device)
     return torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device)
-
-
-def _with_layouts(captured: Captured, specs: Mapping[str, TensorSpec | None]) -> dict[str, TensorSpec | None]:
-    layouts: dict[str, Layout] = {}
-    known: dict[str, TensorSpec | None] = {}
-    for node in captured.nodes:
-        spec = specs[node.name]
-        if spec is None:
-            known[node.name] = None
-            continue
-        layout = layouts[node.name] = _layout(captured, node, spec, layouts, specs)
-        known[node.name] = TensorSpec(spec.shape, spec.dtype, layout)
-    return known
-
-
-def _layout(
-    captured: Captured,
-    node: fx.Node,
-    spec: TensorSpec,
-    layouts: Mapping[str, Layout],
-    specs: Mapping[str, TensorSpec | None],
-) -> Layout:
-    rank = len(spec.shape)
-    if rank == 5:
-        return "NCDHW" if _is_volume(captured, node, layouts) else "other"
-    if rank != 4:
-        return {2: "NC", 3: "NLC"}.get(rank, "other")  # type: ignore[return-value]
-    if node.op == "placeholder":
-        return "NCHW"
-    if node.op == "call_module":
-        module = captured.model.get_submodule(str(node.target))
-        if isinstance(module, nn.Linear) or type(module).forward is nn.LayerNorm.forward:
-            return "NHWC"
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm)):
-            return "NCHW"
-    order = _permutation(node)
-    source = next((n for n in node.all_input_nodes if layouts.get(n.name) in ("NCHW", "NHWC")), None)
-    if order == (0, 2, 3, 1):
-        return "NHWC"
-    if order == (0, 3, 1, 2):
-        return "NCHW"
-    if source is not None:
-        return layouts[source.name]
-    # Tokens folded back into an image: channels are where the tokens' channels went.
-    tokens = next((specs[n.name] for n in node.all_input_nodes if layouts.get(n.name) == "NLC"), None)
-    return "NHWC" if tokens is not None and tokens.shape[-1] == spec.shape[-1] else "NCHW"
-
-
-def _is_volume(captured: Captured, node: fx.Node, layouts: Mapping[str, Layout]) -> bool:
-    """Whether a value of five dimensions is a batch of volumes or clips, its channels first."""
-    module = captured.module(node)
-    if node.op == "placeholder" or isinstance(module, (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d)):
-        return True
-    turns = {"view", "reshape", "permute", "transpose", "unflatten", torch.permute, torch.transpose, torch.reshape}
-    return node.target not in turns and any(layouts.get(p.name) == "NCDHW" for p in node.all_input_nodes)
-
-
-def _permutation(node: fx.Node) -> tuple[int, ...] | None:
-    if node.op == "call_module" or node.target not in ("permute", torch.permute):
-        return None
-    dims: tuple[Any, ...] = node.args[1:]
-    if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
-        dims = tuple(dims[0])
-    return tuple(int(d) % 4 for d in dims) if len(dims) == 4 and all(isinstance(d, int) for d in dims) else None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
+from passes.common.layer_kinds import Convolution
 from passes.layers.grouped import GroupedLinear
 
 OPEN = -1
@@ -66,7 +66,7 @@ def kept_apart(owners: Owners, outputs: int, own: int) -> Owners | None:
     return tuple(found)
 
 
-def sizes_of(layer: _ConvNd | nn.Linear) -> tuple[int, int, int]:
+def sizes_of(layer: Convolution | nn.Linear) -> tuple[int, int, int]:
     """Input channels, output channels and groups."""
     if isinstance(layer, nn.Linear):
         groups = layer.groups if isinstance(layer, GroupedLinear) else 1

@@ -28,9 +28,9 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from passes.common.initializer import Initializer, bare
+from passes.common.layer_kinds import DENSE, Convolution, TransposedConvolution, normalizes_last
 from passes.errors import SplitError, first_line
 from passes.ir import Network
 from passes.layers.grouped import Gathered, GroupedLayerNorm, GroupedLinear
@@ -120,7 +120,7 @@ def _changed(layer: nn.Module, change: Change, draw: Initializer) -> nn.Module:
     if change.kind == "layer_norm":
         assert isinstance(layer, nn.LayerNorm)
         return _layer_norm(layer, change)
-    assert isinstance(layer, (_ConvNd, nn.Linear))
+    assert isinstance(layer, DENSE)
     inputs, _, own = sizes_of(layer)
     index = _index(change) if own == 1 else ()
     fresh = _regrouped(layer, len(index) or inputs, change.groups, draw)
@@ -134,7 +134,7 @@ def _index(change: Change) -> tuple[int, ...]:
     return tuple(i for group in groups for i, owner in enumerate(owners) if owner in (OPEN, group))
 
 
-def _regrouped(layer: _ConvNd | nn.Linear, inputs: int, groups: int, draw: Initializer) -> nn.Module:
+def _regrouped(layer: Convolution | nn.Linear, inputs: int, groups: int, draw: Initializer) -> nn.Module:
     """The layer with so many input channels in so many groups, and fresh weights."""
     if isinstance(layer, nn.Linear):
         made = bare(
@@ -147,7 +147,7 @@ def _regrouped(layer: _ConvNd | nn.Linear, inputs: int, groups: int, draw: Initi
     weight, bias = layer.weight, layer.bias
     layer.in_channels, layer.groups = inputs, groups
     shape = list(weight.shape)
-    if isinstance(layer, _ConvTransposeNd):
+    if isinstance(layer, TransposedConvolution):
         shape[:2] = [inputs, layer.out_channels // groups]
     else:
         shape[1] = inputs // groups
@@ -171,7 +171,7 @@ def _layer_norm(layer: nn.LayerNorm, change: Change) -> GroupedLayerNorm:
     assert change.owners == blocks(channels, change.groups)
     affine, bias = layer.weight is not None, layer.bias is not None
     # Counted from the end where they are last: a layer norm reads values of any number of dimensions.
-    dim = 1 if change.dim == 1 and type(layer).forward is not nn.LayerNorm.forward else -1
+    dim = 1 if change.dim == 1 and not normalizes_last(layer) else -1
     made = GroupedLayerNorm(channels, change.groups, dim, layer.eps, affine, bias)
     made.weight, made.bias = layer.weight, layer.bias
     made.train(layer.training)

@@ -18,15 +18,15 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from passes.common.inplace import mutates_input
 from passes.common.interpreter import arguments_of, call_target
+from passes.common.layer_kinds import DENSE, Convolution, TransposedConvolution, normalizes_last
+from passes.common.parameters import own_tensors
 from passes.common.restore import same_randomness, set_mode, untouched
 from passes.errors import LocalizeError, SplitError, first_line
 from passes.ir import Network, TensorSpec
 from passes.layers.grouped import Gathered, GroupedLayerNorm
-from passes.partition.cuts import own_tensors
 from passes.split.channel_owners import OPEN, Change, Owners, Ownership, blocks, kept_apart, sizes_of
 from passes.split.nan_probe import (
     Worlds,
@@ -111,7 +111,7 @@ class _Tracer:
     def _run(self, node: fx.Node) -> Worlds:
         module = self.captured.module(node)
         if self.groups > 1 and node.name in self.home:
-            if isinstance(module, (_ConvNd, nn.Linear, Gathered)):
+            if isinstance(module, (*DENSE, Gathered)):
                 return self._layer(node, module)
             self._require_weights_of_its_own(node, module)
             if self.split and isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and self._owned(node):
@@ -139,7 +139,7 @@ class _Tracer:
     def _layer(self, node: fx.Node, module: nn.Module) -> Worlds:
         """A convolution or linear layer: hands out its outputs, or is split, or keeps groups apart already."""
         layer = module.layer if isinstance(module, Gathered) else module
-        assert isinstance(layer, (_ConvNd, nn.Linear))
+        assert isinstance(layer, DENSE)
         source = node.all_input_nodes[0]
         ndim = self.env[source.name][0].ndim
         dim = ndim - 1 if isinstance(layer, nn.Linear) else ndim - 1 - len(layer.kernel_size)
@@ -168,7 +168,7 @@ class _Tracer:
             raise self._refusal(node, "one of its outputs reads channels of several groups")
         return found
 
-    def _split(self, node: fx.Node, layer: _ConvNd | nn.Linear, owners: Owners, dim: int) -> Owners:
+    def _split(self, node: fx.Node, layer: Convolution | nn.Linear, owners: Owners, dim: int) -> Owners:
         """Splits a layer that reads owned channels; its owners afterwards."""
         inputs, outputs, own = sizes_of(layer)
         groups = self.groups
@@ -179,7 +179,7 @@ class _Tracer:
             return self._as_is(node, owners, outputs, own)
         given = self._handed_out(node, outputs)
         shares = [owners.count(group) for group in range(groups)]
-        if len(set(shares)) > 1 or (not regular and isinstance(layer, _ConvTransposeNd)):
+        if len(set(shares)) > 1 or (not regular and isinstance(layer, TransposedConvolution)):
             raise self._refusal(
                 node,
                 f"of its {inputs} input channels the groups own {', '.join(map(str, shares))}, which must be equal",
@@ -200,7 +200,7 @@ class _Tracer:
                 return None
             kind, channels = "layer_norm", module.normalized_shape[0]
             # Subclasses with a forward of their own (timm's LayerNorm2d) are for images with their channels first.
-            plain = type(module).forward is nn.LayerNorm.forward or value.ndim != 4
+            plain = normalizes_last(module) or value.ndim != 4
             dim = value.ndim - 1 if plain or value.shape[1] != channels else 1
         owners = self._owners_of(source, dim)
         if owners != blocks(channels, self.groups):

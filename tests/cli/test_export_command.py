@@ -16,7 +16,7 @@ from localize.cli.main import main
 from localize.cli.weights import WeightsError, load_weights, read_weights
 from localize.export import FORMATS, Format, Request, formats
 from localize.runtime.exporting import VIEWS
-from localize.sizes import format_bytes
+from localize.text import format_bytes
 from tests.models.model_file import MODEL_FILE
 
 CHAIN = ["export", "m.py:chain", "-d", "2", "--image-size", "8"]

@@ -19,7 +19,7 @@ from localize.cli import inspect as _inspect
 from localize.cli.inspect_module import print_network
 from localize.cli.inspect_table import print_modules, print_totals, totals
 from localize.cli.main import main
-from localize.cli.terminal import LEAST_WIDTH, Page, broken
+from localize.cli.terminal import LEAST_WIDTH, Page
 from localize.methods import METHODS
 from localize.models import cifar_resnet
 from tests.models.model_file import MODEL_FILE
@@ -170,21 +170,6 @@ def test_an_encoding_without_the_letters(tmp_path: Path) -> None:
         )
         out = done.stdout.decode("utf-8")
         assert [word in out for word in expected.split("|")] == [True] * 3
-
-
-@pytest.mark.parametrize(
-    ("text", "width", "lines"),
-    [
-        ("", 5, [""]),
-        ("a b c", 3, ["a b", "c"]),
-        ("layer1.0.conv1..layer2", 10, ["layer1.0.", "conv1..", "layer2"]),
-        ("aaaaaaaa", 3, ["aaa", "aaa", "aa"]),
-        ("a\n\nb", 3, ["a", "", "b"]),
-        ("層層層", 4, ["層層", "層"]),
-    ],
-)
-def test_text_is_broken_where_it_may_be(text: str, width: int, lines: list[str]) -> None:
-    assert broken(text, width) == lines
 
 
 def test_no_colour_in_a_pipe_and_none_if_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

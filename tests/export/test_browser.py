@@ -187,7 +187,7 @@ def test_wheel_and_keys_zoom(browser: Chromium, pages: Pages) -> None:
     browser.open(pages("resnet"))
     scale = "Number(document.getElementById('world').getAttribute('transform').match(/scale\\((.*)\\)/)[1])"
     before = browser.evaluate(scale)
-    browser.wheel(400, 300, down=-200, ctrl=True)
+    browser.wheel(400, 300, down=-200)
     closer = browser.evaluate(scale)
     assert closer > before
     browser.key("-")
@@ -341,9 +341,9 @@ def test_dark_phone_and_paper(browser: Chromium, pages: Pages, tmp_path: Path) -
     assert browser.evaluate("document.documentElement.scrollWidth") <= 390
     assert browser.evaluate(OVERLAPS) == []
     browser.open(path)
-    browser.pdf(tmp_path / "page.pdf")
+    browser.page.pdf(path=tmp_path / "page.pdf", format="A4")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
-    browser.emulate(media="print")
+    browser.page.emulate_media(media="print")
     browser.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert count(browser, ".slice .module-card") >= 14
     assert browser.evaluate("getComputedStyle(document.getElementById('panel')).display") == "none"

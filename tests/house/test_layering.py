@@ -23,7 +23,7 @@ SPINE = (
     ("passes.adapt", "passes.split"),
     ("passes.verify",),
     ("passes.pipeline",),
-    ("localize.files", "localize.sizes", "localize.tables", "localize.version", "localize.models"),
+    ("localize.text", "localize.files", "localize.version", "localize.models"),
     ("localize.plan",),
     ("localize.methods",),
     ("localize.runtime",),

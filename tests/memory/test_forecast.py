@@ -162,7 +162,7 @@ def test_the_largest_batch_fits_and_the_next_does_not(method: str, budget: str, 
 def test_a_budget_that_nothing_fits() -> None:
     found = measure(resnet(depth=8), 8)
     assert found.largest_batch(found.parameters) == 0
-    with pytest.raises(LocalizeError, match="is no size of memory"):
+    with pytest.raises(LocalizeError, match="a size of memory must be a number with or without a unit"):
         found.largest_batch("8 apples")
 
 

@@ -149,7 +149,7 @@ def test_what_cannot_be_kept_to_is_refused_with_figures() -> None:
     [
         ({"memory_budget": "1GB"}, "memory_budget needs a batch size"),
         ({"batch_size": 8}, "batch_size has no effect without memory_budget"),
-        ({"memory_budget": "much", "batch_size": 8}, "'much' is no size of memory"),
+        ({"memory_budget": "much", "batch_size": 8}, "with or without a unit, got 'much'"),
         ({"memory_budget": "1GB", "batch_size": 0}, "batch_size=0 is no number of samples"),
         ({"memory_budget": "1GB", "batch_size": True}, "batch_size=True is no number of samples"),
     ],

@@ -15,6 +15,7 @@ from typing import Any
 
 from localize.bench.sweep.examine import LARGE_SHARE, Record, Settings
 from localize.bench.sweep.workers import SweepError
+from localize.text import markdown_table
 from localize.version import own_version
 
 NAMES_SHOWN = 3
@@ -158,10 +159,8 @@ def family_table(records: Sequence[Record]) -> str:
     Args:
         records: Of one library.
     """
-    rows: list[tuple[str, ...]] = [
-        ("family", "models", "localized", "L", "K", "cut width", "largest layer", "repaired", "seconds"),
-        ("---", "---:", "---:", "---:", "---:", "---:", "---:", "---:", "---:"),
-    ]
+    header = ("family", "models", "localized", "L", "K", "cut width", "largest layer", "repaired", "seconds")
+    rows: list[tuple[str, ...]] = []
     for family in sorted({record.family for record in records}):
         members = [record for record in records if record.family == family]
         rows.append((family, str(len(members)), *_family(members)))
@@ -169,7 +168,7 @@ def family_table(records: Sequence[Record]) -> str:
         "L local layers and K local modules: least / median / most. Cut width: tensors that cross a border, at most. "
         "Largest layer: the worst share of a model's MACs. Repaired: copied layers that fit without an adapter."
     )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{legend}"
+    return f"{markdown_table(header, rows)}\n\n{legend}"
 
 
 def _family(records: Sequence[Record]) -> tuple[str, ...]:
@@ -235,9 +234,8 @@ def _table(
 ) -> list[str]:
     if not records:
         return []
-    rows = [head, ("---",) * len(head), *map(row, records)]
-    lines = (" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in rows)
-    return [f"## {title}: {len(records):,}", "\n".join(f"| {line} |" for line in lines)]
+    table = markdown_table(head, map(row, records), left=range(len(head)))
+    return [f"## {title}: {len(records):,}", table]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -22,9 +22,9 @@ from localize.methods import get_method, with_depth
 from localize.methods.networks.pooling import GlobalAveragePool
 from localize.runtime.local_graph import LocalGraphModule
 from passes.common.fake_tensors import fake_mode
+from passes.common.parameters import uses
 from passes.errors import AdaptError, CaptureError, LocalizeError, MethodError, PartitionError, first_line
 from passes.ir import Network
-from passes.partition.cuts import uses
 
 LARGE_SHARE = 0.5
 """Share of a model's MACs above which a layer is looked into."""

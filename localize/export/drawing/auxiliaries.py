@@ -8,7 +8,7 @@ from localize.export.drawing import node_facts
 from localize.export.drawing.box_text import short, span, steps, wrapped
 from localize.export.drawing.drawing import Edge, Fact, Node
 from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan, describe
-from localize.sizes import format_count
+from localize.text import format_count
 
 Row = tuple[str, ...]
 SIGN = "\N{MULTIPLICATION SIGN}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from localize.tables import shown
+from localize.text import format_indices, shown
 
 __all__ = ["short", "shown", "span", "steps", "wrapped"]
 
@@ -36,10 +36,5 @@ def steps(text: str) -> list[str]:
 
 
 def span(indices: Sequence[int]) -> str:
-    """Indices as a few words: ``3``, ``3-7`` or ``3, 5, 7``."""
-    values = list(indices)
-    if len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
-        return f"{values[0]}-{values[-1]}"
-    if len(values) > 4:
-        return f"{values[0]}, {values[1]}, \N{HORIZONTAL ELLIPSIS}, {values[-1]}"
-    return ", ".join(map(str, values))
+    """Write indices in the few words that a box has room for: ``3``, ``3-7``, ``3, 5, 7`` or ``0, 2, …, 8``."""
+    return format_indices(indices, shortest_range=3, most=4, dots="\N{HORIZONTAL ELLIPSIS}")

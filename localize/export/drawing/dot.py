@@ -9,7 +9,7 @@ from localize.export.drawing.box_text import shown
 from localize.export.drawing.draw import draw
 from localize.export.drawing.drawing import Drawing, Edge, Group, Node
 from localize.export.request import Request
-from localize.sizes import format_count
+from localize.text import format_count
 
 FONT = "Helvetica,Arial,DejaVu Sans,sans-serif"
 INK, MUTED, CARD_LINE = "#20262e", "#616973", "#c9c6bd"

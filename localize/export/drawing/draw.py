@@ -12,7 +12,7 @@ from localize.export.drawing.fold import Repeat, layer_runs, runs
 from localize.export.drawing.operations import OpenedModule, open_module
 from localize.export.request import View
 from localize.plan.plan import LocalModulePlan, Plan
-from localize.sizes import format_bytes, format_count
+from localize.text import format_bytes, format_count
 from passes.ir import Network
 
 SEVERAL = "\N{MULTIPLICATION SIGN}"

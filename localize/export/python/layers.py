@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from localize.export.python.templates import hole
 from localize.export.python.values import Unwritable, value_text
+from passes.common.layer_kinds import NORMS
 from passes.common.restore import same_randomness
 
 _NOT_ASKED = ("self", "device", "dtype", "args", "kwargs", "size_average", "reduce")
@@ -70,7 +71,7 @@ def _value(module: nn.Module, name: str) -> Any:
     """The value that a constructor's argument had, as the attributes tell it."""
     if name == "bias" and not isinstance(module, nn.RNNBase):
         own = module._parameters.get("in_proj_bias" if isinstance(module, nn.MultiheadAttention) else "bias")
-        if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)):
+        if isinstance(module, NORMS):
             return own is not None or module._parameters.get("weight") is None
         return own is not None
     if name == "add_bias_kv":

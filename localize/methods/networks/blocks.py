@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import fx, nn
-from torch.nn.modules.conv import _ConvNd
 
-from passes.adapt.retype import is_norm
 from passes.codegen.buffers import buffers_in, buffers_of
 from passes.codegen.generate import returned
 from passes.codegen.recompute import recomputed
-from passes.common.inplace import is_view, mutates_input
+from passes.common.inplace import overwritten
+from passes.common.layer_kinds import DENSE, is_norm
 
 
 class Piece(NamedTuple):
@@ -174,7 +173,7 @@ def _norms_late(block: fx.GraphModule, graph: fx.Graph) -> list[fx.Node]:
 
 
 def _is_mixing(block: fx.GraphModule, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(block.get_submodule(str(node.target)), (_ConvNd, nn.Linear))
+    return node.op == "call_module" and isinstance(block.get_submodule(str(node.target)), DENSE)
 
 
 class _ModulesOf(NamedTuple):
@@ -195,20 +194,5 @@ def _piece(block: fx.GraphModule, nodes: Sequence[fx.Node]) -> Piece:
     results = tuple(values[node] for node in leaving)
     graph.output(results[0] if len(results) == 1 else results)
     code = fx.GraphModule(block, graph)
-    return Piece(
-        code, tuple(n.name for n in entering), tuple(n.name for n in leaving), _overwritten(block, entering, nodes)
-    )
-
-
-def _overwritten(block: fx.GraphModule, entering: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> frozenset[str]:
-    source = {node: node.name for node in entering}
-    found = set()
-    modules = _ModulesOf(block)
-    for node in nodes:
-        first = node.all_input_nodes[0] if node.all_input_nodes else None
-        if first in source:
-            changed = mutates_input(modules, node)
-            found |= {source[first]} if changed else set()
-            if changed or is_view(modules, node):
-                source[node] = source[first]
-    return frozenset(found)
+    names = tuple(node.name for node in entering)
+    return Piece(code, names, tuple(n.name for n in leaving), overwritten(_ModulesOf(block), names, nodes))

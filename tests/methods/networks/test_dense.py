@@ -20,7 +20,7 @@ from localize.methods.networks.heads import build_head, describe_head, head_cost
 from localize.runtime.local_graph import HEAD_WEIGHT
 from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
-from passes.shapes.infer import CostMode
+from passes.shapes.costs import CostMode
 from tests.models.dense_models import CLASSES, ChannelsLast, Segmenter, UNet, Volumes
 from tests.models.graphs import bounded
 from tests.models.zoo import assert_same, gradients

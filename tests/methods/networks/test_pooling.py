@@ -22,7 +22,7 @@ from passes.adapt.resolution import tokens_with_class
 from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
 from passes.pipeline import analyse
-from passes.shapes.infer import CostMode
+from passes.shapes.costs import CostMode
 from tests.models.graphs import bounded
 from tests.tools.isolated import assert_isolated
 
