@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from localize.models import CifarResNet, cifar_resnet
@@ -20,6 +21,9 @@ from tests.tools.chromium import Chromium, chromium  # noqa: E402
 
 # One thread a worker: xdist already uses every core, and results do not depend on how many cores there are.
 torch.set_num_threads(1)
+# The same examples every time: what fails once fails again.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.load_profile("same")
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 

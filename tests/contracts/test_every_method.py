@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from localize import METHODS, LocalizeError, localize
+from localize import METHODS, LocalizeError, Plan, localize
 from localize.bench.sweep.isolation import fake_step, reach
 from localize.models import cifar_resnet
-from tests.models.real import OTHERS, PAIRED, SIZE, Make
+from tests.models.real import CLASSES, OTHERS, PAIRED, SIZE, SMALLER, Make
 
 REFUSED: dict[tuple[str, str], str] = {
     ("vit_tiny_patch16_224", "gn-dgl"): "scaled_dot_product_attention of Attention cannot be split in 2 groups",
@@ -26,13 +26,13 @@ def _allowed(name: str, method: str) -> str | None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("name", SMALLER)
 def test_one_real_step(name: str, method: str) -> None:
     generator = torch.Generator().manual_seed(3)
-    x = torch.rand(2, 3, SIZE, SIZE, generator=generator)
+    x, y = torch.rand(2, 3, SIZE, SIZE, generator=generator), torch.tensor([1, 3])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        model = PAIRED[name]().train()
+        model = SMALLER[name]().train()
     modules = 4 if METHODS[method].local else None
     refused = _allowed(name, method)
     if refused is not None:
@@ -40,16 +40,22 @@ def test_one_real_step(name: str, method: str) -> None:
             localize(model, method, d=2, modules=modules, example_inputs=x, seed=0)
         return
     local = localize(model, method, d=2, modules=modules, example_inputs=x, seed=0)
-    found = reach(local, x, torch.tensor([1, 3]))
+    plan = local.plan
+    assert Plan.from_json(plan.to_json()) == plan
+    built = [sum(p.numel() for p in module.parameters()) for module in local.local_modules]
+    assert built == [sum(network.params for network in module.networks) for module in plan.modules]
+    assert sum(built) == plan.auxiliary_params
+    found = reach(local, x, y)
     assert found.violations == ()
     assert found.untrained == ()
-    losses = []
-    for out in local.steps(x, torch.tensor([1, 3])):
+    for out in local.steps(x, y):
         out.loss.backward()
-        losses.append(out.loss.detach())
-    assert all(bool(loss.isfinite()) for loss in losses)
+        assert out.logits.shape == (2, CLASSES)
+        assert bool(out.loss.isfinite())
     gradients = [p.grad for p in local.parameters() if p.requires_grad]
     assert all(g is not None and bool(g.isfinite().all()) for g in gradients)
+    torch.optim.SGD((p for p in local.parameters() if p.requires_grad), lr=0.01).step()
+    assert all(bool(p.isfinite().all()) for p in local.parameters())
 
 
 @pytest.mark.registry

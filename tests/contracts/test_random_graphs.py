@@ -52,7 +52,7 @@ def usable_cuts(network: Network, names: tuple[str, ...]) -> list[str]:
     return found
 
 
-@bounded(60)
+@bounded(40)
 @given(programs(largest=8))
 def test_partition(program: Program) -> None:
     network = analyse(program, EXAMPLE.shape, max_cut=1)
@@ -94,7 +94,7 @@ def alive_after(network: Network, names: list[str], position: int) -> set[str]:
     return {a for a, b in flow_of(network).edges if a in before and b in after}
 
 
-@bounded(40)
+@bounded(25)
 @given(programs(largest=8), st.integers(2, 5))
 def test_wide_cuts(program: Program, width: int) -> None:
     network = analyse(program, EXAMPLE.shape, max_cut=width)
@@ -158,7 +158,7 @@ def assert_blocks_give_what_they_say(local: LocalGraphModule) -> None:
         assert [block.source for block in planned.auxiliary.blocks] == [*planned.auxiliary.selected]
 
 
-@bounded(40)
+@bounded(25)
 @given(programs(), st.sampled_from([None, 1, 2, 4]), st.sampled_from([None, 2]))
 def test_training(program: Program, max_cut: int | None, modules: int | None) -> None:
     if modules:

@@ -21,11 +21,17 @@ MODELS: dict[str, dict[str, Any]] = {
     "densenet121": {"block_config": (2, 2, 3, 2)},
 }
 """With what is changed of them: less of the same, to be quick."""
+SHALLOW: dict[str, dict[str, Any]] = {
+    "resnet26": {},
+    "swin_tiny_patch4_window7_224": {"depths": (2, 2, 2, 2)},
+    "deit_tiny_distilled_patch16_224": {"depth": 4},
+}
 SIZE = 64
 
 every_rule = pytest.mark.parametrize("method", RULES)
 
 
+@pytest.mark.registry  # with fewer local modules by default: tests/contracts/test_every_method.py
 @every_rule
 @pytest.mark.parametrize("name", MODELS)
 def test_a_real_step(name: str, method: str) -> None:
@@ -47,11 +53,11 @@ def test_a_real_step(name: str, method: str) -> None:
 
 
 @every_rule
-@pytest.mark.parametrize("name", ["resnet50", "swin_tiny_patch4_window7_224", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize("name", SHALLOW)
 def test_full_size_without_memory(name: str, method: str) -> None:
     """Bottlenecks, channels last, and two tokens in front: on the meta device, at the resolution of the paper."""
     with torch.device("meta"):
-        model = timm.create_model(name, num_classes=10)
+        model = timm.create_model(name, num_classes=10, **SHALLOW[name])
     local = localize(model, method, d=2)
     for planned, module in zip(local.plan.modules[:-1], local.local_modules, strict=False):
         assert planned.auxiliary is not None

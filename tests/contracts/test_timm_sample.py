@@ -76,10 +76,47 @@ LONG = (
     "sequencer2d_s",
     "swinv2_cr_giant_224",
 )
-NAMES = [*(member.name for member in TIMM), *ODD]
+FEW = (
+    "beit_base_patch16_224",
+    "coat_tiny",
+    "convit_tiny",
+    "cpubone_nano",
+    "cspnext_tiny",
+    "deit_tiny_distilled_patch16_224",
+    "dla46x_c",
+    "efficientformer_l1",
+    "efficientvit_b0",
+    "ese_vovnet19b_slim_dw",
+    "fasternet_t0",
+    "lambda_resnet26t",
+    "lcnet_035",
+    "mixnet_s",
+    "resmlp_12_224",
+    "test_byobnet",
+    "test_coatnet",
+    "test_convnext2",
+    "test_efficientnet_evos",
+    "test_mambaout",
+    "test_nfnet",
+    "test_resnet",
+    "test_vit3",
+    "test_vit_relpos",
+    "tf_efficientnet_cc_b0_4e",
+    "vgg11_bn",
+    "visformer_tiny",
+    "vit_small_patch16_rope_mixed_224",
+    "vit_srelpos_small_patch16_224",
+    "xception41p",
+)
+"""Quick ones of as many kinds as possible, and all with a large layer: what runs without ``-m registry``."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in NAMES])
+def _named(name: str) -> Any:
+    marks = [pytest.mark.slow] if name in LONG else [] if name in FEW else [pytest.mark.registry]
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", [_named(name) for name in (*(member.name for member in TIMM), *ODD)])
 def test_every_parameter_is_trained_by_one_loss(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, **SMALLER.get(name, {}))

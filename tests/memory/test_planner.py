@@ -18,6 +18,7 @@ from localize.compiler.emit import emit
 from localize.compiler.planning import with_recompute
 from localize.memory.live_bytes import peak_step_bytes
 from localize.models import cifar_resnet
+from tests.models.model_file import MODEL_FILE
 
 BATCH = 256
 X = torch.empty(2, 3, 32, 32)
@@ -207,13 +208,16 @@ def test_the_command_line_keeps_to_a_budget(tmp_path: Path) -> None:
     assert any(module.recompute for module in plan.modules)
 
 
-def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run"
-    small = ["localize:cifar_resnet8" if word == "localize:cifar_resnet20" else word for word in TRAIN]
+def test_the_command_line_refuses_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.py").write_text(MODEL_FILE)
+    small = ["m.py:chain" if word == "localize:cifar_resnet20" else word for word in TRAIN]
     with pytest.raises(SystemExit) as stop:
-        main([*small, "--method", "dgl", "--batch-size", "1024", "--memory-budget", "1MB", "--out", str(out)])
+        main([*small, "--method", "dgl", "--batch-size", "1024", "--memory-budget", "1MB", "--out", "run"])
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: a step of 1024 samples takes")
     assert message.count("\n") == 1
-    assert not out.exists()
+    assert not Path("run").exists()

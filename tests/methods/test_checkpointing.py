@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -16,6 +17,7 @@ from localize.memory.live_bytes import peak_step_bytes
 from localize.models import cifar_resnet
 from localize.plan.modules import Recompute
 from tests.models.graphs import FourLayers
+from tests.models.zoo import small_vgg
 
 
 class Overwriting(FourLayers):
@@ -30,14 +32,16 @@ class Overwriting(FourLayers):
         return result
 
 
+SMALL_DENSENET: dict[str, Any] = {"num_classes": 10, "block_config": (2, 2, 3, 2), "growth_rate": 16}
+SMALL_VIT: dict[str, Any] = {"num_classes": 10, "img_size": 32, "depth": 4}
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet": (lambda: cifar_resnet(20), 16),
     "resnet18, a stem with a pool": (lambda: torchvision.models.resnet18(num_classes=10), 32),
-    "vgg, in place": (lambda: torchvision.models.vgg11_bn(num_classes=10, dropout=0.3), 32),
-    "densenet, wide cuts": (lambda: timm.create_model("densenet121", num_classes=10, drop_rate=0.2), 32),
+    "vgg, in place": (small_vgg, 32),
+    "densenet, wide cuts": (lambda: timm.create_model("densenet121", **SMALL_DENSENET, drop_rate=0.2), 32),
     "efficientnet, drop path": (lambda: timm.create_model("efficientnet_b0", num_classes=10, drop_path_rate=0.3), 64),
     "overwriting": (Overwriting, 8),
-    "vit": (lambda: timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, drop_path_rate=0.2), 32),
+    "vit": (lambda: timm.create_model("vit_tiny_patch16_224", **SMALL_VIT, drop_path_rate=0.2), 32),
 }
 
 

@@ -51,3 +51,11 @@ OTHERS: dict[str, Make] = {
     "poolformer_s12": _timm("poolformer_s12"),
     "ghostnet_050": _timm("ghostnet_050"),
 }
+
+SMALLER: dict[str, Make] = {
+    **PAIRED,
+    "convnext_atto": _timm("convnext_atto", depths=(1, 1, 2, 1)),
+    "vit_tiny_patch16_224": _timm("vit_tiny_patch16_224", img_size=SIZE, depth=4),
+    "densenet121": _timm("densenet121", block_config=(2, 2, 3, 2)),
+}
+"""The first six with fewer blocks where all are alike: less of the same, to be quick."""

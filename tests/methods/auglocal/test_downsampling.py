@@ -126,8 +126,7 @@ def test_a_bottleneck_as_emitted() -> None:
         assert tuple(auxiliary[0](torch.empty(2, 64, 56, 56)).shape) == (2, 2048, 28, 28)
 
 
-@pytest.mark.parametrize("name", ["resnet34", "resnet101"])
-@pytest.mark.parametrize("d", [2, 4])
+@pytest.mark.parametrize(("name", "d"), [("resnet34", 2), ("resnet34", 4), ("resnet101", 3)])
 def test_width_and_resolution_owe_the_same_on_resnets(name: str, d: int) -> None:
     assert local(name, d=d).plan.modules == local(name, d=d, downsampling="channels").plan.modules
 

@@ -94,8 +94,13 @@ def cifar(depth: int, **options: Any) -> LocalGraphModule:
 CONFIGS = [(name, index) for name, model in CIFAR.items() for index in range(len(model["configs"]))]
 
 
-@pytest.mark.parametrize("downsampling", ["deferred", "channels"])
-@pytest.mark.parametrize(("name", "index"), CONFIGS)
+def _policies(name: str, index: int) -> list[Any]:
+    """Both policies; by width on the deepest network, where nothing else is seen, only with ``-m slow``."""
+    marks = [pytest.mark.slow] if name == "resnet110" else []
+    return [(name, index, "deferred"), pytest.param(name, index, "channels", marks=marks)]
+
+
+@pytest.mark.parametrize(("name", "index", "downsampling"), [case for config in CONFIGS for case in _policies(*config)])
 def test_cifar_auxiliaries(name: str, index: int, downsampling: str) -> None:
     """On ResNets halvings owed by resolution are those owed by width."""
     config = CIFAR[name]["configs"][index]
@@ -145,8 +150,14 @@ def test_flops_of_table_7(d: int, printed: str) -> None:
     assert f"{float(flops(d, 0.5)):.2f}" == printed
 
 
+CELLS = [(d, tau, x) for d in TABLE_11 for tau, x in zip(TAUS, TABLE_11[d], strict=True)]
+FEW = ((2, 1.0), (4, 0.9), (5, 0.7), MISPRINT)
+"""Cells of table 11 that are computed without ``-m slow``."""
+
+
 @pytest.mark.parametrize(
-    ("d", "tau", "printed"), [(d, tau, x) for d in TABLE_11 for tau, x in zip(TAUS, TABLE_11[d], strict=True)]
+    ("d", "tau", "printed"),
+    [pytest.param(*cell, marks=[] if cell[:2] in FEW else [pytest.mark.slow]) for cell in CELLS],
 )
 def test_flops_of_table_11(d: int, tau: float, printed: str) -> None:
     """24 of 25 cells; in the other the authors' own code gives another figure than the paper prints."""

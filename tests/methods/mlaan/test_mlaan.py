@@ -152,6 +152,7 @@ REAL = {
 }
 
 
+@pytest.mark.registry  # one real step of each of them by default: tests/contracts/test_every_method.py
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_real_step(name: str, method: str) -> None:

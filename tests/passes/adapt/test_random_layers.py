@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional as F
@@ -17,11 +17,12 @@ from passes.adapt.rebuild import rebuild
 from passes.common.initializer import Initializer
 from passes.ir import Layout, TensorSpec
 from passes.pipeline import analyse
+from tests.models.graphs import bounded
 from tests.tools.built import assert_built
 
 WIDTH = 8
 """Channels that random blocks read and give in their own network."""
-SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW = bounded(30)
 
 
 class Residual(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -21,7 +21,7 @@ from passes.layers.grouped import Gathered, GroupedLayerNorm, GroupedLinear
 from passes.pipeline import analyse
 from passes.split.split import split_width
 from passes.split.trace_owners import trace_groups
-from tests.models.graphs import SIZE, Program, programs
+from tests.models.graphs import SIZE, Program, bounded, programs
 
 SHAPE = (2, 3, SIZE, SIZE)
 
@@ -96,7 +96,7 @@ def _reading(model: Program, groups: int) -> int | None:
     return total
 
 
-@settings(max_examples=60, deadline=None)
+@bounded(30)
 @given(model=programs(), groups=st.sampled_from([2, 2, 3]))
 def test_parameters_are_those_of_a_reading_by_hand(model: Program, groups: int) -> None:
     expected = _reading(model, groups)
@@ -136,7 +136,7 @@ def _outputs(network: Network, x: torch.Tensor, ends: list[str]) -> list[torch.T
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@bounded(20)
 @given(model=programs(), count=st.integers(1, 3), seed=st.integers(0, 99))
 def test_groups_never_meet(model: Program, count: int, seed: int) -> None:
     """No weight moves the channels of two groups, but those that the pass names; and moving one leaves the other."""
@@ -236,7 +236,7 @@ class Weighted(nn.Module):
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
-    "attention": (lambda: _net(Attention()), 2, r"attention of Attention .*2 groups.*\(in 1, at test_widthsplit.py"),
+    "attention": (lambda: _net(Attention()), 2, r"attention of Attention .*2 groups.*\(in 1, at test_split.py"),
     "channels": (lambda: _net(nn.Conv2d(8, 9, 1), nn.Conv2d(9, 8, 1)), 2, r"Conv2d .*in 1.*9 output channels"),
     "group norm": (lambda: _net(nn.GroupNorm(4, 8)), 8, r"GroupNorm .*8 groups.*\(in 1\b"),
     "weights": (lambda: _net(Weighted()), 2, r"linear of Weighted .*in 1, .*multiplies by weights"),
