@@ -1,7 +1,8 @@
-"""Where arrows run in a picture of Graphviz, so that modules stand one below the other and auxiliary networks beside.
+"""Route the arrows of a Graphviz picture so that modules stand in one column, and auxiliary networks next to it.
 
-A frame's further rows hang on the spine: it goes on, as points, one for each row. Without them a second row would stand
-in the spine's way, and the next module one step to the right.
+The column of layers is called the spine. A frame with several rows continues the spine with one point for each further
+row, and the row hangs on that point. Without the points, Graphviz would put a second row into the path of the spine and
+shift the next module to the right.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ from localize.export.drawing.drawing import Drawing, Edge, Group
 
 
 def rows_of(group: Group) -> list[tuple[str | None, tuple[str, ...]]]:
-    """A frame's rows, each with the name of the point on the spine that it hangs on, if it does not hang on a node."""
-    found: list[tuple[str | None, tuple[str, ...]]] = []
+    """List the rows of a frame, each with the point of the spine that it hangs on; None if it hangs on a node."""
+    rows: list[tuple[str | None, tuple[str, ...]]] = []
     for i, row in enumerate(group.rows):
         # A node in an inner frame cannot stand in a row with nodes outside it.
         on_spine = i == 0 and row[0] in group.members
         way = None if on_spine else f"{group.name}_row_{i}"
         names = row if on_spine else row[1:] if i == 0 else row
-        found.append((way, names if way is None else (way, *names)))
-    return found
+        rows.append((way, names if way is None else (way, *names)))
+    return rows
 
 
 class Routes:
-    """Where each arrow of a drawing starts, and how it may run."""
+    """Start and Graphviz attributes of each arrow of a drawing."""
 
     def __init__(self, drawing: Drawing) -> None:
         self._frames = dict(_frames(drawing.members))
         self._rows: dict[str, tuple[str, int]] = {}
         self._hooks: dict[str, str] = {}
-        """Node of a row -> the point that its row hangs on."""
+        """Point that a row hangs on, by the name of each node in the row."""
         self._ends: dict[str, tuple[str, str]] = {}
-        """Node that a module's output leaves -> the last point below it, and its frame."""
+        """Last point of a frame and the name of the frame, by the node that the module's output leaves."""
         trunks: list[Edge] = []
         for group in _groups(drawing.members):
             rows = rows_of(group)
@@ -47,7 +48,7 @@ class Routes:
                 self._ends[leaves] = ways[-1], group.name
                 trunks += [Edge(a, b, "flow") for a, b in pairwise([leaves, *ways])]
         self.trunks = tuple(trunks)
-        """The spine, where it goes on to the rows below."""
+        """Arrows of the spine between the points of the rows."""
         self._trunks = {id(edge) for edge in trunks}
 
     def _frames_of(self, group: Group) -> tuple[str, ...]:
@@ -55,7 +56,7 @@ class Routes:
         return whole[: whole.index(group.name) + 1]
 
     def start(self, edge: Edge) -> str:
-        """The node or point where an arrow starts."""
+        """Return the node or point where an arrow starts."""
         if id(edge) in self._trunks:
             return edge.source
         end, frame = self._ends.get(edge.source, ("", ""))
@@ -66,17 +67,17 @@ class Routes:
         return self._hooks.get(edge.target, edge.source)
 
     def attributes(self, edge: Edge) -> dict[str, str]:
-        """How it may run."""
+        """Return the Graphviz attributes that route an arrow."""
         if id(edge) in self._trunks:
             return {"arrowhead": "none"}
         start = self.start(edge)
         entered = [name for name in self._frames[edge.target] if name not in self._frames[start]]
-        # Further in, the arrow would run across the frame's title.
+        # An arrow that ended further inside would run across the title of the frame.
         return {"lhead": f"cluster_{entered[0]}"} if entered else {}
 
 
 def _frames(members: Sequence[str | Group], outer: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """For each node the frames that it stands in, from the outside in."""
+    """Yield each node with the names of the frames around it, from the outside in."""
     for member in members:
         if isinstance(member, Group):
             yield from _frames(member.members, (*outer, member.name))

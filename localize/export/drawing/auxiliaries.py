@@ -1,4 +1,4 @@
-"""The auxiliary networks of a local module in a drawing: hidden layers, head, further terms, and the local loss."""
+"""Draw the auxiliary networks of a local module: hidden layers, head, further terms, and the local loss."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ SIGN = "\N{MULTIPLICATION SIGN}"
 def loss_of(
     plan: Plan, module: LocalModulePlan, leaves: str, *, brief: bool, like: Sequence[int]
 ) -> tuple[list[Node], list[Edge], tuple[Row, ...]]:
-    """What trains a local module.
+    """Draw the local loss of a module, and the auxiliary networks that it is computed from.
 
     Args:
         plan: The plan.
         module: The module.
-        leaves: The node whose value its auxiliary networks read.
-        brief: Whether auxiliary networks are one line in the loss's box, and not drawn.
-        like: The modules that it stands for.
+        leaves: Name of the node whose value the auxiliary networks read.
+        brief: Whether auxiliary networks become one line in the box of the loss instead of boxes of their own.
+        like: Indices of the alike modules that the drawn one stands for, its own included.
 
     Returns:
-        Nodes, arrows, and which nodes stand in one row, ``leaves`` in the first.
+        Nodes, arrows, and rows of nodes that stand side by side; the first row begins with ``leaves``.
     """
-    chains = _Chains(plan, module, leaves, like)
+    drawing = _LossDrawing(plan, module, leaves, like)
     own, cascade = module.auxiliary, module.cascade
-    whole = Node(chains.loss, "loss", tuple(_loss_lines(module, like, brief)), _loss_facts(module), module.index)
+    whole = Node(drawing.loss, "loss", tuple(_loss_lines(module, like, brief)), _loss_facts(module), module.index)
     if brief or own is None:
-        chains.nodes.append(whole)
-        chains.edges.append(Edge(leaves, chains.loss, "loss"))
-        chains.rows.append((chains.loss,))
+        drawing.nodes.append(whole)
+        drawing.edges.append(Edge(leaves, drawing.loss, "loss"))
+        drawing.rows.append((drawing.loss,))
     if not brief and own is not None:
-        chains.network("own", own, whole)
+        drawing.network("own", own, whole)
     if not brief and cascade is not None and cascade.auxiliary is not None:
-        chains.network("cascaded", cascade.auxiliary, None)
-    return chains.nodes, chains.edges, ((leaves, *chains.rows[0]), *chains.rows[1:])
+        drawing.network("cascaded", cascade.auxiliary, None)
+    return drawing.nodes, drawing.edges, ((leaves, *drawing.rows[0]), *drawing.rows[1:])
 
 
 def _loss_lines(module: LocalModulePlan, like: Sequence[int], brief: bool) -> list[str]:
@@ -69,8 +69,8 @@ def _loss_facts(module: LocalModulePlan) -> dict[str, Fact]:
     }
 
 
-class _Chains:
-    """Gathers the nodes and arrows of a module's auxiliary networks, a row for each part of the local loss."""
+class _LossDrawing:
+    """Gathers the nodes and arrows of a module's auxiliary networks: one row for each part of the local loss."""
 
     def __init__(self, plan: Plan, module: LocalModulePlan, leaves: str, like: Sequence[int]) -> None:
         self.plan, self.module, self.leaves, self.like = plan, module, leaves, like
@@ -80,18 +80,18 @@ class _Chains:
         self.rows: list[Row] = []
 
     def network(self, role: str, auxiliary: Auxiliary, loss: Node | None) -> None:
-        """One auxiliary network, from what the module gives to the loss; its further terms each in a row.
+        """Draw one auxiliary network from the module's output to the loss, and each of its further terms in a row.
 
         Args:
-            role: ``"own"`` or ``"cascaded"``.
+            role: ``"own"`` for the network of the local loss, ``"cascaded"`` for that of the cascaded loss.
             auxiliary: The network.
-            loss: The node that its row ends in; None for a part of the loss.
+            loss: The node at the end of its row; None to end in a node for one part of the loss.
         """
         prefix = f"{role}_{self.module.index}"
         alike = self._alike(role)
         row = [self._block(f"{prefix}_block_{i}", role, i, auxiliary) for i in range(len(auxiliary.blocks))]
         row.append(self._head(f"{prefix}_head", role, auxiliary))
-        self._chained(row, loss, self._factor(role, [network.weight for network in alike]))
+        self._connect(row, loss, self._factor(role, [network.weight for network in alike]))
         for i, term in enumerate(auxiliary.terms):
             name = f"{prefix}_term_{i}"
             lines = (short(term.name), *steps(term.network), _figures(term.params, term.macs))
@@ -103,10 +103,10 @@ class _Chains:
                 "network": term.network,
             }
             self.nodes.append(Node(name, "term", lines, known, self.module.index))
-            self._chained([name], None, self._factor(role, [network.terms[i].weight for network in alike]))
+            self._connect([name], None, self._factor(role, [network.terms[i].weight for network in alike]))
 
-    def _chained(self, row: Sequence[str], loss: Node | None, factor: str) -> None:
-        """A row of nodes, and the loss or the part of it that it ends in."""
+    def _connect(self, row: Sequence[str], loss: Node | None, factor: str) -> None:
+        """Connect a row of nodes, and end it in the loss, or in a new node for one part of the loss."""
         k = self.module.index
         if loss is None:
             name = f"{self.loss}_part_{len(self.rows)}"
@@ -121,7 +121,7 @@ class _Chains:
         self.rows.append((*row, loss.name))
 
     def _factor(self, role: str, weights: Sequence[float]) -> str:
-        """By what a part of the loss is multiplied, in words; nothing where it is 1."""
+        """Write the factors of one part of the loss, each after a multiplication sign; empty where they are 1."""
         cascade = self.module.cascade
         outer = (cascade.independent if role == "own" else cascade.cascaded) if cascade else 1.0
         low, high = min(weights), max(weights)
@@ -130,13 +130,13 @@ class _Chains:
         return " ".join(f"{SIGN} {factor}" for factor in factors)
 
     def _alike(self, role: str) -> list[Auxiliary]:
-        """That network in each of the modules that the drawn one stands for."""
-        found = []
+        """Return the network of this role of each module that the drawn one stands for."""
+        networks = []
         for k in self.like:
             module = self.plan.modules[k]
             cascaded = module.cascade.auxiliary if module.cascade else None
-            found.append(module.auxiliary if role == "own" else cascaded)
-        return [network for network in found if network is not None]
+            networks.append(module.auxiliary if role == "own" else cascaded)
+        return [network for network in networks if network is not None]
 
     def _block(self, name: str, role: str, i: int, auxiliary: Auxiliary) -> str:
         block = auxiliary.blocks[i]
@@ -163,7 +163,7 @@ class _Chains:
 
 
 def _title(plan: Plan, block: AuxiliaryBlock, sources: Sequence[int]) -> list[str]:
-    """What a hidden layer is: a plain block, or a copy of a layer, of several where it stands for alike modules."""
+    """Write what a hidden layer is: a plain block, or a copy of a layer; of several layers for modules drawn as one."""
     if not sources:
         return [block.kind]
     words = {"leap": "follows layer", "twin": "twin of layer", "free": "copy of layer"}.get(block.kind, "copy of layer")

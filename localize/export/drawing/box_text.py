@@ -1,4 +1,4 @@
-"""Names and figures as text that every format can hold: nothing in a name ends a line, a string or a tag."""
+"""Text for the boxes of a drawing: short lines, escaped so that no name ends a line, a string or a tag."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from localize.text import format_indices, shown
 __all__ = ["short", "shown", "span", "steps", "wrapped"]
 
 SHORT = 26
-"""Most characters of a name in a box."""
+"""Most characters that a name in a box may have."""
 LINE = 30
-"""Most characters of any line in a box."""
+"""Most characters that a line in a box may have."""
 
 
 def short(name: str, width: int = SHORT) -> str:
-    """A shown name in at most ``width`` characters: of its end, which says more, two thirds are kept."""
+    """Escape a name and cut it to ``width`` characters, two thirds of them from its end, which tells more.
+
+    >>> short("features.denseblock4.denselayer16.conv2")
+    'features…enselayer16.conv2'
+    """
     text = shown(name)
     if len(text) <= width:
         return text
@@ -25,13 +29,13 @@ def short(name: str, width: int = SHORT) -> str:
 
 
 def wrapped(text: str, width: int = LINE) -> list[str]:
-    """Words in lines; a word that is longer than a line is shortened."""
+    """Break text into lines between words; a word longer than a line is shortened."""
     lines = textwrap.wrap(shown(text), width, break_long_words=False, break_on_hyphens=False)
     return [short(line, width) for line in lines]
 
 
 def steps(text: str) -> list[str]:
-    """Layers in words, such as ``pool > linear(64, 10)``, one a line."""
+    """Break a description of layers, such as ``pool > linear(64, 10)``, into one line for each layer."""
     return [line for part in text.split(" > ") for line in wrapped(part)]
 
 

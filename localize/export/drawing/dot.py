@@ -1,4 +1,4 @@
-"""Drawing -> the language of Graphviz."""
+"""Write a drawing in Graphviz's language, dot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INK, MUTED, CARD_LINE = "#20262e", "#616973", "#c9c6bd"
 SPINE_FILL, SPINE_LINE = "#e8eff6", "#6d8cab"
 AUXILIARY_FILL, AUXILIARY_LINE = "#faf3e3", "#c4a25e"
 LOSS_FILL, LOSS_LINE = "#fbe8e2", "#bf5539"
-"""Colours, those of the page (``assets/theme.css``)."""
+"""Colours; the page has the same ones (``assets/theme.css``)."""
 FILLS = {
     "input": ("#ffffff", MUTED),
     "output": ("#ffffff", MUTED),
@@ -29,9 +29,9 @@ FILLS = {
     "term": (AUXILIARY_FILL, AUXILIARY_LINE),
     "loss": (LOSS_FILL, LOSS_LINE),
 }
-"""Of each kind of node: fill and border."""
+"""Fill and border of each kind of node."""
 SPINE = ("input", "layer", "module", "classifier", "output")
-"""Kinds of nodes that stand one below the other."""
+"""Kinds of nodes that stand one below the other, from input to output."""
 EDGES: Mapping[str, Mapping[str, str]] = {
     "flow": {"color": SPINE_LINE, "weight": "20"},
     "cut": {
@@ -44,17 +44,18 @@ EDGES: Mapping[str, Mapping[str, str]] = {
     "auxiliary": {"color": AUXILIARY_LINE},
     "loss": {"color": LOSS_LINE, "fontcolor": LOSS_LINE},
 }
+"""Graphviz attributes of each kind of arrow."""
 
 
 def dot(request: Request) -> bytes:
-    """A graph for ``dot``: the network from top to bottom, auxiliary networks to its right."""
+    """Write a graph for ``dot``: the network from top to bottom, auxiliary networks to its right."""
     local, view = request.local, request.view
     network = local.compiled.network if view.module is not None else None
     return source(draw(local.plan, view, network)).encode("utf-8")
 
 
 def source(drawing: Drawing) -> str:
-    """The text of a drawing."""
+    """Write the dot source of a drawing."""
     nodes = {node.name: node for node in drawing.nodes}
     title = "\\l".join(_escaped(line) for line in drawing.title) + "\\l"
     lines = [
@@ -112,11 +113,11 @@ def _fact(name: str, value: object) -> str:
 def _edge(edge: Edge, routes: Routes) -> str:
     looks = {**EDGES[edge.kind], **routes.attributes(edge)}
     if edge.label:
-        looks["label"] = f"   {_escaped(edge.label)} "  # clear of the arrow's head
+        looks["label"] = f"   {_escaped(edge.label)} "  # blanks keep the text clear of the arrow's head
     words = ", ".join(f'{name}="{value}"' for name, value in looks.items())
     return f"{routes.start(edge)} -> {edge.target} [{words}];"
 
 
 def _escaped(text: str) -> str:
-    """Text in a quoted string: a backslash would begin one of Graphviz's own escapes, an ampersand one of HTML's."""
+    """Escape text for a quoted string: Graphviz reads backslashes as escapes of its own, and ampersands as HTML's."""
     return shown(text).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')

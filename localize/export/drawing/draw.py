@@ -1,4 +1,4 @@
-"""Plan -> drawing: what stands in which box, and which arrow leads where. Decides nothing about looks."""
+"""Turn a plan into a drawing: texts of boxes, and arrows between them. Decides nothing about colours and shapes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ SEVERAL = "\N{MULTIPLICATION SIGN}"
 
 
 def draw(plan: Plan, view: View, network: Network | None = None) -> Drawing:
-    """The drawing of a plan.
+    """Draw a plan.
 
     Args:
         plan: The plan.
-        view: What of it.
-        network: The captured network, whose operations a single module's layers are opened to; None to leave them shut.
+        view: The part of it that is shown.
+        network: The captured network; with it, a view of a single module shows the operations of each layer. None to
+            draw layers as boxes.
     """
     artist = _Artist(plan, view, network)
     if view.module is None:
@@ -44,7 +45,7 @@ class _Artist:
         self.members: list[str | Group] = []
 
     def all_modules(self) -> None:
-        """Every module, or those that stand for runs of alike ones."""
+        """Draw every module; of repeated ones that are folded, those that stand for the others."""
         leaves = self.input(str(self.plan.input))
         for run in runs(self.plan, fold=self.view.fold):
             groups = []
@@ -63,7 +64,7 @@ class _Artist:
         self.output(leaves)
 
     def one_module(self, module: LocalModulePlan) -> None:
-        """One module between what it reads and what reads it."""
+        """Draw one module, with a node for the module before it and one for the module after it."""
         before = self.plan.modules[module.index - 1] if module.index else None
         first = self.plan.layers[module.layers[0]] if module.layers else None
         reads = str(first.input) if first else str(self.plan.layers[-1].output)
@@ -79,24 +80,33 @@ class _Artist:
         self.members.append("after")
 
     def input(self, size: str, title: str = "input") -> str:
-        """What comes in."""
+        """Add the node of the input, and return its name."""
         self.add(Node("input", "input", (title, size), {"size": size}))
         self.members.append("input")
         return "input"
 
     def output(self, leaves: str) -> None:
-        """What the primary network gives."""
+        """Add the node of the primary network's output."""
         size = str(self.plan.output)
         self.add(Node("output", "output", ("output", size), {"size": size}))
         self.edges.append(Edge(leaves, "output", "flow"))
         self.members.append("output")
 
     def add(self, node: Node) -> None:
-        """A node."""
+        """Add a node."""
         self.nodes.append(node)
 
     def module(self, module: LocalModulePlan, enters: str, like: Sequence[int]) -> tuple[Group, str]:
-        """A local module behind the node that its input comes from; its frame, and the node that its output leaves."""
+        """Draw a local module.
+
+        Args:
+            module: The module.
+            enters: Name of the node that its input comes from.
+            like: Indices of the alike modules that it stands for, its own included.
+
+        Returns:
+            The frame of the module, and the name of the node that its output leaves.
+        """
         k, view = module.index, self.view.kind
         whole = view in ("local", "auxiliary")
         members, leaves, opened_to = self.boxed(module, like) if whole else self.spine(module)
@@ -117,7 +127,7 @@ class _Artist:
         return Group(f"module_{k}", "module", title, members, rows), leaves
 
     def boxed(self, module: LocalModulePlan, like: Sequence[int]) -> tuple[tuple[str | Group, ...], str, None]:
-        """A local module as one box."""
+        """Draw a local module as one box."""
         known = node_facts.of_module(self.plan, module)
         layers = len(module.layers)
         last = module.index == len(self.plan.modules) - 1
@@ -134,12 +144,12 @@ class _Artist:
         return (name,), name, None
 
     def spine(self, module: LocalModulePlan) -> tuple[tuple[str | Group, ...], str, OpenedModule | None]:
-        """The layers of a local module, one below the other; the classifier behind the last one's."""
+        """Draw the layers of a local module one below the other, with the classifier after those of the last module."""
         if self.view.module is not None and self.network is not None:
-            found = open_module(self.plan, module, self.network)
-            self.nodes += found.nodes
-            self.edges += found.edges
-            return found.members, found.leaves, found
+            inside = open_module(self.plan, module, self.network)
+            self.nodes += inside.nodes
+            self.edges += inside.edges
+            return inside.members, inside.leaves, inside
         members: list[str | Group] = []
         leaves = ""
         layers = [self.plan.layers[i] for i in module.layers]
@@ -155,7 +165,7 @@ class _Artist:
         return tuple(members), leaves, None
 
     def layer(self, like: Sequence[int], module: int, enters: str) -> str:
-        """A local layer, or several alike."""
+        """Draw one local layer, for itself and for those folded into it, and return its name."""
         layer = self.plan.layers[like[0]]
         names = (
             [short(layer.name)]
@@ -176,7 +186,7 @@ class _Artist:
         return name
 
     def classifier(self, module: int, enters: str) -> str:
-        """The classifier."""
+        """Draw the classifier, and return its name."""
         known = node_facts.of_classifier(self.plan)
         figures = f"{format_count(self.plan.classifier_params)} params, {format_count(self.plan.classifier_macs)} MACs"
         lines = ("classifier", f"\N{RIGHTWARDS ARROW} {self.plan.output}", figures)
@@ -186,16 +196,16 @@ class _Artist:
         return "classifier"
 
     def crossing_into(self, module: LocalModulePlan) -> str:
-        """What crosses the cut before a module."""
+        """Write the shape of what crosses the cut before a module."""
         return self.crossing(self.plan.modules[module.index - 1])
 
     def crossing(self, module: LocalModulePlan) -> str:
-        """What crosses the cut behind a module."""
+        """Write the shape of what crosses the cut after a module."""
         layer = self.plan.layers[module.layers[-1]]
         return f"cut: {_crossing(layer.output, layer.width)}"
 
     def finished(self) -> Drawing:
-        """The drawing."""
+        """Return the whole drawing, with a title and the facts of the plan."""
         plan = self.plan
         options = ", ".join(f"{name}={value}" for name, value in plan.options.items() if value is not None)
         title = (
@@ -213,7 +223,7 @@ def _names(members: Sequence[str | Group]) -> list[str]:
 
 
 def _range(plan: Plan, module: LocalModulePlan, like: Sequence[int]) -> list[str]:
-    """The module's name, or the first and the last one's of several."""
+    """Write the name of a module; for several modules drawn as one, the names of the first and the last."""
     if len(like) == 1:
         return [short(module.name)]
     return [short(module.name), f"to {short(plan.modules[like[-1]].name)}"]

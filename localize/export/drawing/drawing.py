@@ -1,7 +1,7 @@
-"""A drawing: what is to be seen of a localized model, as boxes and arrows, whatever draws them. Plain data.
+"""The drawing of a localized model as boxes, arrows and frames: plain data that every drawn format starts from.
 
-Local modules are groups of nodes. In each, the primary network's layers stand one below the other, and to their right
-the auxiliary network, hidden layer by hidden layer, up to the local loss.
+Local modules are groups of nodes. In each, the primary network's layers stand one below the other; the auxiliary
+network stands to their right, hidden layer by hidden layer, up to the local loss.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["input", "layer", "operation", "module", "classifier", "output", "block", "head", "term", "loss"]
-"""What a node is. ``"module"``: a local module as one box. ``"block"``: a hidden layer of an auxiliary network."""
+"""Kind of a node. ``"module"``: a local module as one box. ``"block"``: a hidden layer of an auxiliary network."""
 Flow = Literal["flow", "cut", "auxiliary", "loss", "sum"]
-"""What an arrow carries: a value within a module; a detached one, to the next module; what an auxiliary network reads
-or hands on; a prediction, to a loss; or a part of a local loss, to the whole."""
+"""Kind of an arrow. ``"flow"``: a value within a module. ``"cut"``: a detached value for the next module.
+``"auxiliary"``: a value within an auxiliary network. ``"loss"``: a prediction for a loss. ``"sum"``: one part of a
+local loss, added to the others."""
 Fact = str | int | float | bool
 
 
@@ -23,14 +24,14 @@ class Node:
     """A box."""
 
     name: str
-    """Unique in its drawing; of letters, digits and underscores."""
+    """Name of the node, unique in its drawing; letters, digits and underscores."""
     kind: Kind
     lines: tuple[str, ...]
-    """What is written in it, fit for every format; the first is its title."""
+    """Lines of text in the box, escaped for every format; the first is the title."""
     facts: Mapping[str, Fact]
-    """All that is known of it, by name: names of the user's as they are."""
+    """Everything known about the node, by name. Names that the user chose are not escaped."""
     module: int | None = None
-    """Index of its local module; None for input and output."""
+    """Index of the local module that the node belongs to; None for input and output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +39,27 @@ class Edge:
     """An arrow."""
 
     source: str
+    """Name of the node that the arrow leaves."""
     target: str
+    """Name of the node that the arrow enters."""
     kind: Flow
     label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A frame around nodes and other groups: a local module, a layer that is looked into, or what is repeated."""
+    """A frame around nodes and other groups: a local module, a layer with its operations, or a repeated part."""
 
     name: str
     kind: Literal["module", "layer", "repeat"]
     title: str
     members: tuple[str | Group, ...]
-    """Names of nodes, and groups."""
+    """Names of the nodes in the frame, and the groups in it."""
     rows: tuple[tuple[str, ...], ...] = ()
-    """Nodes that stand side by side: a layer and the auxiliary network that reads it."""
+    """Rows of nodes that stand side by side: a layer, and the auxiliary network that reads it."""
 
     def nodes(self) -> Iterator[str]:
-        """Names of all nodes in it, at any depth."""
+        """Yield the names of all nodes in the frame, at any depth."""
         for member in self.members:
             if isinstance(member, Group):
                 yield from member.nodes()
@@ -69,11 +72,11 @@ class Drawing:
     """Boxes, arrows and frames."""
 
     title: tuple[str, ...]
-    """Lines."""
+    """Lines of the title."""
     nodes: tuple[Node, ...]
-    """In the order of execution."""
+    """Nodes in the order of execution."""
     edges: tuple[Edge, ...]
     members: tuple[str | Group, ...]
-    """All nodes, each once, in the groups that they stand in."""
+    """Names of all nodes, each once, within the groups that they stand in."""
     facts: Mapping[str, Fact] = field(default_factory=dict)
-    """Of the whole."""
+    """Facts about the whole plan, by name."""

@@ -1,4 +1,4 @@
-"""Drawing -> a graph of networkx, and GraphML."""
+"""Turn a drawing into a networkx graph, and write it as GraphML."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from localize.export.request import Request
 
 
 def graph_of(request: Request) -> nx.MultiDiGraph[str]:
-    """The drawing as a graph: boxes are nodes, arrows edges, with all that is known of them as attributes.
+    """Return a drawing as a networkx graph: boxes become nodes, arrows edges, and their facts attributes.
 
-    Attributes of nodes: ``kind``, ``label``, ``module`` (index, missing at input and output), ``group`` (frames that it
-    stands in, from the outside in, separated by ``/``), and the facts of its kind, such as ``name``, ``parameters`` and
-    ``macs``. Of edges: ``kind``, ``label``. Of the graph: the facts of the plan.
+    A node has the attributes ``kind``, ``label``, ``module`` (index; absent for input and output), ``group`` (names of
+    the frames around it, from the outside in, separated by ``/``), and the facts of its kind, such as ``name``,
+    ``parameters`` and ``macs``. An edge has ``kind`` and ``label``. The graph has the facts of the plan.
     """
     local, view = request.local, request.view
     network = local.compiled.network if view.module is not None else None
@@ -39,7 +39,7 @@ def graph_of(request: Request) -> nx.MultiDiGraph[str]:
 
 
 def _places(members: Sequence[str | Group], outer: str = "") -> Iterator[tuple[str, str]]:
-    """Each node with the frames that it stands in, from the outside in, separated by ``/``."""
+    """Yield each node with the names of the frames around it, from the outside in, separated by ``/``."""
     for member in members:
         if isinstance(member, Group):
             yield from _places(member.members, f"{outer}/{member.name}".lstrip("/"))
@@ -48,7 +48,7 @@ def _places(members: Sequence[str | Group], outer: str = "") -> Iterator[tuple[s
 
 
 def graphml(request: Request) -> bytes:
-    """GraphML, which networkx, Gephi and yEd read."""
+    """Write a graph as GraphML, which networkx, Gephi and yEd read."""
     graph = graph_of(request)
     for attributes in (graph.graph, *(data for _, data in graph.nodes(data=True))):
         _fit_for_xml(attributes)
@@ -58,7 +58,7 @@ def graphml(request: Request) -> bytes:
 
 
 def _fit_for_xml(attributes: dict[str, Fact]) -> None:
-    """Escapes what XML has no form for: control characters, other than the line breaks of labels."""
+    """Escape, in place, the control characters that XML cannot hold; line breaks in labels stay."""
     for name, value in _texts(attributes):
         attributes[name] = "\n".join(shown(line) for line in value.split("\n")) if name == "label" else shown(value)
 

@@ -1,4 +1,4 @@
-"""Pictures by Graphviz: its program ``dot`` reads the graph and gives SVG, PNG or PDF."""
+"""Draw pictures with Graphviz: its program ``dot`` turns a graph into SVG, PNG or PDF."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from localize.export.request import ExportError, Request
 
 _SVG = "http://www.w3.org/2000/svg"
 TIMEOUT = 300
-"""Seconds that ``dot`` may take."""
+"""Seconds after which ``dot`` is stopped."""
 
 
 def svg(request: Request) -> bytes:
-    """A picture that any browser shows, with tooltips.
+    """Draw an SVG picture with tooltips, for any browser.
 
-    Every line of text says how wide it was made for: where a browser has another font, it is set to that width.
+    Every line of text carries the width that Graphviz reserved for it, so that a browser with another font squeezes it
+    into its box.
     """
     drawn, layout = _rendered(dot(request), "svg", "json")
     widths = {
@@ -30,7 +31,8 @@ def svg(request: Request) -> bytes:
     }
     picture = ElementTree.fromstring(drawn)
     for element in picture.iter(f"{{{_SVG}}}text"):
-        text = (element.text or "").replace("\N{NO-BREAK SPACE}", " ")  # Graphviz writes such for several spaces
+        # Graphviz writes no-break spaces where several spaces follow each other.
+        text = (element.text or "").replace("\N{NO-BREAK SPACE}", " ")
         key = (text, float(element.get("x", 0)), float(element.get("y", 0)))
         if widths.get(key):
             element.set("textLength", f"{widths[key]:g}")
@@ -42,7 +44,7 @@ def svg(request: Request) -> bytes:
 
 
 def _texts(layout: Mapping[str, Any]) -> Iterator[tuple[str, float, float, float]]:
-    """Every line of text in a layout, its place and its width in points."""
+    """Yield every line of text in a layout, with its place and its width, in points."""
     for item in (layout, *layout.get("objects", ()), *layout.get("edges", ())):
         for step in item.get("_ldraw_", ()):
             if step["op"] == "T":
@@ -50,20 +52,24 @@ def _texts(layout: Mapping[str, Any]) -> Iterator[tuple[str, float, float, float
 
 
 def png(request: Request) -> bytes:
-    """A picture of pixels."""
+    """Draw a PNG picture."""
     return _rendered(dot(request), "png")[0]
 
 
 def pdf(request: Request) -> bytes:
-    """A picture for print."""
+    """Draw a PDF picture, for print."""
     return _rendered(dot(request), "pdf")[0]
 
 
 def _rendered(graph: bytes, *kinds: str) -> list[bytes]:
-    """What ``dot`` makes of a graph, in each of several forms, of one layout.
+    """Run ``dot`` once, and return its output in each of several forms of the same layout.
+
+    Args:
+        graph: The dot source.
+        kinds: Names of output formats of ``dot``.
 
     Raises:
-        ExportError: There is no such program, it fails, or takes too long.
+        ExportError: Graphviz is not installed, or ``dot`` fails or takes longer than ``TIMEOUT``.
     """
     program = shutil.which("dot")
     if program is None:

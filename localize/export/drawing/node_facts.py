@@ -1,9 +1,8 @@
-"""What a plan knows of each part of a localized model, by name, in plain values."""
+"""Facts that a plan holds about each part of a localized model: names and plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from localize.export.drawing.drawing import Fact
 from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan, describe
@@ -11,7 +10,7 @@ from passes.ir import Layer
 
 
 def of_plan(plan: Plan) -> dict[str, Fact]:
-    """The whole."""
+    """Return the facts of the whole plan."""
     options = {f"option_{name}": _plain(value) for name, value in plan.options.items() if value is not None}
     return {
         "model": plan.model,
@@ -29,7 +28,7 @@ def of_plan(plan: Plan) -> dict[str, Fact]:
 
 
 def of_layer(layer: Layer) -> dict[str, Fact]:
-    """A local layer."""
+    """Return the facts of a local layer."""
     return {
         "name": layer.name,
         "layer": layer.index,
@@ -44,7 +43,7 @@ def of_layer(layer: Layer) -> dict[str, Fact]:
 
 
 def of_classifier(plan: Plan) -> dict[str, Fact]:
-    """The classifier."""
+    """Return the facts of the classifier."""
     return {
         "name": "classifier",
         "output": str(plan.output),
@@ -54,10 +53,10 @@ def of_classifier(plan: Plan) -> dict[str, Fact]:
 
 
 def of_module(plan: Plan, module: LocalModulePlan) -> dict[str, Fact]:
-    """A local module."""
+    """Return the facts of a local module."""
     layers = [plan.layers[i] for i in module.layers]
     last = module.index == len(plan.modules) - 1
-    found: dict[str, Fact] = {
+    facts: dict[str, Fact] = {
         "name": module.name,
         "module": module.index,
         "layers": ", ".join(str(i) for i in module.layers) + (" + classifier" if last else ""),
@@ -73,11 +72,11 @@ def of_module(plan: Plan, module: LocalModulePlan) -> dict[str, Fact]:
         "recompute": ", ".join(module.recompute),
         "note": module.note,
     }
-    return _known(found)
+    return _known(facts)
 
 
 def of_auxiliary(auxiliary: Auxiliary) -> dict[str, Fact]:
-    """An auxiliary network."""
+    """Return the facts of an auxiliary network."""
     return _known(
         {
             "depth": auxiliary.depth,
@@ -93,10 +92,10 @@ def of_auxiliary(auxiliary: Auxiliary) -> dict[str, Fact]:
 
 
 def of_block(plan: Plan, block: AuxiliaryBlock) -> dict[str, Fact]:
-    """A hidden layer of an auxiliary network."""
+    """Return the facts of a hidden layer of an auxiliary network."""
     source = block.source
     copied = "" if source is None else plan.layers[source].name if source < len(plan.layers) else "classifier"
-    found: dict[str, Fact] = {
+    facts: dict[str, Fact] = {
         "kind": block.kind,
         "copies": copied,
         "in_channels": block.in_channels,
@@ -105,13 +104,13 @@ def of_block(plan: Plan, block: AuxiliaryBlock) -> dict[str, Fact]:
         "projection": block.projection,
         "adapter": block.adapter or "",
     }
-    return _known(found) if source is None else _known({"source_layer": source, **found})
+    return _known(facts) if source is None else _known({"source_layer": source, **facts})
 
 
 def _known(facts: Mapping[str, Fact]) -> dict[str, Fact]:
-    """Without what says nothing."""
+    """Leave out empty texts."""
     return {name: value for name, value in facts.items() if value != ""}
 
 
-def _plain(value: Any) -> Fact:
+def _plain(value: object) -> Fact:
     return value if isinstance(value, (str, int, float, bool)) else str(value)

@@ -1,4 +1,4 @@
-"""The operations of one local module in a drawing: its layers, looked into."""
+"""Draw the operations of one local module, layer by layer."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from passes.ir import Network
 
 @dataclass(frozen=True, slots=True)
 class OpenedModule:
-    """A local module's operations."""
+    """The drawn operations of a local module."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     members: tuple[Group, ...]
     entries: tuple[str, ...]
-    """Names of the nodes that read what comes from before the module."""
+    """Names of the nodes that read a tensor from before the module."""
     leaves: str
-    """Name of the node that its auxiliary networks read."""
+    """Name of the node that the auxiliary networks of the module read."""
 
 
 def open_module(plan: Plan, module: LocalModulePlan, network: Network) -> OpenedModule:
-    """The operations of a local module, by layer."""
+    """Draw the operations of a local module, in one frame for each layer."""
     part = network.partition
     wires = wire(network, [each.layers for each in plan.modules])[module.index]
     names = {name: f"operation_{i}" for i, name in enumerate(wires.members)}
@@ -42,9 +42,12 @@ def open_module(plan: Plan, module: LocalModulePlan, network: Network) -> Opened
         title = f"{key.replace('_', ' ')}  {short(str(known['name']))}" if "layer" in known else key
         groups.append(Group(f"opened_{key}", "layer", title, tuple(names[name] for name in held)))
         nodes += [Node(names[name], "operation", *_described(network, name), module.index) for name in held]
-    leaves = names[wires.reads[0]]
     return OpenedModule(
-        tuple(nodes), tuple(_edges(network, names)), tuple(groups), tuple(_entries(network, wires, names)), leaves
+        nodes=tuple(nodes),
+        edges=tuple(_edges(network, names)),
+        members=tuple(groups),
+        entries=tuple(_entries(network, wires, names)),
+        leaves=names[wires.reads[0]],
     )
 
 
@@ -59,14 +62,14 @@ def _edges(network: Network, names: Mapping[str, str]) -> list[Edge]:
 
 
 def _entries(network: Network, wires: Wires, names: Mapping[str, str]) -> list[str]:
-    """Nodes that read a tensor from before the module; the first of all where none does."""
+    """Return the nodes that read a tensor from before the module; the first node of all if none does."""
     by_name, outside = network.captured.by_name, {*wires.inputs}
-    found = [own for name, own in names.items() if any(p.name in outside for p in by_name[name].all_input_nodes)]
-    return found or [next(iter(names.values()))]
+    readers = [own for name, own in names.items() if any(p.name in outside for p in by_name[name].all_input_nodes)]
+    return readers or [next(iter(names.values()))]
 
 
 def _described(network: Network, name: str) -> tuple[tuple[str, ...], dict[str, Fact]]:
-    """What is written in an operation's box, and what is known of it."""
+    """Return the lines in the box of an operation, and its facts."""
     captured, node = network.captured, network.captured.by_name[name]
     spec, cost = network.shapes.specs.get(name), network.shapes.costs[name]
     what = _operation(network, node)

@@ -1,4 +1,4 @@
-"""Drawing -> the graph that TensorBoard shows: names with slashes are boxes that open."""
+"""Turn a drawing into a graph for TensorBoard, which shows names with slashes as boxes that open."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from localize.export.request import ExportError, Request
 
 
 def write_graph(request: Request, writer: Any) -> None:
-    """Adds the graph to a ``SummaryWriter``.
+    """Add the graph to a ``torch.utils.tensorboard.SummaryWriter``.
 
     Raises:
-        ExportError: TensorBoard is not installed, or ``writer`` is no such writer.
+        ExportError: TensorBoard is not installed, or ``writer`` is not a ``SummaryWriter``.
     """
     graph = graph_def(draw(request.local.plan, request.view))
     file_writer = getattr(writer, "_get_file_writer", None)
@@ -31,7 +31,7 @@ def write_graph(request: Request, writer: Any) -> None:
 
 
 def graph_def(drawing: Drawing) -> Any:
-    """A ``GraphDef``: each box a node, in the scopes of the frames that it stands in.
+    """Return a ``GraphDef`` with a node for each box, in scopes named by the frames around it.
 
     Raises:
         ExportError: TensorBoard is not installed.
@@ -60,7 +60,7 @@ def graph_def(drawing: Drawing) -> Any:
 
 
 def _names(drawing: Drawing) -> Mapping[str, str]:
-    """Unique names, in scopes, of what TensorBoard takes in a name."""
+    """Return a unique name for each node, with its scopes, of the characters that TensorBoard takes."""
     scopes = _scopes(drawing.members)
     return {
         node.name: "/".join([*scopes[node.name], _word(node.name, str(node.facts.get("name", "")))])
@@ -69,18 +69,18 @@ def _names(drawing: Drawing) -> Mapping[str, str]:
 
 
 def _scopes(members: Sequence[str | Group], outer: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
-    """For each node the frames that it stands in, as words."""
-    found: dict[str, tuple[str, ...]] = {}
+    """Return the names of the scopes around each node, from the outside in."""
+    scopes: dict[str, tuple[str, ...]] = {}
     for member in members:
         if isinstance(member, Group):
             word = _word(member.name, member.title.partition("  ")[2] if member.kind == "module" else "")
-            found |= _scopes(member.members, (*outer, word))
+            scopes |= _scopes(member.members, (*outer, word))
         else:
-            found[member] = outer
-    return found
+            scopes[member] = outer
+    return scopes
 
 
 def _word(name: str, known: str) -> str:
-    """A unique name, with what people call it behind."""
+    """Join a unique name with the name that people know; the second part is left out if empty."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", known)
     return f"{name}.{plain}" if plain else name

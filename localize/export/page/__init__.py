@@ -1,4 +1,4 @@
-"""The page: one HTML file that opens from disk and loads nothing.
+"""Write a localized model as one HTML page, which opens from disk and loads nothing; ``assets`` holds its scripts.
 
-May import what ``localize.export`` may import.
+May import what ``localize.export`` may import, and ``drawing.fold``.
 """

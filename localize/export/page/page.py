@@ -1,7 +1,7 @@
-"""The format ``html``: one file that opens from disk, asks for nothing else, and shows a localized model.
+"""Write the format ``html``: one file that opens from disk, loads nothing else, and shows a localized model.
 
-Names come from users: they reach the page as JSON whose markup characters are escaped, and its scripts put them there
-as text. What may run is listed by its hash, and nothing may be loaded.
+Names come from users. They reach the page as JSON whose markup characters are escaped, and the scripts of the page only
+insert them as text. A content security policy lists the allowed scripts by hash, and forbids to load anything.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
-from typing import Any
 
 from localize.export.page.page_data import page_data
 from localize.export.request import Request
 
 SCRIPTS = ("words", "content", "layout", "draw", "viewport", "reach", "walk", "details", "about", "chart", "main")
-"""In order; they share one scope."""
+"""Scripts in the order in which they are joined; they share one scope (``assets/README.md``)."""
 STYLES = ("theme", "page", "graph")
 
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 def page(request: Request) -> bytes:
-    """A localized model as a page."""
+    """Write a localized model as a page."""
     library, program, styles = _library(), _program(), "".join(_asset(f"{name}.css") for name in STYLES)
     parts = {
         "policy": _policy((library, program), styles),
@@ -37,13 +36,17 @@ def page(request: Request) -> bytes:
         "data": embedded(page_data(request)),
         "program": program,
     }
-    # In one pass: nothing that is filled in is looked at again.
+    # One pass, so that text which was filled in is not searched for slots.
     text = re.sub(r"<!--slot (\w+)-->", lambda match: parts[match[1]], _asset("page.html"))
     return text.encode("utf-8")
 
 
-def embedded(data: Any) -> str:
-    """JSON that may stand between script tags, whatever names are in it."""
+def embedded(data: object) -> str:
+    r"""Write JSON that is safe between script tags, whatever names it holds.
+
+    >>> print(embedded({"name": "</script>"}))
+    {"name":"\u003c/script\u003e"}
+    """
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return re.sub("[<>&\u2028\u2029]", lambda match: _ESCAPED[match[0]], text)
 
@@ -57,14 +60,14 @@ def _policy(scripts: Iterable[str], styles: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """As a content security policy names an inline script."""
-    found = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-    return f"'sha256-{found}'"
+    """Return the name of an inline script in a content security policy."""
+    digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+    return f"'sha256-{digest}'"
 
 
 @cache
 def _library() -> str:
-    """The layout library, with its licence; without the last line, which names a file that is not there."""
+    """Return the layout library with its licence, without the last line, which points to a file outside the page."""
     licence = _asset("vendor/dagre.LICENSE").replace("*/", "* /")
     lines = _asset("vendor/dagre.min.js").splitlines()
     code = "\n".join(line for line in lines if not line.startswith("//# sourceMappingURL"))
@@ -84,5 +87,5 @@ def _asset(name: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """Without characters that are none to look at."""
+    """Replace characters that cannot be printed."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,4 +1,4 @@
-"""What the page shows, as plain values: everything is text and numbers, and the page's own scripts draw it."""
+"""Collect what the page shows as text and numbers, which the scripts of the page draw."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from passes.errors import LocalizeError
 from passes.ir import Layer, TensorSpec
 
 BATCH = 64
-"""Samples in the step that the page shows, where the plan was made for no other number."""
+"""Batch size of the step whose memory the page shows, unless the plan was made for another one."""
 FOLD_FROM = 41
-"""Modules from which on alike ones are folded unasked."""
+"""Number of modules from which on alike ones are folded by default."""
 
 Data = dict[str, Any]
 
 
 def page_data(request: Request) -> Data:
-    """Everything that a page shows."""
+    """Return everything that a page shows, ready for JSON."""
     local, view = request.local, request.view
     plan = local.plan
     batch = plan.budget.batch_size if plan.budget else BATCH
@@ -60,7 +60,7 @@ def page_data(request: Request) -> Data:
 
 
 def _options(plan: Plan) -> list[list[Any]]:
-    """Names and values of the method's options, and whether the head tells them: the depth, and what is unusual."""
+    """List name and value of each option, and whether the head of the page shows it: the depth, and what was changed."""
     kind = get_method(plan.method).Options
     usual = {item.name: item.default for item in dataclasses.fields(kind)}
     return [
@@ -81,7 +81,7 @@ def _view(view: View, modules: int) -> Data:
 
 
 def criterion_name(criterion: Any) -> str:
-    """A loss in a word: its function's name, or its class's."""
+    """Return the name of a loss: that of its function, or of its class."""
     name = str(getattr(criterion, "__name__", type(criterion).__name__))
     return {"cross_entropy_of_last": "cross_entropy"}.get(name, name)
 
@@ -130,7 +130,7 @@ def _module(local: LocalGraphModule, module: LocalModulePlan, memory: ModuleMemo
 
 
 def crossing(local: LocalGraphModule, module: LocalModulePlan) -> list[str]:
-    """Shapes of the tensors that cross from a module to those behind it, the newest first."""
+    """List the shapes of the tensors that cross from a module to later ones, the newest first."""
     layer = module.layers[-1]
     network = local.compiled.network
     specs = [network.shapes.specs[name] for name in network.partition.live[layer]]
@@ -186,7 +186,7 @@ def _peak(memory: ModuleMemory) -> Data:
 
 
 def _memory(local: LocalGraphModule, batch: int) -> StepMemory | str:
-    """The course of a step; why there is none, if its memory cannot be forecast."""
+    """Forecast the memory of a step over time; return the reason as text if that is impossible."""
     try:
         return step_memory(local, batch)
     except LocalizeError as error:
@@ -194,15 +194,15 @@ def _memory(local: LocalGraphModule, batch: int) -> StepMemory | str:
 
 
 def _step(memory: StepMemory) -> Data:
-    found = memory.forecast
+    forecast = memory.forecast
     return {
-        "batch": found.batch_size,
-        "dtype": found.dtype,
-        "optimizer": found.optimizer,
-        "resident": found.resident,
-        "gradients": found.gradients,
-        "at": str(found.at),
-        "binding": found.binding.index if found.binding else None,
+        "batch": forecast.batch_size,
+        "dtype": forecast.dtype,
+        "optimizer": forecast.optimizer,
+        "resident": forecast.resident,
+        "gradients": forecast.gradients,
+        "at": str(forecast.at),
+        "binding": forecast.binding.index if forecast.binding else None,
         "own": _course(memory.own),
         "bp": None if memory.rival is None or memory.rival is memory.own else _course(memory.rival),
         "whyNot": memory.why_not,

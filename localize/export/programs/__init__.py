@@ -1,4 +1,4 @@
-"""Programs of ``torch.export`` and ONNX, with the local module of every operation.
+"""Write programs of ``torch.export`` and ONNX, in which each operation names its local module.
 
-May import what ``localize.export`` may import.
+May import what ``localize.export`` may import, but nothing of ``drawing``, ``page`` and ``python``.
 """

@@ -1,4 +1,4 @@
-"""Format ``pt2``: a program of ``torch.export``, for ``torch.export.load`` and what takes such programs."""
+"""Write the format ``pt2``: a program of ``torch.export``, for ``torch.export.load`` and tools that take programs."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from localize.export.request import Request
 from localize.runtime.local_graph import LocalGraphModule
 
 PLAN_FILE = "localize.plan.json"
-"""The plan among the program's extra files."""
+"""Name of the plan among the extra files of the program."""
 
 
 def exported_program(request: Request) -> bytes:
-    """A localized model as ``torch.export.save`` writes it, in eval mode and for any batch size.
+    """Write a localized model as ``torch.export.save`` does, in eval mode and for any batch size.
 
-    ``torch.export.load(path).module()(x)`` gives what the model gives, or with view ``"local"`` all predictions as one
-    tuple. Each operation's ``meta["custom"]`` names its local module, as nodes of the format ``onnx`` do, and the plan
-    is among the ``extra_files``, as ``localize.plan.json``.
+    ``torch.export.load(path).module()(x)`` returns the same as the model, or for view ``"local"`` all predictions as
+    one tuple. ``meta["custom"]`` of each operation names its local module, with the same keys as nodes of the format
+    ``onnx``. The plan is among the ``extra_files``, as ``localize.plan.json``.
 
     Raises:
         ExportError: The weights have no values, or torch cannot export the model.
-        LocalizeError: It has no predictions; see :meth:`localize.LocalGraphModule.predictions`.
+        LocalizeError: The model has no predictions; see :meth:`localize.LocalGraphModule.predictions`.
     """
     return saved(program(request.local, request.view.kind), request.local)
 
 
 def saved(made: Program, local: LocalGraphModule) -> bytes:
-    """The file of a program.
+    """Return the content of the file of a program.
 
     Raises:
-        ExportError: Torch cannot save it.
+        ExportError: Torch cannot save the program.
     """
     for node, owner in operation_owners(made, local.plan).by_node.items():
         node.meta["custom"] = {**node.meta.get("custom", {}), **owner.properties(local.plan)}
@@ -51,9 +51,9 @@ def saved(made: Program, local: LocalGraphModule) -> bytes:
 
 
 def _make_writable(node: fx.Node) -> None:
-    """Takes from an operation what cannot be read again, and what tells where the user's files are.
+    """Remove from an operation what torch cannot read again, and paths of files on the user's machine.
 
-    The modules that it stands in are written between commas and semicolons, which names may hold too.
+    torch.export separates the names of modules by commas and semicolons, so names must not hold them.
     """
     node.meta.pop("stack_trace", None)
     stack = node.meta.get("nn_module_stack")

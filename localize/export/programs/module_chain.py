@@ -1,4 +1,4 @@
-"""Local modules in inference as children of one module, so that what traces it says which of them it is in."""
+"""Chain the local modules in eval mode as children of one module, so that a trace tells which one each call is in."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ from passes.codegen.eval_mode import as_in_inference
 from passes.codegen.generate import PRIMARY, returned
 
 AUXILIARY = "auxiliary"
-"""Name of a module's auxiliary networks, as in :class:`LocalModule`."""
+"""Name of the auxiliary networks of a module, as in :class:`LocalModule`."""
 
 
 def module_key(index: int) -> str:
-    """Name of a local module among the children of :class:`LocalGraphModule`."""
+    """Return the name of a local module among the children of :class:`LocalGraphModule`.
+
+    >>> module_key(3)
+    'module_3'
+    """
     return f"module_{index}"
 
 
 class _Stage(nn.Module):
-    """A local module's layers, and its auxiliary networks, as in inference."""
+    """The layers of a local module and its auxiliary networks, in eval mode."""
 
     def __init__(self, module: LocalModule, *, auxiliary: bool) -> None:
         super().__init__()
-        # Not registered: its layers have their names in the primary network already.
+        # Kept from torch: the layers are registered as children of the primary network already.
         self.__dict__["module"] = module
         if auxiliary and module.auxiliary is not None:
             self.add_module(AUXILIARY, module.auxiliary)
 
     def forward(self, *values: Any) -> tuple[tuple[Any, ...], Any]:
-        """The module's outputs, and its prediction; None without auxiliary networks."""
+        """Return the outputs of the module, and its prediction; None without auxiliary networks."""
         module: LocalModule = self.__dict__["module"]
         results = returned(module.outputs, module.infer(*values))
         if AUXILIARY not in self._modules:
@@ -47,14 +51,14 @@ class _Stage(nn.Module):
 
 
 class ModuleChain(nn.Module):
-    """A localized model's modules one behind the other, as in inference.
+    """The local modules of a localized model one after the other, in eval mode.
 
-    Parameters and buffers have the names that they have in the :class:`LocalGraphModule`.
+    Parameters and buffers are shared with the :class:`LocalGraphModule`, and have the same names.
 
     Args:
-        local: The localized model, which it shares all with.
-        auxiliary: Whether auxiliary networks run too.
-        kept: Which of the last module's values are given, in order; by default all.
+        local: The localized model.
+        auxiliary: Whether the auxiliary networks run too.
+        kept: Positions of the outputs of the last module that are returned, in order; None for all.
     """
 
     def __init__(self, local: LocalGraphModule, *, auxiliary: bool, kept: Sequence[int] | None = None) -> None:
@@ -66,43 +70,49 @@ class ModuleChain(nn.Module):
             self.add_module(module_key(module.plan.index), _Stage(module, auxiliary=auxiliary))
 
     def forward(self, x: Tensor) -> tuple[Any, ...]:
-        """The predictions of local modules, then values of the primary network's output."""
+        """Return the predictions of the local modules, then the tensors of the primary network's output."""
         modules: Sequence[LocalModule] = self.__dict__["local_modules"]
         values: dict[str, Any] = {modules[0].inputs[0]: x}
-        found: list[Any] = []
+        predictions: list[Any] = []
         for module in modules:
             stage = self.get_submodule(module_key(module.plan.index))
             results, logits = stage(*[values[name] for name in module.inputs])
             values.update(zip(module.outputs, results, strict=True))
-            found += [] if logits is None else [logits]
+            predictions += [] if logits is None else [logits]
         last = [values[name] for name in modules[-1].outputs[: modules[-1].reads]]
-        return (*found, *(last if self.kept is None else [last[i] for i in self.kept]))
+        return (*predictions, *(last if self.kept is None else [last[i] for i in self.kept]))
 
 
 def chain_of(local: LocalGraphModule, x: Tensor, *, auxiliary: bool) -> ModuleChain | None:
-    """The chain that gives what the primary network gives in eval mode; None where there is none.
+    """Return a chain with the same outputs as the primary network in eval mode; None if there is none.
 
-    There is none where the forward pass branches on its mode, in a way that shows in the values that it gives for
-    ``x``: local modules are what it does in train mode.
+    There is none if the model's forward pass branches on its mode and the outputs for ``x`` show it: local modules hold
+    what the forward pass does in train mode.
+
+    Args:
+        local: The localized model.
+        x: A batch of inputs, compared by value.
+        auxiliary: Whether the auxiliary networks run too.
     """
     with in_eval_mode(local):
         wanted = tensors(local.primary(x))
         given = ModuleChain(local, auxiliary=False)(x)
+    # Outputs of a forward pass may be some of the values that leave the last module, in another order.
     kept = [next((i for i, one in enumerate(given) if _same(one, value)), None) for value in wanted]
     if None in kept:
         return None
     return ModuleChain(local, auxiliary=auxiliary, kept=[i for i in kept if i is not None])
 
 
-def _same(one: Any, other: Tensor) -> bool:
+def _same(one: object, other: Tensor) -> bool:
     if not isinstance(one, Tensor) or one.shape != other.shape or one.dtype != other.dtype:
         return False
     return torch.equal(one, other) or torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 @contextmanager
-def giving(model: nn.Module, form: Callable[[Any], Any]) -> Iterator[None]:
-    """Inside, a model returns what ``form`` makes of what it returns."""
+def returning(model: nn.Module, form: Callable[[Any], Any]) -> Iterator[None]:
+    """Apply ``form`` to what a model returns, for the time of the context."""
     hook = model.register_forward_hook(lambda module, args, result: form(result))
     try:
         yield
@@ -111,7 +121,7 @@ def giving(model: nn.Module, form: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def plainly(value: Any) -> Any:
-    """The same values in containers that torch knows; what a dataclass or a mapping has None for is left out."""
+    """Rebuild a value in containers that torch.export knows; dataclasses become dicts, and their None are left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {key: plainly(item) for key, item in value.items() if item is not None}
@@ -124,20 +134,24 @@ def plainly(value: Any) -> Any:
     return value
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors in what a model returned, in order."""
+def tensors(value: object) -> list[Tensor]:
+    """Return the tensors in what a model returned, in order."""
     return [leaf for leaf in tree_leaves(plainly(value)) if isinstance(leaf, Tensor)]
 
 
-def tensor_names(value: Any, base: str) -> list[str]:
-    """A name for each tensor in what a model returned: keys and attributes by themselves, indices behind ``base``."""
-    found = []
+def tensor_names(value: object, base: str) -> list[str]:
+    """Name each tensor in what a model returned by its key or attribute; ``base`` comes before an index.
+
+    >>> tensor_names((torch.zeros(1), torch.zeros(1)), "output")
+    ['output.0', 'output.1']
+    """
+    names = []
     for path, leaf in tree_flatten_with_path(plainly(value))[0]:
         if isinstance(leaf, Tensor):
             words = [str(k.idx) if isinstance(k, SequenceKey) else _key(k) for k in path]
             indexed = not path or isinstance(path[0], SequenceKey) or base != "output"
-            found.append(".".join([base, *words] if indexed else words))
-    return found
+            names.append(".".join([base, *words] if indexed else words))
+    return names
 
 
 def _key(step: Any) -> str:

@@ -1,4 +1,4 @@
-"""What torch's exporter made, as it is wanted: without what computes nothing, named, and told by local module.
+"""Clean up the ONNX graph that torch's exporter returns: remove idle nodes, name values, assign nodes to local modules.
 
 ``model`` is an ``onnx_ir.Model`` throughout, and is changed in place.
 """
@@ -28,9 +28,9 @@ _NAMESPACE, _SCOPES, _CLASSES = "namespace", "pkg.torch.onnx.name_scopes", "pkg.
 
 
 def mark(node: fx.Node, owner: OperationOwner) -> None:
-    """Writes on an operation where it belongs, in the form that outlives all of torch's passes: as a module around it.
+    """Record the owner of an operation as a module around it: the only form of metadata that torch's passes keep.
 
-    What a chain of local modules put there goes, so that operations of all views look alike.
+    The modules of a chain are taken out of the record, so that operations of all views look alike.
     """
     (root, (_, kind)), *inner = (node.meta.get("nn_module_stack") or {"": ("", "")}).items()
     place = f"{_MARK}:{owner.module}:{AUXILIARY if owner.auxiliary else ''}"
@@ -41,15 +41,15 @@ def mark(node: fx.Node, owner: OperationOwner) -> None:
 
 
 def _own_path(path: str, owner: OperationOwner) -> str:
-    """The path of a module within the primary network, or within the auxiliary networks; empty for what is around."""
+    """Return the path of a module within the primary or auxiliary networks; empty for modules around those."""
     start = f"{owner.key if owner.auxiliary else PRIMARY}."
     return path.removeprefix(start) if path.startswith(start) else ""
 
 
 def tidy(model: Any) -> None:
-    """Computes what is constant, and drops what changes nothing.
+    """Fold constants, and remove nodes that change nothing.
 
-    Nothing is fused: a node is part of one layer, and a parameter keeps its values and its name.
+    Nodes are not fused: each stays part of one layer, and each parameter keeps its values and name.
     """
     import onnx_ir.passes.common as passes
     from onnxscript import optimizer, rewriter
@@ -66,7 +66,7 @@ def tidy(model: Any) -> None:
 
 
 def _rules() -> list[Any]:
-    """Rewriting that takes one node away, and leaves those around it as they are."""
+    """Return rewriting rules that remove a single node and leave its neighbours as they are."""
     from onnxscript.rewriter.rules import common
 
     names = (
@@ -79,7 +79,7 @@ def _rules() -> list[Any]:
 
 
 def merge_tied(model: Any) -> None:
-    """Leaves one initializer of those that are one tensor in the model: the first."""
+    """Merge initializers that are one tensor in the model into the first of them."""
     import onnx_ir
 
     first: dict[tuple[Any, ...], Any] = {}
@@ -94,7 +94,7 @@ def merge_tied(model: Any) -> None:
 
 
 def name_values(model: Any, given: str, outputs: Sequence[str]) -> None:
-    """Names the input and the outputs; what else has such a name gets another, parameters excepted."""
+    """Name the input and the outputs; other values of these names are renamed, parameters excepted."""
     graph = model.graph
     taken = set(graph.initializers)
     wanted = [unique(name, taken) for name in (given, *outputs)]
@@ -108,7 +108,7 @@ def name_values(model: Any, given: str, outputs: Sequence[str]) -> None:
 
 
 def name_batch(model: Any, name: str) -> None:
-    """Names the batch size in the shapes of all values, where it may vary."""
+    """Name the batch size in the shapes of all values, if it may vary."""
     import onnx_ir
 
     (given, *_) = model.graph.inputs
@@ -123,12 +123,12 @@ def name_batch(model: Any, name: str) -> None:
 
 
 def describe_nodes(model: Any, plan: Plan) -> None:
-    """Says of each node in which local module it is, and names it by that, as a path."""
+    """Write the owner of each node into its metadata, and name the node by it, as a path."""
     nodes = list(_nodes(model.graph))
-    told = _members(nodes)
+    owners = _owners(nodes)
     taken: set[str] = set()
     for node in nodes:
-        owner = told[node]
+        owner = owners[node]
         scopes, classes = (ast.literal_eval(node.metadata_props.get(key, "[]")) for key in (_SCOPES, _CLASSES))
         if len(scopes) > 1:
             marked = _marked(node) is not None
@@ -139,15 +139,15 @@ def describe_nodes(model: Any, plan: Plan) -> None:
             texts[_NAMESPACE] = "/".join(f"{a}: {b}" for a, b in zip(shown, classes, strict=True))
         else:
             texts = {}
-        # The rest of what torch's exporter says would tell others where the user's files are.
+        # The rest of the exporter's metadata holds paths of files on the user's machine.
         node.metadata_props.clear()
         node.metadata_props.update({**owner.properties(plan), **texts})
         inside = [owner.key, *scopes[2:-1][-1:], node.op_type]
         node.name = unique(re.sub(r"[^\w/-]+", "_", "/".join(inside).replace(".", "/")), taken)
 
 
-def _members(nodes: Sequence[Any]) -> dict[Any, OperationOwner]:
-    """What marks say; what has none goes with those that read it, or else with what it reads."""
+def _owners(nodes: Sequence[Any]) -> dict[Any, OperationOwner]:
+    """Read the marks of nodes; a node without a mark belongs with its readers, or else with its operands."""
     known = {node: owner for node in nodes if (owner := _marked(node)) is not None}
     for node in reversed(nodes):
         if node not in known:
@@ -177,12 +177,12 @@ def _marked(node: Any) -> OperationOwner | None:
 
 
 def unique(name: str, taken: set[str]) -> str:
-    """A name that is not yet taken, and takes it."""
-    found, count = name, 1
-    while found in taken:
-        found, count = f"{name}_{count}", count + 1
-    taken.add(found)
-    return found
+    """Make a name unique by a number after it, and add it to ``taken``."""
+    candidate, count = name, 1
+    while candidate in taken:
+        candidate, count = f"{name}_{count}", count + 1
+    taken.add(candidate)
+    return candidate
 
 
 def _nodes(graph: Any) -> Iterable[Any]:

@@ -1,4 +1,4 @@
-"""Format ``onnx``: the model for other runtimes and for viewers, with the local module of every node."""
+"""Write the format ``onnx``: the model for other runtimes and for viewers, with the local module of every node."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from localize.version import own_version
 from passes.common.restore import same_randomness
 
 INPUT = "input"
-"""Name of what goes in."""
+"""Name of the input."""
 LIMIT = (1 << 31) - (1 << 24)
-"""Most bytes of weights: protobuf holds no message of 2 GiB, and 16 MiB of that are for the graph."""
+"""Most bytes of weights: a protobuf message stays below 2 GiB, and 16 MiB of that are kept for the graph."""
 
 
 def onnx_model(request: Request) -> bytes:
-    """A localized model in eval mode as ONNX, for any batch size.
+    """Write a localized model in eval mode as ONNX, for any batch size.
 
-    View ``"primary"`` is the primary network alone, its parameters under the names of its own ``state_dict``. View
-    ``"local"`` has the logits of every auxiliary network as outputs before it, and names as
-    :class:`~localize.LocalGraphModule` has them. Batch norms stay nodes of their own, so that weights are what they are
-    in the model; runtimes fold them as they load.
+    View ``"primary"`` is the primary network alone; parameters have the names of its own ``state_dict``. View
+    ``"local"`` adds the logits of every auxiliary network as outputs before it; parameters have the names of the
+    :class:`~localize.LocalGraphModule`. Batch norms stay separate nodes, so that weights equal those of the model;
+    runtimes fold them when they load the file.
 
-    Each node's ``metadata_props`` say in which local module it is (``localize.module``), and whether in its auxiliary
-    networks (``localize.network``). Its name begins with that too, as a path: viewers that group nodes do it by that.
-    The model's own hold the plan.
+    The ``metadata_props`` of each node name its local module (``localize.module``) and its network
+    (``localize.network``: ``primary`` or ``auxiliary``). The name of a node begins with the module too, as a path,
+    since viewers group nodes by name. The ``metadata_props`` of the model hold the plan.
 
     Raises:
         ExportError: A package is missing, the weights have no values or are too large for the format, or torch cannot
             export the model.
-        LocalizeError: It has no predictions; see :meth:`localize.LocalGraphModule.predictions`.
+        LocalizeError: The model has no predictions; see :meth:`localize.LocalGraphModule.predictions`.
     """
     require_packages()
     local = request.local
@@ -47,10 +47,14 @@ def onnx_model(request: Request) -> bytes:
 
 
 def converted(made: Program, request: Request) -> bytes:
-    """The ONNX file of a program.
+    """Convert a program to an ONNX file.
+
+    Args:
+        made: The exported program, without containers among its outputs.
+        request: The request that it was exported for.
 
     Raises:
-        ExportError: Torch cannot convert it.
+        ExportError: Torch cannot convert the program.
     """
     owners = operation_owners(made, request.local.plan)
     try:
@@ -61,10 +65,10 @@ def converted(made: Program, request: Request) -> bytes:
 
 
 def require_packages() -> None:
-    """Refuses to go on without what ONNX files are made with.
+    """Check that the packages that write ONNX files are installed.
 
     Raises:
-        ExportError: A package is missing.
+        ExportError: ``onnx`` or ``onnxscript`` cannot be imported.
     """
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
@@ -76,10 +80,10 @@ def require_packages() -> None:
 
 
 def require_size(local: LocalGraphModule, *, auxiliary: bool) -> None:
-    """Refuses what would not fit in one file.
+    """Check that the weights fit in one ONNX file.
 
     Raises:
-        ExportError: The weights take 2 GiB or more.
+        ExportError: The weights are larger than ``LIMIT``, nearly 2 GiB.
     """
     whole = local if auxiliary else local.primary
     held = {id(t): t.numel() * t.element_size() for t in (*whole.parameters(), *whole.buffers())}
@@ -114,7 +118,7 @@ def _written(made: Program, owners: OperationOwners, request: Request) -> bytes:
 
 
 def _describe(model: Any, request: Request, *, exact: bool) -> None:
-    """Says what the file is, and how it was made."""
+    """Write what the file is, and how it was made, into its metadata."""
     plan = request.local.plan
     model.producer_name, model.producer_version = "localize", own_version()
     model.doc_string = f"{plan.model}, localized by {plan.method}: {len(plan.modules)} local modules"

@@ -1,4 +1,4 @@
-"""Which local module each operation of an exported program is in."""
+"""Find the local module that each operation of an exported program belongs to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -17,64 +16,64 @@ from localize.export.programs.programs import Program
 from localize.plan.plan import Plan
 
 MODULE, NETWORK = "localize.module", "localize.network"
-"""Names of what a node's metadata says of it."""
+"""Keys of a node's metadata for its local module, and for its network."""
 
 
 @dataclass(frozen=True, slots=True)
 class OperationOwner:
-    """Where an operation belongs."""
+    """The local module and network that an operation belongs to."""
 
     module: int
     """Index of the local module."""
     auxiliary: bool = False
-    """Whether it is in the module's auxiliary networks, and not in the primary network."""
+    """Whether the operation is in the auxiliary networks of the module, and not in the primary network."""
 
     @property
     def key(self) -> str:
-        """The name under which modules have it: ``module_3``, ``module_3.auxiliary``."""
+        """Name of the owner among the children of a chain: ``module_3`` or ``module_3.auxiliary``."""
         return f"{module_key(self.module)}.{AUXILIARY}" if self.auxiliary else module_key(self.module)
 
     def properties(self, plan: Plan) -> dict[str, str]:
-        """The same in words, as metadata of a node."""
+        """Return the owner as metadata of a node."""
         name = f"{self.module} {plan.modules[self.module].name}"
         return {MODULE: name, NETWORK: "auxiliary" if self.auxiliary else "primary"}
 
 
 @dataclass(frozen=True, slots=True)
 class OperationOwners:
-    """Where all operations of a program belong."""
+    """The owners of all operations of a program."""
 
     by_node: Mapping[fx.Node, OperationOwner]
     exact: bool
-    """Whether it was read off the local modules' own code; if not, it follows from names and order."""
+    """Whether owners were read from a chain of the local modules; if not, they were inferred from names and order."""
 
 
 def operation_owners(made: Program, plan: Plan) -> OperationOwners:
-    """The local module of each operation.
+    """Find the owner of each operation.
 
-    The program that runs one local module after the other says so itself. What was exported from the user's own forward
-    is laid beside it: as a rule they are the same, operation by operation.
+    In the program that runs one local module after the other, each operation records its module. A program that was
+    exported from the model's own forward is compared with that one: as a rule they are equal, operation by operation.
     """
     nodes = _operations(made.exported)
-    found, exact = _found(made, nodes, plan)
-    known = dict(zip(nodes, found, strict=True))
-    # All that is there, also what changes a tensor in place and what it gives is not read.
+    owners, exact = _owners(made, nodes, plan)
+    known = dict(zip(nodes, owners, strict=True))
+    # Operations whose result nobody reads need an owner too: they may change a tensor in place.
     whole = [node for node in made.exported.graph.nodes if node.op == "call_function"]
     return OperationOwners(dict(zip(whole, _filled(whole, [known.get(node) for node in whole]), strict=True)), exact)
 
 
-def _found(made: Program, nodes: Sequence[fx.Node], plan: Plan) -> tuple[Sequence[OperationOwner | None], bool]:
+def _owners(made: Program, nodes: Sequence[fx.Node], plan: Plan) -> tuple[Sequence[OperationOwner | None], bool]:
     if made.chain is None:
         return _by_name(nodes, plan), False
-    beside = _operations(made.chain)
-    told = _filled(beside, [_told(node) for node in beside])
-    if made.chain is made.exported or _keys(made.exported, nodes) == _keys(made.chain, beside):
-        return told, True
-    return _aligned(nodes, beside, told), False
+    traced = _operations(made.chain)
+    owners = _filled(traced, [_recorded(node) for node in traced])
+    if made.chain is made.exported or _keys(made.exported, nodes) == _keys(made.chain, traced):
+        return owners, True
+    return _aligned(nodes, traced, owners), False
 
 
 def _operations(program: ExportedProgram) -> list[fx.Node]:
-    """What is computed, in order; what nothing comes of left out."""
+    """List the operations that contribute to an output, in order."""
     used: set[fx.Node] = set()
     for node in reversed(program.graph.nodes):
         if node.op == "output" or node in used:
@@ -82,8 +81,8 @@ def _operations(program: ExportedProgram) -> list[fx.Node]:
     return [node for node in program.graph.nodes if node.op == "call_function" and node in used]
 
 
-def _told(node: fx.Node) -> OperationOwner | None:
-    """What the modules say in whose forward it stands."""
+def _recorded(node: fx.Node) -> OperationOwner | None:
+    """Read the owner of an operation from the stack of modules that called it; None outside of all local modules."""
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     stage = next((path for path in paths if path.startswith("module_") and "." not in path), None)
     if stage is None:
@@ -94,9 +93,9 @@ def _told(node: fx.Node) -> OperationOwner | None:
     )
 
 
-def _keys(program: ExportedProgram, nodes: Sequence[fx.Node]) -> list[Any]:
-    """Each operation with all that it reads: two programs of equal keys do the same."""
-    places: dict[fx.Node, Any] = {node: ("operation", i) for i, node in enumerate(nodes)}
+def _keys(program: ExportedProgram, nodes: Sequence[fx.Node]) -> list[object]:
+    """Return a key for each operation that includes all it reads: programs with equal keys compute the same."""
+    places: dict[fx.Node, object] = {node: ("operation", i) for i, node in enumerate(nodes)}
     tensors = _tensors(program)
     for node in program.graph.nodes:
         if node.op != "call_function":
@@ -105,27 +104,28 @@ def _keys(program: ExportedProgram, nodes: Sequence[fx.Node]) -> list[Any]:
 
 
 def _operator(node: fx.Node) -> str:
-    """What it does; whether in place is no matter, since capture writes additions out of place."""
+    """Name an operation; in-place ones like the others, since capture replaces additions in place."""
     return re.sub(r"_(?=\.|$)", "", str(node.target))
 
 
-def _tensors(program: ExportedProgram) -> dict[str, tuple[Any, ...]]:
-    """The parameter, buffer or constant that a placeholder stands for: by what it holds, since names differ."""
-    found: dict[str, tuple[Any, ...]] = {}
+def _tensors(program: ExportedProgram) -> dict[str, tuple[object, ...]]:
+    """Identify the parameter, buffer or constant of each placeholder by its contents: names differ between programs."""
+    identified: dict[str, tuple[object, ...]] = {}
     for spec in program.graph_signature.input_specs:
         if spec.target is None:
             continue
         value = program.state_dict.get(spec.target, program.constants.get(spec.target))
         if not isinstance(value, torch.Tensor):
-            found[spec.arg.name] = ("value", repr(value))
+            identified[spec.arg.name] = ("value", repr(value))
         elif spec.target in program.state_dict:
-            found[spec.arg.name] = ("tensor", value.data_ptr(), tuple(value.shape))
+            identified[spec.arg.name] = ("tensor", value.data_ptr(), tuple(value.shape))
         else:  # each program has its own copies of constants
-            found[spec.arg.name] = ("constant", tuple(value.shape), value.detach().cpu().contiguous().view(-1).tolist())
-    return found
+            numbers = value.detach().cpu().contiguous().view(-1).tolist()
+            identified[spec.arg.name] = ("constant", tuple(value.shape), numbers)
+    return identified
 
 
-def _plain(value: Any, places: Mapping[fx.Node, Any]) -> Any:
+def _plain(value: object, places: Mapping[fx.Node, object]) -> object:
     if isinstance(value, fx.Node):
         return places.get(value, ("nowhere",))
     if isinstance(value, (tuple, list)):
@@ -136,31 +136,31 @@ def _plain(value: Any, places: Mapping[fx.Node, Any]) -> Any:
 
 
 def _aligned(
-    nodes: Sequence[fx.Node], beside: Sequence[fx.Node], told: Sequence[OperationOwner]
+    nodes: Sequence[fx.Node], traced: Sequence[fx.Node], owners: Sequence[OperationOwner]
 ) -> list[OperationOwner | None]:
-    """Of two programs that are not the same, the operations that both have, in order and by name."""
-    found: list[OperationOwner | None] = [None] * len(nodes)
-    first, second = ([f"{_operator(node)} {_path(node)}" for node in each] for each in (beside, nodes))
+    """Copy owners between two programs that differ, for the operations that match in order and by name."""
+    matched: list[OperationOwner | None] = [None] * len(nodes)
+    first, second = ([f"{_operator(node)} {_path(node)}" for node in each] for each in (traced, nodes))
     for block in difflib.SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
-        found[block.b : block.b + block.size] = told[block.a : block.a + block.size]
-    return found
+        matched[block.b : block.b + block.size] = owners[block.a : block.a + block.size]
+    return matched
 
 
 def _path(node: fx.Node) -> str:
-    """The innermost module in whose forward it stands, by its name in the primary network."""
+    """Return the name of the innermost module that called an operation, as in the primary network; empty if none."""
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     return paths[-1].removeprefix("primary.").partition("@")[0] if paths else ""
 
 
 def _by_name(nodes: Sequence[fx.Node], plan: Plan) -> list[OperationOwner | None]:
-    """Where there is nothing to lay beside: by the parameters' names, which the plan has of each module."""
+    """Infer owners from the names of parameters, which the plan lists for each module; used where there is no chain."""
     owners = {name.rpartition(".")[0]: module.index for module in plan.modules for name in module.parameters}
     return [OperationOwner(owners[_path(node)]) if _path(node) in owners else None for node in nodes]
 
 
-def _filled(nodes: Sequence[fx.Node], found: Sequence[OperationOwner | None]) -> list[OperationOwner]:
-    """Puts what is not known with what it reads, and sizes and constants with the first operation that reads them."""
-    known = {node: owner for node, owner in zip(nodes, found, strict=True) if owner is not None}
+def _filled(nodes: Sequence[fx.Node], owners: Sequence[OperationOwner | None]) -> list[OperationOwner]:
+    """Fill in missing owners: that of the operands; for sizes and constants, that of the first reader."""
+    known = {node: owner for node, owner in zip(nodes, owners, strict=True) if owner is not None}
     among = set(nodes)
     for node in reversed(nodes):
         readers = [known[user] for user in node.users if user in known]

@@ -1,4 +1,4 @@
-"""A localized model as a program of ``torch.export``: the primary network alone, or with all predictions."""
+"""Export a localized model as a program of ``torch.export``: the primary network alone, or with all predictions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from localize.compiler.emit import emit
-from localize.export.programs.module_chain import chain_of, giving, module_key, plainly, tensor_names, tensors
+from localize.export.programs.module_chain import chain_of, module_key, plainly, returning, tensor_names, tensors
 from localize.export.request import ExportError
 from localize.runtime.exporting import ViewKind
 from localize.runtime.local_graph import LocalGraphModule
@@ -26,41 +26,42 @@ from passes.common.restore import same_randomness, untouched
 from passes.errors import first_line
 
 Form = Callable[[Any], Any]
-"""What is made of what a model returns."""
+"""Function that is applied to what a model returns."""
 OTHER_BATCH = 5
-"""Size of the batch that shows whether a program takes any."""
+"""Size of the batch by which a program is tested for other batch sizes."""
 _LOUD = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
-"""Loggers of what exports are made by: what failed, our errors say."""
+"""Loggers of the exporters, which are kept silent: the errors raised here tell what failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What was exported, in eval mode."""
+    """An exported program, in eval mode."""
 
     exported: ExportedProgram
+    """The program itself."""
     outputs: tuple[str, ...]
-    """A name for each tensor that it gives."""
+    """Name of each tensor that the program returns."""
     chain: ExportedProgram | None
-    """The same, run by one local module after the other: itself, another program that does the same to the bit or
-    nearly so, or None where there is none."""
+    """Program that runs one local module after the other. It is ``exported`` itself, or another program with the same
+    outputs up to rounding, or None if no such program exists."""
     why_static: str | None
-    """Why it takes batches of one size alone; None where it takes any."""
+    """Reason why the program takes batches of one size alone; None if it takes any size."""
 
 
 def program(local: LocalGraphModule, view: ViewKind, *, tensors_alone: bool = False) -> Program:
-    """Exports a localized model in eval mode, for any batch size, or with a warning for that of the example.
+    """Export a localized model in eval mode, for any batch size if torch can; else warn, and export for one size.
 
-    The model is left as it is: modes, values, hooks and the state of random numbers.
+    The model keeps its modes, values and hooks, and torch its state of random numbers.
 
     Args:
         local: The localized model.
         view: ``"primary"``, the primary network's own forward; or ``"local"``, all predictions
             (:meth:`LocalGraphModule.predictions`).
-        tensors_alone: Whether numbers and the like are left out of what it returns, and containers with them.
+        tensors_alone: Whether the program returns its tensors alone, without containers and numbers.
 
     Raises:
         ExportError: The weights have no values, or torch cannot export the model.
-        LocalizeError: It has no predictions; see :meth:`LocalGraphModule.predictions`.
+        LocalizeError: The model has no predictions; see :meth:`LocalGraphModule.predictions`.
     """
     require_values(local)
     require_names(local)
@@ -86,13 +87,13 @@ def _primary_alone(local: LocalGraphModule, x: Tensor, tensors_alone: bool) -> P
 
 
 def _chained(local: LocalGraphModule, x: Tensor, *, dynamic: bool) -> ExportedProgram | None:
-    """The primary network run module by module. It only serves to say which operation is in which local module."""
+    """Export the primary network as a chain of local modules, which only serves to assign operations to modules."""
     try:
         chain = chain_of(local, x, auxiliary=False)
         x = x if dynamic else example(local, _batch(local))
         return None if chain is None else _export(chain, x, dynamic=dynamic)
     except Exception:
-        # Where local modules do not run in eval mode as the model does, operations are told apart by their order.
+        # Operations are then assigned to local modules by their names and order.
         return None
 
 
@@ -113,10 +114,10 @@ def _all_predictions(local: LocalGraphModule, x: Tensor) -> Program:
 def _exported(
     local: LocalGraphModule, module: nn.Module, x: Tensor, form: Form = plainly
 ) -> tuple[ExportedProgram, str | None]:
-    """Exports a module for any batch size; or for one, with the reason.
+    """Export a module for any batch size; else for one, and return the reason too.
 
     Raises:
-        ExportError: Torch cannot export it.
+        ExportError: Torch cannot export the module for the batch size of the example inputs either.
     """
     try:
         whole = _export(module, x, form, dynamic=True)
@@ -132,19 +133,19 @@ def _exported(
 
 
 def _gives_the_same(whole: ExportedProgram, module: nn.Module, x: Tensor) -> bool:
-    """Whether a program does for a batch of another size what the module does."""
+    """Return whether a program gives the same outputs as the module for a batch of another size, up to rounding."""
     with in_eval_mode(module):
         pairs = zip(tensors(whole.module()(x)), tensors(module(x)), strict=True)
         return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs)
 
 
 def _export(module: nn.Module, x: Tensor, form: Form = plainly, *, dynamic: bool) -> ExportedProgram:
-    with in_eval_mode(module), giving(module, form):
+    with in_eval_mode(module), returning(module, form):
         return torch.export.export(module, (x,), dynamic_shapes=({0: Dim("batch")},) if dynamic else None)
 
 
 def example(local: LocalGraphModule, batch: int) -> Tensor:
-    """An input of the size that was planned for, the same every time."""
+    """Return a batch of random inputs of the planned size and dtype, the same every time."""
     spec = local.plan.input
     shape = (batch, *spec.shape[1:])
     generator = torch.Generator().manual_seed(0)
@@ -158,10 +159,10 @@ def _batch(local: LocalGraphModule) -> int:
 
 
 def require_names(local: LocalGraphModule) -> None:
-    """Refuses names that torch cannot export: the file would be one that cannot be read.
+    """Check that torch can export the names of the model; files with other names cannot be read again.
 
     Raises:
-        ExportError: The model has such a module, parameter or buffer.
+        ExportError: A module, parameter or buffer has a name with quotes, backslashes, control characters or keywords.
     """
     modules = (name for name, _ in local.primary.named_modules())
     tensors_held = (
@@ -177,10 +178,10 @@ def require_names(local: LocalGraphModule) -> None:
 
 
 def require_values(local: LocalGraphModule) -> None:
-    """Refuses a model whose weights are nowhere.
+    """Check that all weights have values.
 
     Raises:
-        ExportError: They are on the meta device, fake, or not initialized.
+        ExportError: A parameter or buffer is on the meta device, fake, or not initialized.
     """
     named = (*local.named_parameters(), *local.named_buffers())
     missing = next((name for name, tensor in named if not has_values(tensor)), None)
@@ -194,14 +195,14 @@ def require_values(local: LocalGraphModule) -> None:
 
 
 def on_cpu(local: LocalGraphModule) -> LocalGraphModule:
-    """The localized model itself if it is on the CPU, else a copy there, compiled anew from the same plan."""
+    """Return the localized model if it is on the CPU, else a copy there, compiled again from the same plan."""
     if all(tensor.device.type == "cpu" for tensor in (*local.parameters(), *local.buffers())):
         return local
     return copy_on_cpu(local)
 
 
 def copy_on_cpu(local: LocalGraphModule) -> LocalGraphModule:
-    """A copy of a localized model on the CPU: constants that its graph holds included."""
+    """Copy a localized model to the CPU, with the constants of its graph."""
     held = (*local.primary.parameters(), *local.primary.buffers())
     memo: dict[int, Any] = {}
     for tensor in held:
@@ -219,7 +220,7 @@ def copy_on_cpu(local: LocalGraphModule) -> LocalGraphModule:
 
 
 def failed(local: LocalGraphModule, tool: str, error: BaseException) -> ExportError:
-    """What is said where a tool of torch's cannot take the model."""
+    """Return the error for a tool of torch that cannot take the model."""
     return ExportError(
         f"{tool} cannot take the model",
         where=local.plan.model,
@@ -229,17 +230,17 @@ def failed(local: LocalGraphModule, tool: str, error: BaseException) -> ExportEr
 
 
 def _said(error: BaseException) -> str:
-    """What an error says in one line: the first, or the first of the reasons that are listed below it."""
+    """Shorten an error to one line: the first of the reasons that it lists, or else its first line."""
     cause = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines()]
     listed = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
-    # What follows there is advice on torch.export's arguments, which are ours.
+    # The rest is advice on the arguments of torch.export, which users of localize do not set.
     return listed[0].partition(". ")[0] if listed else f"{type(cause).__name__}: {first_line(cause)}"
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Inside, exporters neither warn nor log."""
+    """Keep torch's exporters from warning and logging, for the time of the context."""
     loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
