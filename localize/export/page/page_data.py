@@ -60,7 +60,7 @@ def page_data(request: Request) -> Data:
 
 
 def _options(plan: Plan) -> list[list[Any]]:
-    """List name and value of each option, and whether the head of the page shows it: the depth, and what was changed."""
+    """List each option with its value, and whether the head of the page shows it: the depth, and changed defaults."""
     kind = get_method(plan.method).Options
     usual = {item.name: item.default for item in dataclasses.fields(kind)}
     return [
