@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from localize import LocalGraphModule, localize
-from localize.bench.machine import environment
+from localize.bench.flops import step_macs
+from localize.bench.report import environment
 from localize.bench.timing import take_turns
-from localize.bench.work import step_macs
 from localize.memory.live_bytes import train_step
 from localize.methods.networks.local_loss import Batch
 from localize.models import cifar_resnet

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from localize import LocalGraphModule, MemoryBudget, localize
-from localize.bench.machine import environment
+from localize.bench.report import environment
 from localize.bench.timing import take_turns
 from localize.models import cifar_resnet
 from localize.text import format_bytes, markdown_table

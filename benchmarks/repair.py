@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from localize.bench.sweep.examine import Record, Settings
+from localize.bench.sweep.examine import ExamineSettings, ModelRecord
 from localize.bench.sweep.workers import Subject, sweep
 
 COVERAGE = Path(__file__).parent / "results" / "coverage.jsonl"
@@ -29,7 +29,7 @@ def smallest(coverage: Path) -> list[Subject]:
     return sorted((record["name"], family) for family, record in best.items())
 
 
-def markdown(records: Sequence[Record]) -> str:
+def markdown(records: Sequence[ModelRecord]) -> str:
     """The table, worst families first."""
     blocks, repaired = sum(r.blocks for r in records), sum(r.repaired for r in records)
     lines = [
@@ -59,7 +59,9 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=400, help="seconds for each model")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    records = list(sweep(smallest(arguments.coverage), Settings(), jobs=arguments.jobs, timeout=arguments.timeout))
+    records = list(
+        sweep(smallest(arguments.coverage), ExamineSettings(), jobs=arguments.jobs, timeout=arguments.timeout)
+    )
     for record in records:
         if record.status != "localized":
             raise SystemExit(f"{record.name}: {record.status} at {record.stage}: {record.reason}")

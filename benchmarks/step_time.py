@@ -14,9 +14,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from localize.bench.machine import environment
 from localize.bench.measure import measure
-from localize.bench.report import Report
+from localize.bench.report import Report, environment
 from localize.bench.setup import Setup
 from localize.bench.zoo import find_model
 from localize.text import markdown_table

@@ -79,7 +79,7 @@ def check(
             partition(captured, shapes, max_cut, granularity)
     except LocalizeError as error:
         found += [_kept_whole(leaf) for leaf in getattr(error, "opaque", ())]
-        found.append(Obstacle(error.where or type(model).__name__, error.source, _reason(error), error.remedy or ""))
+        found.append(Obstacle(error.where or type(model).__name__, error.source, error.reason, error.remedy or ""))
     return found
 
 
@@ -90,7 +90,3 @@ def _kept_whole(leaf: Opaque) -> Obstacle:
         f"its forward cannot be traced ({leaf.reason}), so it is kept whole and never cut inside",
         "Move that code into a submodule of its own, if the rest should be cut",
     )
-
-
-def _reason(error: LocalizeError) -> str:
-    return f"{error.what}: {error.why}" if error.why else error.what

@@ -34,6 +34,11 @@ class LocalizeError(ValueError):
         self.remedy = remedy
         super().__init__(self._text())
 
+    @property
+    def reason(self) -> str:
+        """Fact and cause, without place and remedy."""
+        return f"{self.what}: {self.why}" if self.why else self.what
+
     def _text(self) -> str:
         place = ", ".join(
             part for part in (self.where and f"in {self.where}", self.source and f"at {self.source}") if part

@@ -1,9 +1,15 @@
-"""Costs as the papers count them: fvcore's FLOPs, which are multiply-accumulates and a little more.
+"""Two counts of multiply-accumulates that the plan does not make: as the papers count, and of a whole training step.
 
-AugLocal's tables 7 and 11 were made with fvcore: multiply-accumulates of convolutions and linear layers, 2 for each
-element that batch norm gives, 1 for each element that adaptive average pooling reads; all else is free, similarity
-matrices and interpolation too.
-:attr:`localize.Plan.macs` counts the first of these alone.
+There are three counters in all, because they answer different questions:
+
+- ``passes.shapes`` counts the convolutions and linear layers of one forward pass at batch 1, from shapes alone and
+  before any code exists: :attr:`localize.Plan.macs`, by which depths are chosen and modules are balanced.
+- :func:`step_flops` counts one forward pass of the networks as they were built, the way fvcore does. AugLocal's tables
+  7 and 11 were made with fvcore: multiply-accumulates of convolutions and linear layers, 2 for each element that batch
+  norm gives, 1 for each element that adaptive average pooling reads. All else is free, similarity matrices and
+  interpolation too. A comparison with the papers must repeat these choices.
+- :func:`step_macs` counts forward and backward as they run, with torch's own counter, so that recomputed activations
+  and the layers that cascades run twice count as often as they run. A bound on step time needs this one.
 """
 
 from __future__ import annotations
@@ -12,9 +18,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
+from localize.memory.live_bytes import Step, fake_copy, train_step
 from localize.methods.mlaan.leaps import Leaps
 from localize.methods.networks.local_loss import Term
 from localize.runtime.local_graph import LocalGraphModule
@@ -22,18 +30,53 @@ from localize.runtime.predictions import in_eval_mode
 
 aten = torch.ops.aten
 
+SAMPLES = 2
+"""Samples of the step that :func:`step_macs` counts: batch norm refuses a single value per channel."""
+FLOPS_PER_MAC = 2
+
+
+def step_macs(
+    module: nn.Module,
+    *,
+    image_shape: tuple[int, ...] = (3, 32, 32),
+    label_shape: tuple[int, ...] = (),
+    step: Step | None = None,
+) -> int:
+    """Count the multiply-accumulates of forward and backward of one sample, on fake tensors.
+
+    Convolutions, matrix products and attention count, at the level of ATen operators. Gradients that nobody asks for
+    (of the images, of a cut) are not computed, and so do not count.
+
+    Args:
+        module: A localized model, or a plain one.
+        image_shape: Shape of one image, C x H x W.
+        label_shape: Shape of one label: () for a class.
+        step: Forward and backward of a batch; by default :func:`~localize.memory.live_bytes.train_step`.
+    """
+    with fake_copy(module) as replica, torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        replica.train()
+        images = torch.empty(SAMPLES, *image_shape)
+        labels = torch.zeros((SAMPLES, *label_shape), dtype=torch.int64)
+        (step or train_step)(replica, images, labels)
+    return int(counter.get_total_flops()) // (FLOPS_PER_MAC * SAMPLES)
+
 
 class Flops(NamedTuple):
-    """What one forward pass costs at batch 1."""
+    """The cost of one forward pass at batch 1."""
 
     macs: int
     """Multiply-accumulates of convolutions and linear layers."""
     total: int
-    """fvcore's count: those, and batch norm and pooling."""
+    """fvcore's count: the multiply-accumulates, plus its figures for batch norm and pooling."""
 
 
 class FvcoreCount(TorchDispatchMode):
-    """Counts what runs inside it at the level of ATen operators, at batch 1, as fvcore does."""
+    """Count the ATen operators that run inside the ``with`` block at batch 1, as fvcore does.
+
+    Attributes:
+        macs: Multiply-accumulates of convolutions and linear layers so far.
+        others: Operations of batch norm and average pooling so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,8 +85,8 @@ class FvcoreCount(TorchDispatchMode):
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Runs the operator and adds what it costs."""
+    ) -> object:
+        """Run the operator and add its cost."""
         out = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
         if packet is aten.convolution:
@@ -58,11 +101,12 @@ class FvcoreCount(TorchDispatchMode):
 
 
 def count_flops(module: nn.Module, shape: Sequence[int]) -> Flops:
-    """Cost of one eval-mode forward pass of a module that lies on the meta device; its mode is as before afterwards.
+    """Count the cost of one eval-mode forward pass of a module; its mode is the same afterwards.
 
     Args:
-        module: A network of convolutions, linear layers, batch norms and adaptive average pooling, one tensor in.
-        shape: Of its input, without batch.
+        module: A network on the meta device, from one tensor: convolutions, linear layers, batch norms and adaptive
+            average pooling.
+        shape: Shape of its input, without the batch.
     """
     with in_eval_mode(module), torch.device("meta"), FvcoreCount() as counter:
         module(torch.empty(1, *shape))
@@ -70,18 +114,17 @@ def count_flops(module: nn.Module, shape: Sequence[int]) -> Flops:
 
 
 def step_flops(local: LocalGraphModule, terms: bool = True) -> Flops:
-    """Forward cost of the primary network and of all auxiliary networks, as emitted, on the meta device.
+    """Count the forward cost of the primary network and of all auxiliary networks, as they were built.
 
-    What cascades run once more is not in it (:attr:`localize.Plan.repeated_macs`).
-
-    Networks that print alike behind inputs of one shape, weights aside, are counted once.
+    Layers that cascades run a second time count once; :attr:`localize.Plan.repeated_macs` has the second run.
 
     Args:
         local: A localized model on the meta device.
         terms: Whether the networks of further loss terms count too. AugLocal's tables leave them out.
     """
     plan = local.plan
-    known: dict[tuple[Any, ...], Flops] = {}
+    # Most auxiliary networks of a deep model are alike: those with equal blocks, text and input are counted once.
+    known: dict[tuple[object, ...], Flops] = {}
     counts = [count_flops(local.primary, plan.input.shape[1:])]
     for planned, module in zip(plan.modules, local.local_modules, strict=True):
         cascaded = planned.cascade.auxiliary if planned.cascade else None
@@ -90,8 +133,8 @@ def step_flops(local: LocalGraphModule, terms: bool = True) -> Flops:
                 continue
             shape = plan.layers[planned.layers[-1]].output.shape[1:]
             further = [part.network for part in own.modules() if isinstance(part, Term)] if terms else []
-            behind = _behind_leaps(own, shape) if further else shape
-            for network, read in ((own, shape), *((each, behind) for each in further)):
+            after_blocks = _shape_after_leaps(own, shape) if further else shape
+            for network, read in ((own, shape), *((each, after_blocks) for each in further)):
                 key = (read, described.blocks, str(network))
                 if key not in known:
                     known[key] = count_flops(network, read)
@@ -99,9 +142,10 @@ def step_flops(local: LocalGraphModule, terms: bool = True) -> Flops:
     return Flops(sum(count.macs for count in counts), sum(count.total for count in counts))
 
 
-def _behind_leaps(network: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
-    """Shape, without batch, of what further terms read."""
+def _shape_after_leaps(network: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape, without the batch, of the tensor that further loss terms read."""
     if not isinstance(network, Leaps):
         return tuple(shape)
     with torch.device("meta"), torch.no_grad():
-        return tuple(network.blocks(torch.empty(2, *shape)).shape[1:])
+        features: Tensor = network.blocks(torch.empty(2, *shape))
+    return tuple(features.shape[1:])

@@ -1,4 +1,4 @@
-"""Runs a benchmark: every method on a copy of one model, with equal weights and equal images."""
+"""Run a benchmark: every method on a copy of one model, with equal weights and equal images."""
 
 from __future__ import annotations
 
@@ -7,43 +7,42 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from localize.api import localize
-from localize.bench.contender import Contender, step_of
-from localize.bench.flops import step_flops
-from localize.bench.machine import environment
-from localize.bench.report import Entry, Report
+from localize.bench.flops import step_flops, step_macs
+from localize.bench.report import Entry, Report, environment
 from localize.bench.setup import BenchError, Setup
-from localize.bench.sweep.examine import example_of
 from localize.bench.timing import Timing, take_turns
-from localize.bench.work import step_macs
-from localize.bench.zoo import ModelFactory
-from localize.memory.live_bytes import peak_step_bytes
+from localize.bench.zoo import ModelFactory, example_of
+from localize.memory.live_bytes import Step, peak_step_bytes
 from localize.runtime.local_graph import LocalGraphModule
 
+LEARNING_RATE = 1e-3
+"""Low, so that weights stay finite however many steps are timed."""
+
 Tell = Callable[[str], None]
-"""Takes a few words on what is being done."""
+"""A function that is called with a few words on the work that begins."""
 
 
 def measure(factory: ModelFactory, setup: Setup, on_progress: Tell | None = None) -> Report:
-    """Memory, time and work of a training step of each method, on one model.
+    """Measure memory, time and work of a training step of each method, on one model.
 
-    Memory is counted on fake tensors and, on CUDA, also measured with each method alone on the device. Then all take
-    steps in turns. What does not fit into the device's memory alone is not timed, and its entry says so.
+    Memory is counted on fake tensors and, on CUDA, also measured with each method alone on the device. Then all
+    methods take steps in turns. A method that does not fit into the device's memory alone is not timed, and its entry
+    says so.
 
     Args:
         factory: The model.
         setup: Methods, and how to run them.
-        on_progress: Told what is being done.
+        on_progress: Called with a few words on the work that begins.
 
     Raises:
         LocalizeError: The model cannot be built or localized.
-        BenchError: No method fits into the device's memory, or not all of them together; or what the model returns
-            is no logits.
+        BenchError: No method fits into the device's memory, or not all of them together; or the model does not return
+            logits.
     """
     tell = on_progress or (lambda text: None)
     with _threads(setup.threads):
@@ -74,15 +73,15 @@ def measure(factory: ModelFactory, setup: Setup, on_progress: Tell | None = None
 
 
 def count(label: str, local: LocalGraphModule, setup: Setup) -> Entry:
-    """What follows without running anything.
+    """Count the figures of a contender that need no real run.
 
     Args:
         label: Name of the contender.
-        local: Its model, on the meta device; its layout in memory is set.
+        local: The contender's model on the meta device; its memory format is set.
         setup: Batch, layout and types.
 
     Raises:
-        BenchError: What the model returns is no logits.
+        BenchError: The model does not return logits.
     """
     plan, step = local.plan, step_of(setup)
     if plan.prediction.kind == "other":
@@ -103,16 +102,67 @@ def count(label: str, local: LocalGraphModule, setup: Setup) -> Entry:
     )
 
 
+class Contender:
+    """One method on its own copy of the model, on the device of the benchmark. A call takes one training step.
+
+    Args:
+        local: The localized model; it is moved to the device.
+        setup: Batch and device.
+    """
+
+    def __init__(self, local: LocalGraphModule, setup: Setup) -> None:
+        prediction, shape = local.plan.prediction, local.plan.input.shape[1:]
+        generator = torch.Generator().manual_seed(setup.seed)
+        images = torch.rand(setup.batch_size, *shape, generator=generator).to(setup.device)
+        size = (setup.batch_size, *prediction.size)
+        labels = torch.randint(prediction.outputs, size, generator=generator).to(setup.device)
+        self.local = local.to(setup.device).train()
+        if setup.channels_last:
+            local.to(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
+        self._batch = images, labels
+        self._step = step_of(setup)
+        parameters = [p for p in local.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9, nesterov=True)
+
+    def __call__(self) -> None:
+        """Take one training step: forward, backward, update."""
+        self._step(self.local, *self._batch)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+
+def step_of(setup: Setup) -> Step:
+    """Return a function that runs forward and backward of a batch, module by module, with the autocast of the setup."""
+    dtype = getattr(torch, setup.amp) if setup.amp else torch.bfloat16
+
+    def step(module: nn.Module, images: Tensor, labels: Tensor) -> None:
+        assert isinstance(module, LocalGraphModule)
+        steps = module.steps(images, labels)
+        while True:
+            # One region per module: the backward pass runs outside, in the types that the forward pass chose.
+            with torch.autocast(images.device.type, dtype, enabled=setup.amp is not None):
+                output = next(steps, None)
+            if output is None:
+                return
+            output.loss.backward()
+            del output
+
+    return step
+
+
 def _localized(model: nn.Module, method: str, depth: int, side: int | None, seed: int) -> LocalGraphModule:
     return localize(model, method, d=depth, example_inputs=example_of(model, side), seed=seed)
 
 
 def with_allocations(entry: Entry, local: LocalGraphModule, setup: Setup) -> Entry:
-    """With what CUDA's allocator gave out to the contender, alone on the device; with a note if that was too much.
+    """Return the entry with the bytes that CUDA's allocator gave out while the contender was alone on the device.
+
+    If the device's memory was not enough, the entry has a note instead.
 
     Args:
         entry: The contender's figures so far.
-        local: Its model; it is on the CPU afterwards, without gradients.
+        local: The contender's model; it is on the CPU afterwards, without gradients.
         setup: Device and batch.
     """
     try:
@@ -123,7 +173,7 @@ def with_allocations(entry: Entry, local: LocalGraphModule, setup: Setup) -> Ent
     finally:
         local.zero_grad(set_to_none=True)
         local.to("cpu")
-        gc.collect()  # an error's traceback and its frames refer to each other
+        gc.collect()  # the error's traceback and its frames refer to each other, and hold tensors
         torch.cuda.empty_cache()
 
 
@@ -157,7 +207,7 @@ def _timed(locals_: Mapping[str, LocalGraphModule], setup: Setup, tell: Tell) ->
         ) from error
 
 
-def _settings(setup: Setup, local: LocalGraphModule) -> dict[str, Any]:
+def _settings(setup: Setup, local: LocalGraphModule) -> dict[str, object]:
     chosen = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(setup).items()}
     return {**chosen, "image_shape": list(local.plan.input.shape[1:]), "threads": torch.get_num_threads()}
 

@@ -1,58 +1,64 @@
-"""What a benchmark found, as records: figures of each contender, ratios between them, JSON."""
+"""The results of a benchmark as records: figures of each contender, ratios between them, circumstances; JSON."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from localize.bench.timing import Timing
 
 BP, CHECKPOINT = "bp", "checkpoint"
-"""Methods that the others are compared with."""
+"""Methods that all others are compared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One contender."""
+    """The figures of one contender."""
 
     label: str
     """The method, and its depth if it has one."""
     method: str
     modules: int
-    """K."""
+    """Number of local modules, K."""
     params: int
-    """Parameter elements, those of auxiliary networks included."""
+    """Parameter elements, auxiliary networks included."""
     plan_macs: int
-    """Multiply-accumulates of one forward pass at batch 1: primary, auxiliary networks, and what cascades run again."""
+    """Multiply-accumulates of one forward pass at batch 1: all networks, and second runs by cascades."""
     fvcore_flops: int
-    """The same as the papers count them (:func:`localize.bench.flops.step_flops`), cascades left out."""
+    """Cost of one forward pass as the papers count it (:func:`localize.bench.flops.step_flops`), cascades left out."""
     step_macs: int
-    """Multiply-accumulates of forward and backward, a sample (:func:`localize.bench.work.step_macs`)."""
+    """Multiply-accumulates of forward and backward per sample (:func:`localize.bench.flops.step_macs`)."""
     peak_bytes: int
-    """Live tensors of a step at most, counted (:func:`localize.memory.live_bytes.peak_step_bytes`)."""
+    """Most bytes of live tensors in a step, counted (:func:`localize.memory.live_bytes.peak_step_bytes`)."""
     allocated_bytes: int | None = None
-    """What torch's allocator gave out at most during a step; on CUDA only."""
+    """Most bytes that torch's allocator gave out during a step; CUDA only."""
     reserved_bytes: int | None = None
-    """What it held at most; on CUDA only."""
+    """Most bytes that torch's allocator held during a step; CUDA only."""
     timing: Timing | None = None
-    """Of a step; None where it could not run."""
+    """Step times; None where the step could not run."""
     note: str = ""
-    """Why it could not."""
+    """Why the step could not run; empty if it ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratios:
-    """A contender's figures over another's; None where either is not known."""
+    """A contender's figures divided by another's; None where either is unknown."""
 
     memory_to_bp: float | None
     memory_to_checkpoint: float | None
     time_to_bp: float | None
     time_to_checkpoint: float | None
     macs_to_bp: float | None
-    """Of forward and backward: how many times BP's time a step would take if time followed multiply-accumulates."""
+    """Ratio of forward and backward MACs: the ratio of step times to expect if time followed multiply-accumulates."""
     time_to_bound: float | None
     """``time_to_bp / macs_to_bp``: below 1 where a step is faster than its multiply-accumulates say."""
 
@@ -63,17 +69,17 @@ class Report:
 
     model: str
     settings: dict[str, Any]
-    """How it was run, by name: plain values."""
+    """The settings of the run by name, as plain values."""
     environment: dict[str, str]
-    """Where and when it was run."""
+    """Date, machine and versions of the run."""
     entries: tuple[Entry, ...]
 
     def find(self, method: str) -> Entry | None:
-        """The contender of a method that has no depth."""
+        """Return the first contender of a method; None if the method took no part."""
         return next((entry for entry in self.entries if entry.method == method), None)
 
     def ratios(self, entry: Entry) -> Ratios:
-        """A contender beside backpropagation and checkpointing, as far as they took part."""
+        """Return a contender's figures divided by those of backpropagation and of checkpointing."""
         bp, checkpoint = self.find(BP), self.find(CHECKPOINT)
         time = _time(entry, bp)
         macs = entry.step_macs / bp.step_macs if bp else None
@@ -87,11 +93,11 @@ class Report:
         )
 
     def front(self) -> tuple[Entry, ...]:
-        """The Pareto front: contenders than which none takes both less memory and less time. By memory, rising."""
+        """Return the Pareto front of the timed contenders; see :func:`pareto`."""
         return pareto([entry for entry in self.entries if entry.timing is not None])
 
     def to_json(self) -> str:
-        """All figures, with their ratios."""
+        """Write all figures, with their ratios, as JSON."""
         front = {entry.label for entry in self.front()}
         entries = []
         for entry in self.entries:
@@ -109,27 +115,31 @@ class Report:
 
 
 def pareto(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """Those that no other beats in memory and time at once, by memory, rising. All of them must have been timed."""
-    found: list[Entry] = []
+    """Return the entries that no other beats in both memory and time, in order of rising memory.
+
+    Args:
+        entries: Contenders, all of them timed.
+    """
+    front: list[Entry] = []
     for entry in sorted(entries, key=lambda e: (memory_of(e), seconds_of(e))):
-        if not found or seconds_of(entry) < seconds_of(found[-1]):
-            found.append(entry)
-    return tuple(found)
+        if not front or seconds_of(entry) < seconds_of(front[-1]):
+            front.append(entry)
+    return tuple(front)
 
 
 def memory_of(entry: Entry) -> int:
-    """Peak bytes: measured where they were, else counted."""
+    """Return the peak bytes of a step: measured if they were, else counted."""
     return entry.peak_bytes if entry.allocated_bytes is None else entry.allocated_bytes
 
 
 def seconds_of(entry: Entry) -> float:
-    """Median seconds of a step."""
+    """Return the median seconds of a step."""
     assert entry.timing is not None, f"{entry.label} was not timed"
     return entry.timing.median
 
 
 def _memory(entry: Entry, other: Entry | None) -> float | None:
-    # What is compared must have been found in the same way.
+    # Measured bytes are compared with measured ones only, and counted bytes with counted ones.
     if other is None or (entry.allocated_bytes is None) != (other.allocated_bytes is None):
         return entry.peak_bytes / other.peak_bytes if other else None
     return memory_of(entry) / memory_of(other)
@@ -137,3 +147,22 @@ def _memory(entry: Entry, other: Entry | None) -> float | None:
 
 def _time(entry: Entry, other: Entry | None) -> float | None:
     return entry.timing.over(other.timing) if other and entry.timing and other.timing else None
+
+
+def environment(device: str = "cpu") -> dict[str, str]:
+    """Return date, machine and versions by name; nothing that identifies the machine or its user."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine(device),
+        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
+    }
+
+
+def machine(device: str = "cpu") -> str:
+    """Return the kind of processor, its number of cores and, for a CUDA device, the name of the GPU, in one line."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    processor = next(names, "") or platform.processor() or platform.machine()
+    accelerator = f", {torch.cuda.get_device_name(device)}" if torch.device(device).type == "cuda" else ""
+    return f"{processor}, {os.cpu_count()} cores{accelerator}"

@@ -16,7 +16,7 @@ _UNKNOWN = "-"
 
 
 def header(report: Report) -> tuple[str, ...]:
-    """Names of the columns."""
+    """Return the names of the columns."""
     measured = ("allocated, MB", "reserved, MB") if _on_cuda(report) else ()
     return (
         "method",
@@ -36,7 +36,7 @@ def header(report: Report) -> tuple[str, ...]:
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
-    """A line of cells for each contender."""
+    """Return a row of cells for each contender."""
     return [_row(report, entry) for entry in report.entries]
 
 
@@ -66,28 +66,30 @@ def terminal(report: Report) -> str:
 
 
 def title(report: Report) -> str:
-    """What was run, in a line."""
-    s = report.settings
-    shape = "x".join(map(str, s["image_shape"]))
-    extras = [s["amp"]] if s["amp"] else []
-    extras += ["channels last"] if s["channels_last"] else []
-    threads = f", {s['threads']} thread{'s' if s['threads'] != 1 else ''}" if s["device"] == "cpu" else ""
-    return f"{report.model}, {shape}, batch {s['batch_size']}, {', '.join([s['device'] + threads, *extras])}"
+    """Return model, batch, device and types of the run in one line."""
+    settings = report.settings
+    shape = "x".join(map(str, settings["image_shape"]))
+    extras = [settings["amp"]] if settings["amp"] else []
+    extras += ["channels last"] if settings["channels_last"] else []
+    cpu = settings["device"] == "cpu"
+    threads = f", {settings['threads']} thread{'s' if settings['threads'] != 1 else ''}" if cpu else ""
+    where = ", ".join([settings["device"] + threads, *extras])
+    return f"{report.model}, {shape}, batch {settings['batch_size']}, {where}"
 
 
 def markdown(report: Report, picture: str | None = None) -> str:
-    """A page: title, table, what its columns are, and where the figures come from.
+    """Write a page: title, table, picture, the meaning of the columns, and where the figures come from.
 
     Args:
         report: The figures.
-        picture: Name of the picture's file, beside the page.
+        picture: Name of the picture's file, which is in the same folder as the page; None for no picture.
     """
     names = header(report)
     table = markdown_table(names, rows(report))
     image = f"![time against memory]({picture})\n\n" if picture else ""
-    found = "\n".join(f"- {key}: {value}" for key, value in report.environment.items())
+    circumstances = "\n".join(f"- {key}: {value}" for key, value in report.environment.items())
     rounds = f"{report.settings['steps']} rounds after {report.settings['warmup']} to warm up"
-    return f"# {title(report)}\n\n{table}\n\n{image}{LEGEND}\n\n- rounds: {rounds}\n{found}\n"
+    return f"# {title(report)}\n\n{table}\n\n{image}{LEGEND}\n\n- rounds: {rounds}\n{circumstances}\n"
 
 
 def _on_cuda(report: Report) -> bool:

@@ -126,6 +126,18 @@ def input_channels(model: nn.Module) -> int:
     return first.in_channels if first is not None and first.in_channels in (1, 3) else 3
 
 
+def example_of(model: nn.Module, image_size: int | None) -> torch.Tensor | None:
+    """Return an example input of two images on the meta device.
+
+    Args:
+        model: The model; its first convolution says how many channels an image has.
+        image_size: Pixels a side; None, which leaves the input to the model's configuration, gives None.
+    """
+    if image_size is None:
+        return None
+    return torch.empty(2, input_channels(model), image_size, image_size, device="meta")
+
+
 def takes(model: nn.Module, image_shape: tuple[int, int, int]) -> bool:
     """Whether a model runs on images of this shape (C, H, W); tried on fake tensors, without computing."""
     try:

@@ -11,8 +11,8 @@ from typing import Any
 import typer
 from torch import nn
 
-from localize.bench.sweep.examine import Settings, example_of, figures
-from localize.bench.zoo import ModelFactory, find_model
+from localize.bench.sweep.examine import ExamineSettings, figures
+from localize.bench.zoo import ModelFactory, example_of, find_model
 from localize.cli.load import tried
 from localize.obstacles import Obstacle
 
@@ -50,7 +50,7 @@ class Verdict:
         return json.dumps({"model": self.model, "localizes": self.localizes, **facts, "obstacles": obstacles})
 
 
-def run_check(names: Sequence[str], settings: Settings, image_size: int | None, *, as_json: bool) -> bool:
+def run_check(names: Sequence[str], settings: ExamineSettings, image_size: int | None, *, as_json: bool) -> bool:
     """Prints a verdict for each model.
 
     Returns:
@@ -67,7 +67,7 @@ def run_check(names: Sequence[str], settings: Settings, image_size: int | None, 
     return passed
 
 
-def _verdict(factory: ModelFactory, settings: Settings, image_size: int | None) -> Verdict:
+def _verdict(factory: ModelFactory, settings: ExamineSettings, image_size: int | None) -> Verdict:
     """Checks a model without values; where that is no help, one with them: forwards may depend on them."""
     fed = image_size or factory.image_size
     verdict = _verdict_on(factory.spec, factory.build(CLASSES, image_size, meta=True), settings, fed)
@@ -76,7 +76,7 @@ def _verdict(factory: ModelFactory, settings: Settings, image_size: int | None) 
     return _verdict_on(factory.spec, factory.build(CLASSES, image_size), settings, fed)
 
 
-def _verdict_on(name: str, model: nn.Module, settings: Settings, image_size: int | None) -> Verdict:
+def _verdict_on(name: str, model: nn.Module, settings: ExamineSettings, image_size: int | None) -> Verdict:
     keywords = {"method": settings.method, **settings.keywords()}
     found = tried(model, keywords, example_of(model, image_size))
     facts = {} if found.local is None else figures(found.local)

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from localize.api import localize
-from localize.bench.sweep.examine import example_of, reason_of
-from localize.bench.zoo import find_model
+from localize.bench.zoo import example_of, find_model
 from localize.obstacles import Obstacle
 from localize.obstacles import check as obstacles_of
 from localize.runtime.local_graph import LocalGraphModule
@@ -98,7 +97,7 @@ def tried(model: nn.Module, keywords: Mapping[str, Any], example: torch.Tensor |
         local = _localize(model, keywords, example, seed)
     except LocalizeError as error:
         seconds = perf_counter() - start
-        reached = Obstacle(error.where or type(model).__name__, error.source, reason_of(error), error.remedy or "")
+        reached = Obstacle(error.where or type(model).__name__, error.source, error.reason, error.remedy or "")
         known = _obstacles(model, keywords, example)
         if all((item.path, item.what) != (reached.path, reached.what) for item in known):
             known.append(reached)

@@ -176,10 +176,10 @@ def check(
     Submodules that cannot be traced are named, and are no obstacle: the model localizes with them kept whole. Models
     are built without memory for their parameters, so large ones cost no more than small ones.
     """
-    from localize.bench.sweep.examine import Settings
+    from localize.bench.sweep.examine import ExamineSettings
     from localize.cli.check import run_check
 
-    settings = Settings(method=method, d=depth, **cutting(max_cut, granularity, output))
+    settings = ExamineSettings(method=method, d=depth, **cutting(max_cut, granularity, output))
     passed = run_check(models, settings, image_size, as_json=json)
     if not passed:
         raise typer.Exit(1)
@@ -251,10 +251,10 @@ def sweep(
     Nothing is computed and no weights are made. Verifies that each local loss reaches exactly its own parameters.
     Ctrl-C leaves a file that the same command goes on with.
     """
-    from localize.bench.sweep.examine import Settings
+    from localize.bench.sweep.examine import ExamineSettings
     from localize.cli.sweep import run_sweep
 
-    settings = Settings(method=method, d=depth, **cutting(max_cut, granularity, None))
+    settings = ExamineSettings(method=method, d=depth, **cutting(max_cut, granularity, None))
     run_sweep(settings, source, patterns or [], jobs, timeout, out, summary, retry=retry, force=force)
 
 

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from localize.bench.sweep.coverage import Log, family_table, report
-from localize.bench.sweep.examine import Record, Settings
+from localize.bench.sweep.examine import ExamineSettings, ModelRecord
 from localize.bench.sweep.workers import SOURCES, Subject, SweepError, subjects, sweep
 from localize.bench.zoo import ModelError
 
 
 def run_sweep(
-    settings: Settings,
+    settings: ExamineSettings,
     source: str,
     patterns: Sequence[str],
     jobs: int | None,
@@ -68,7 +68,7 @@ def _due(log: Log, subject: Subject, *, retry: bool) -> bool:
 
 
 def _examine(
-    waiting: Sequence[Subject], settings: Settings, jobs: int | None, timeout: float, log: Log, console: Console
+    waiting: Sequence[Subject], settings: ExamineSettings, jobs: int | None, timeout: float, log: Log, console: Console
 ) -> None:
     progress = Progress(
         TextColumn("{task.description}"),
@@ -89,19 +89,19 @@ def _examine(
                 console.print(problem(record), markup=False)
 
 
-def problem(record: Record) -> str:
+def problem(record: ModelRecord) -> str:
     """What kept a model from being localized, in one line."""
     place = ", ".join(part for part in (record.where, record.source) if part)
     return f"{record.name}: {record.status} at {record.stage}{f' ({place})' if place else ''}: {record.reason}"
 
 
-def _print_table(records: Sequence[Record], console: Console) -> None:
+def _print_table(records: Sequence[ModelRecord], console: Console) -> None:
     for library in dict.fromkeys(record.name.partition(":")[0] for record in records):
         members = [record for record in records if record.name.startswith(f"{library}:")]
         console.print(f"{library}\n{family_table(members)}", markup=False)
 
 
-def _counts(records: Sequence[Record]) -> str:
+def _counts(records: Sequence[ModelRecord]) -> str:
     statuses = [record.status for record in records]
     counts = {status: statuses.count(status) for status in ("localized", "refused", "failed", "timeout")}
     return ", ".join(f"{count:,} {status}" for status, count in counts.items() if count)

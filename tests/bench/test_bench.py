@@ -11,10 +11,9 @@ from torch import nn
 
 from localize import LocalGraphModule, localize
 from localize.bench import measure as module
-from localize.bench.flops import step_flops
+from localize.bench.flops import step_flops, step_macs
 from localize.bench.measure import count, measure
 from localize.bench.setup import BenchError, Setup
-from localize.bench.work import step_macs
 from localize.bench.zoo import find_model
 from localize.cli.main import main
 from localize.memory.live_bytes import peak_step_bytes

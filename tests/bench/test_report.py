@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from localize.bench.labels import Point, place_labels
 from localize.bench.picture import figure_of
 from localize.bench.report import Entry, Report, pareto
 from localize.bench.table import header, markdown, rows, terminal
@@ -89,46 +88,21 @@ def test_tables_have_a_cell_for_every_column() -> None:
 # The picture
 
 
-def point(label: str, megabytes: int, seconds: float) -> Entry:
-    return entry(label, megabytes * 1_000_000, None, timing=Timing((seconds, 1.01 * seconds)))
-
-
-def overlapping(found: Report) -> list[str]:
+def test_the_picture_names_every_contender_once() -> None:
     from matplotlib.text import Text
 
+    found = report(
+        *[entry(f"auglocal d={i}", 30_000_000 + i, 0.3 + i / 1000) for i in range(12)],
+        entry("bp", 60_000_000, 0.1),
+        entry("checkpoint", 25_000_000, 0.2),
+        entry("dgl", 20_000_000, None, note="out of memory"),
+    )
     figure = figure_of(found)
     figure.draw_without_rendering()
-    axes = figure.axes[0]
-    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in axes.texts]
-    assert sorted(name for name, _ in boxes) == sorted(e.label for e in found.entries if e.timing)
-    inside = axes.bbox.padded(1)
-    bad = [name for name, box in boxes if not (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1))]
-    for i, (name, box) in enumerate(boxes):
-        bad += [f"{name} on {other}" for other, its in boxes[i + 1 :] if box.overlaps(its)]
-    return bad
-
-
-def test_names_neither_overlap_nor_are_cut() -> None:
-    close = [point(f"auglocal d={i}", 30 + i, 0.3 + i / 1000) for i in range(6)]
-    assert overlapping(report(*close, point("bp", 60, 0.1), point("checkpoint", 25, 0.2))) == []
-    assert overlapping(report(*[point(f"method-{i}", 40, 0.3) for i in range(5)])) == []
-    assert overlapping(report(point("bp", 60, 0.1))) == []
-
-
-def test_a_name_keeps_off_lines() -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-
-    figure = Figure()
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.set_xlim(0, 10)
-    axes.set_ylim(0, 10)
-    place_labels(axes, [Point(5, 5, "name")])
-    place_labels(axes, [Point(5, 5, "name")], [(5, 5, 10, 5)])
-    figure.draw_without_rendering()
-    free, beside = (Text.get_window_extent(text) for text in axes.texts)
-    _, level = axes.transData.transform((5, 5))
-    assert free.y0 < level < free.y1
-    assert not beside.y0 < level < beside.y1 or beside.x1 < free.x0
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    names = [text.get_text() for text in legend.get_texts()]
+    assert sorted(names) == sorted([*(e.label for e in found.entries if e.timing), "Pareto front"])
+    boxes = [Text.get_window_extent(text) for text in legend.get_texts()]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(figure.bbox.contains(box.x0, box.y0) and figure.bbox.contains(box.x1, box.y1) for box in boxes)

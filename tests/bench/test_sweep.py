@@ -13,7 +13,7 @@ from torch import nn
 
 from localize import LocalGraphModule, LocalOutput, localize
 from localize.bench.sweep.coverage import Log, report
-from localize.bench.sweep.examine import Record, Settings, examine
+from localize.bench.sweep.examine import ExamineSettings, ModelRecord, examine
 from localize.bench.sweep.isolation import Reach, fake_step, reach
 from localize.bench.sweep.workers import SweepError, subjects, sweep
 from localize.bench.zoo import ModelError, find_model
@@ -81,7 +81,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", ["timm:test_resnet", "timm:test_vit", "torchvision:squeezenet1_0"])
 def test_a_model_that_localizes(name: str) -> None:
     seen: list[str] = []
-    record = examine(name, "family", Settings(), seen.append)
+    record = examine(name, "family", ExamineSettings(), seen.append)
     assert (record.name, record.family, record.status, record.stage, record.reason) == (
         name,
         "family",
@@ -100,37 +100,37 @@ def test_a_model_that_localizes(name: str) -> None:
     assert record.cut_width >= 1
     assert (record.opaque, record.untrained) == ((), ())
     assert record.seconds > 0
-    assert Record.from_dict(json.loads(json.dumps(dataclasses.asdict(record)))) == record
+    assert ModelRecord.from_dict(json.loads(json.dumps(dataclasses.asdict(record)))) == record
 
 
 @pytest.mark.parametrize("method", ["dgl", "infopro"])
 def test_methods_that_copy_no_layers(method: str) -> None:
-    record = examine("timm:test_resnet", "", Settings(method=method))
+    record = examine("timm:test_resnet", "", ExamineSettings(method=method))
     assert (record.status, record.modules, record.blocks, record.repaired) == ("localized", record.layers, 0, 0)
 
 
 def test_settings_reach_the_compiler() -> None:
-    record = examine("timm:test_resnet", "", Settings(method="bp", max_cut=1))
+    record = examine("timm:test_resnet", "", ExamineSettings(method="bp", max_cut=1))
     assert (record.status, record.modules, record.cut_width) == ("localized", 1, 1)
 
 
 def test_a_refused_model_says_where_and_why(models: Path) -> None:
-    record = examine("models.py:two", "", Settings())
+    record = examine("models.py:two", "", ExamineSettings())
     assert (record.status, record.stage, record.where) == ("refused", "capture", "Two")
     assert "must take one tensor" in record.reason
     assert record.source.startswith("models.py:")
     assert record.params == 6
-    broken = examine("models.py:broken", "", Settings())
+    broken = examine("models.py:broken", "", ExamineSettings())
     assert (broken.status, broken.stage) == ("refused", "build")
     assert broken.reason.endswith("RuntimeError: no such luck")
 
 
 @pytest.mark.parametrize("name", ["encoder", "tokens"])
 def test_an_encoder_gets_a_classifier(name: str, models: Path) -> None:
-    record = examine(f"models.py:{name}", "", Settings(d=1))
+    record = examine(f"models.py:{name}", "", ExamineSettings(d=1))
     assert (record.status, record.reason, record.classifier_added, record.layers) == ("localized", "", True, 4)
     assert record.params < 3000
-    plain = examine(f"models.py:{name}", "", Settings(method="bp"))
+    plain = examine(f"models.py:{name}", "", ExamineSettings(method="bp"))
     assert (plain.status, plain.classifier_added) == ("localized", False)
 
 
@@ -148,7 +148,7 @@ def test_an_unforeseen_error_is_a_failure(monkeypatch: pytest.MonkeyPatch, model
         raise AssertionError("x" * 1000)
 
     monkeypatch.setattr("localize.bench.sweep.examine.fake_step", bug)
-    record = examine("models.py:chain", "", Settings())
+    record = examine("models.py:chain", "", ExamineSettings())
     assert (record.status, record.stage) == ("failed", "step")
     assert record.reason.startswith("AssertionError: xxx")
     assert len(record.reason) == 300
@@ -213,7 +213,7 @@ def test_a_leak_is_a_failure(monkeypatch: pytest.MonkeyPatch, models: Path) -> N
             yield out._replace(loss=out.loss + everything)
 
     monkeypatch.setattr(LocalGraphModule, "steps", leaking)
-    record = examine("models.py:chain", "", Settings(d=1))
+    record = examine("models.py:chain", "", ExamineSettings(d=1))
     assert (record.status, record.stage) == ("failed", "isolation")
     assert "reaches primary." in record.reason
 
@@ -270,7 +270,7 @@ def test_names_families_and_filters() -> None:
 
 def test_a_worker_that_dies_does_not_stop_the_sweep(models: Path) -> None:
     names = ["models.py:chain", "models.py:dies", "models.py:two", "models.py:chain"]
-    records = list(sweep([(name, "toys") for name in names], Settings(), jobs=1))
+    records = list(sweep([(name, "toys") for name in names], ExamineSettings(), jobs=1))
     assert [record.name for record in records] == names
     assert [record.status for record in records] == ["localized", "failed", "refused", "localized"]
     assert records[1].stage == "build"
@@ -280,7 +280,7 @@ def test_a_worker_that_dies_does_not_stop_the_sweep(models: Path) -> None:
 
 
 def test_a_model_that_takes_too_long_is_given_up(models: Path) -> None:
-    (record,) = sweep([("models.py:hangs", "toys")], Settings(), jobs=2, timeout=1)
+    (record,) = sweep([("models.py:hangs", "toys")], ExamineSettings(), jobs=2, timeout=1)
     assert (record.status, record.stage) == ("timeout", "build")
     assert record.reason.startswith("not done after ")
 
@@ -288,52 +288,52 @@ def test_a_model_that_takes_too_long_is_given_up(models: Path) -> None:
 # The file and the report
 
 
-def record_of(name: str, **facts: object) -> Record:
+def record_of(name: str, **facts: object) -> ModelRecord:
     known: dict[str, object] = {"family": "toys", "status": "localized", "layers": 4, "modules": 2, "cut_width": 1}
-    return Record(name=name, **{**known, **facts})  # type: ignore[arg-type]
+    return ModelRecord(name=name, **{**known, **facts})  # type: ignore[arg-type]
 
 
 def test_the_file_is_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "new" / "sweep.jsonl"
     log = Log(path)
-    log.begin(Settings(), command="x")
+    log.begin(ExamineSettings(), command="x")
     log.append(record_of("timm:a"))
     log.append(record_of("timm:b", status="refused"))
     again = Log(path)
     assert again.records == log.records
-    again.begin(Settings(), command="y")
+    again.begin(ExamineSettings(), command="y")
     again.append(record_of("timm:b", layers=9))
     final = Log(path)
     assert [run["command"] for run in final.runs] == ["x", "y"]
     assert final.records["timm:b"].layers == 9
     assert len(path.read_text().splitlines()) == 5
-    assert final.runs[0]["settings"] == dataclasses.asdict(Settings())
+    assert final.runs[0]["settings"] == dataclasses.asdict(ExamineSettings())
     assert {"localize", "torch", "python"} <= set(final.runs[0]["versions"])
 
 
 def test_half_a_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "sweep.jsonl"
     log = Log(path)
-    log.begin(Settings())
+    log.begin(ExamineSettings())
     log.append(record_of("timm:a"))
     with path.open("a") as file:
         file.write('{"name": "tim')
     again = Log(path)
     assert list(again.records) == ["timm:a"]
-    again.begin(Settings())
+    again.begin(ExamineSettings())
     again.append(record_of("timm:b"))
     assert list(Log(path).records) == ["timm:a", "timm:b"]
 
 
 def test_a_file_of_another_sweep_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sweep.jsonl"
-    Log(path).begin(Settings(granularity=("a", "b")))
-    Log(path).begin(Settings(granularity=("a", "b")))
+    Log(path).begin(ExamineSettings(granularity=("a", "b")))
+    Log(path).begin(ExamineSettings(granularity=("a", "b")))
     before = path.read_text()
     with pytest.raises(SweepError, match=r"d is 3 in .* and 4 here.*--force"):
-        Log(path).begin(Settings(granularity=("a", "b"), d=4))
+        Log(path).begin(ExamineSettings(granularity=("a", "b"), d=4))
     assert path.read_text() == before
-    Log(path, anew=True).begin(Settings(d=4))
+    Log(path, anew=True).begin(ExamineSettings(d=4))
     assert Log(path).runs[0]["settings"]["d"] == 4
     path.write_text('{"a": 1}\n')
     with pytest.raises(SweepError, match="is no file of a sweep: line 1"):
@@ -342,7 +342,7 @@ def test_a_file_of_another_sweep_is_refused(tmp_path: Path) -> None:
 
 def test_report(tmp_path: Path) -> None:
     log = Log(tmp_path / "sweep.jsonl")
-    log.begin(Settings(), command="localize-cli sweep")
+    log.begin(ExamineSettings(), command="localize-cli sweep")
     records = [
         record_of("timm:a", layers=3, blocks=4, repaired=3, largest_share=0.2, step_seconds=2.0),
         record_of("timm:b", layers=9, largest_share=0.61, untrained=("w", "x", "y", "z")),

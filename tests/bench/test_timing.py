@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from localize import localize
+from localize.bench.flops import step_macs
 from localize.bench.timing import Timing, take_turns
-from localize.bench.work import step_macs
 from localize.models import cifar_resnet
 from passes.errors import LocalizeError
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from localize.bench.sweep.examine import Record, Settings, examine
+from localize.bench.sweep.examine import ExamineSettings, ModelRecord, examine
 from localize.bench.sweep.workers import Subject
 from localize.cli import sweep as _sweep
 from localize.cli.main import main
@@ -96,7 +96,7 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Sweeps run in this process; the names that they come to."""
     names: list[str] = []
 
-    def in_process(models: list[Subject], settings: Settings, **options: Any) -> Iterator[Record]:
+    def in_process(models: list[Subject], settings: ExamineSettings, **options: Any) -> Iterator[ModelRecord]:
         assert options == {"jobs": None, "timeout": 600}
         for name, family in models:
             names.append(name)
@@ -135,7 +135,7 @@ def test_sweep_stops_and_goes_on(
 ) -> None:
     calm = vars(_sweep)["sweep"]
 
-    def interrupted(*arguments: Any, **options: Any) -> Iterator[Record]:
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[ModelRecord]:
         yield next(iter(calm(*arguments, **options)))
         raise KeyboardInterrupt
 
@@ -152,10 +152,10 @@ def test_sweep_stops_and_goes_on(
 def test_sweep_retries_what_did_not_localize(
     examined: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(models: list[Subject], settings: Settings, **options: Any) -> Iterator[Record]:
+    def refused(models: list[Subject], settings: ExamineSettings, **options: Any) -> Iterator[ModelRecord]:
         for name, family in models:
             status: Any = "localized" if name.endswith("0") else "refused"
-            yield Record(
+            yield ModelRecord(
                 name=name, family=family, status=status, stage="capture", reason="[why]", where="head", layers=1
             )
 

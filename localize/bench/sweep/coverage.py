@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from localize.bench.sweep.examine import LARGE_SHARE, Record, Settings
+from localize.bench.sweep.examine import LARGE_SHARE, ExamineSettings, ModelRecord
 from localize.bench.sweep.workers import SweepError
 from localize.text import markdown_table
 from localize.version import own_version
@@ -40,7 +40,7 @@ class Log:
         self.path = path
         self.runs: list[dict[str, Any]] = []
         """Circumstances of the runs."""
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, ModelRecord] = {}
         """The last record of each model, by name."""
         text = path.read_text(encoding="utf-8") if path.exists() and not anew else ""
         self._whole = text.rpartition("\n")[0] + "\n" if "\n" in text else ""
@@ -53,7 +53,7 @@ class Log:
             if "run" in values:
                 self.runs.append(dict(values["run"]))
             else:
-                record = Record.from_dict(values)
+                record = ModelRecord.from_dict(values)
                 self.records[record.name] = record
         except (ValueError, TypeError) as error:
             raise SweepError(
@@ -62,7 +62,7 @@ class Log:
                 remedy="Give another --out, or overwrite it with --force",
             ) from error
 
-    def begin(self, settings: Settings, **further: Any) -> None:
+    def begin(self, settings: ExamineSettings, **further: Any) -> None:
         """Notes the circumstances of a run: settings, versions, date, and what is given.
 
         Raises:
@@ -83,7 +83,7 @@ class Log:
         os.truncate(self.path, len(self._whole.encode()))
         self._write({"run": self.runs[-1]})
 
-    def append(self, record: Record) -> None:
+    def append(self, record: ModelRecord) -> None:
         """Adds a record, on disk at once."""
         self.records[record.name] = record
         self._write(dataclasses.asdict(record))
@@ -107,7 +107,7 @@ def _machine() -> str:
     return f"{os.cpu_count()} cores ({platform.machine()})"
 
 
-def report(runs: Sequence[dict[str, Any]], records: Iterable[Record]) -> str:
+def report(runs: Sequence[dict[str, Any]], records: Iterable[ModelRecord]) -> str:
     """A sweep as markdown: a table of families for each library, then what did not go well.
 
     Args:
@@ -124,7 +124,7 @@ def report(runs: Sequence[dict[str, Any]], records: Iterable[Record]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _library(record: Record) -> str:
+def _library(record: ModelRecord) -> str:
     return record.name.partition(":")[0]
 
 
@@ -136,7 +136,7 @@ def _circumstances(run: dict[str, Any]) -> str:
     return f"`{command}`, {run.get('date')}; {settings}; {versions}; {run.get('machine')}.  "
 
 
-def _totals(records: Sequence[Record]) -> str:
+def _totals(records: Sequence[ModelRecord]) -> str:
     count = {status: sum(r.status == status for r in records) for status in ("refused", "failed", "timeout")}
     good = [r for r in records if r.status == "localized"]
     others = "".join(f", {number:,} {status}" for status, number in count.items() if number)
@@ -153,7 +153,7 @@ def _totals(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def family_table(records: Sequence[Record]) -> str:
+def family_table(records: Sequence[ModelRecord]) -> str:
     """One line a family, as a markdown table.
 
     Args:
@@ -171,7 +171,7 @@ def family_table(records: Sequence[Record]) -> str:
     return f"{markdown_table(header, rows)}\n\n{legend}"
 
 
-def _family(records: Sequence[Record]) -> tuple[str, ...]:
+def _family(records: Sequence[ModelRecord]) -> tuple[str, ...]:
     good = [record for record in records if record.status == "localized"]
     if not good:
         return ("0", *[""] * 6)
@@ -191,7 +191,7 @@ def _spread(values: Sequence[int]) -> str:
     return f"{min(values)} / {statistics.median(values):.0f} / {max(values)}"
 
 
-def _lists(records: Sequence[Record]) -> list[str]:
+def _lists(records: Sequence[ModelRecord]) -> list[str]:
     stopped = [r for r in records if r.status != "localized"]
     good = [r for r in records if r.status == "localized"]
     large = sorted((r for r in good if r.largest_share > LARGE_SHARE), key=lambda r: -r.largest_share)
@@ -230,7 +230,7 @@ def _lists(records: Sequence[Record]) -> list[str]:
 
 
 def _table(
-    title: str, head: tuple[str, ...], records: Sequence[Record], row: Callable[[Record], tuple[str, ...]]
+    title: str, head: tuple[str, ...], records: Sequence[ModelRecord], row: Callable[[ModelRecord], tuple[str, ...]]
 ) -> list[str]:
     if not records:
         return []

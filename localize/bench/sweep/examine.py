@@ -17,7 +17,7 @@ from torch import nn
 
 from localize.api import input_of, localize
 from localize.bench.sweep.isolation import fake_step
-from localize.bench.zoo import find_model, input_channels
+from localize.bench.zoo import example_of, find_model
 from localize.methods import get_method, with_depth
 from localize.methods.networks.pooling import GlobalAveragePool
 from localize.runtime.local_graph import LocalGraphModule
@@ -38,7 +38,7 @@ REASON_LENGTH = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ExamineSettings:
     """How models are to be localized.
 
     Raises:
@@ -66,7 +66,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class ModelRecord:
     """What examining one model came to. Figures are 0 or empty where the examination did not get that far."""
 
     name: str
@@ -124,7 +124,7 @@ class Record:
         return self.build_seconds + self.localize_seconds + self.step_seconds
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Record:
+    def from_dict(cls, values: dict[str, Any]) -> ModelRecord:
         """Reads what ``dataclasses.asdict`` gave, after a way through JSON."""
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
@@ -133,8 +133,8 @@ class Record:
 
 
 def examine(
-    name: str, family: str, settings: Settings, progress: Callable[[str], object] = lambda stage: None
-) -> Record:
+    name: str, family: str, settings: ExamineSettings, progress: Callable[[str], object] = lambda stage: None
+) -> ModelRecord:
     """Builds a model on the meta device, localizes it, and runs one training step on fake tensors.
 
     Args:
@@ -164,14 +164,14 @@ def examine(
             _short(f"{len(reach.violations)} times, as: {reach.violations[0]}") if reach.violations else ""
         )
     except LocalizeError as error:
-        facts |= {"status": "refused", "stage": _stage_of(error, facts["stage"]), "reason": _short(reason_of(error))}
+        facts |= {"status": "refused", "stage": _stage_of(error, facts["stage"]), "reason": _short(error.reason)}
         facts |= {"where": error.where or "", "source": error.source or ""}
     except Exception as error:  # a bug, of ours or of the model's: it must not stop a sweep
         facts |= {"reason": _short(f"{type(error).__name__}: {first_line(error)}"), "source": _innermost(error)}
-    return Record(**facts, peak_mb=_peak_mb())
+    return ModelRecord(**facts, peak_mb=_peak_mb())
 
 
-def compile_model(model: nn.Module, settings: Settings, example: torch.Tensor | None) -> LocalGraphModule:
+def compile_model(model: nn.Module, settings: ExamineSettings, example: torch.Tensor | None) -> LocalGraphModule:
     """Localizes a model as the settings say.
 
     Args:
@@ -187,7 +187,7 @@ def compile_model(model: nn.Module, settings: Settings, example: torch.Tensor | 
         return localize(model, settings.method, example_inputs=example, seed=0, **settings.keywords())
 
 
-def _compile(model: nn.Module, settings: Settings, image_size: int | None) -> tuple[LocalGraphModule, bool]:
+def _compile(model: nn.Module, settings: ExamineSettings, image_size: int | None) -> tuple[LocalGraphModule, bool]:
     """Localizes a model, or, if it is an encoder, the same model with a classifier behind it; whether that was so."""
     example = example_of(model, image_size)
     try:
@@ -211,15 +211,8 @@ def _compile(model: nn.Module, settings: Settings, image_size: int | None) -> tu
     return compile_model(whole, settings, example), True
 
 
-def example_of(model: nn.Module, image_size: int | None) -> torch.Tensor | None:
-    """An example input of this size; None, which leaves it to the model's configuration, without one."""
-    if image_size is None:
-        return None
-    return torch.empty(2, input_channels(model), image_size, image_size, device="meta")
-
-
 def figures(local: LocalGraphModule) -> dict[str, Any]:
-    """The fields of a :class:`Record` that follow from a localized model."""
+    """The fields of a :class:`ModelRecord` that follow from a localized model."""
     plan = local.plan
     planned = [block for module in plan.modules if module.auxiliary for block in module.auxiliary.blocks]
     blocks = [block for block in planned if block.source is not None]  # plain ones copy nothing
@@ -245,11 +238,6 @@ def _tied(network: Network, index: int) -> tuple[str, ...]:
     users = uses(network.captured, frozenset(part.shared), part.portable)
     parameters = network.captured.model.named_parameters()
     return tuple(name for name, p in parameters if len(own.intersection(users.get(id(p), ()))) > 1)
-
-
-def reason_of(error: LocalizeError) -> str:
-    """What is wrong and why, without place and remedy."""
-    return f"{error.what}: {error.why}" if error.why else error.what
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
-from localize.bench.sweep.examine import Record, Settings, examine
+from localize.bench.sweep.examine import ExamineSettings, ModelRecord, examine
 from localize.bench.zoo import ModelError
 from passes.errors import LocalizeError
 
@@ -83,8 +83,8 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def sweep(
-    models: Iterable[Subject], settings: Settings, *, jobs: int | None = None, timeout: float = 600
-) -> Generator[Record, None, None]:
+    models: Iterable[Subject], settings: ExamineSettings, *, jobs: int | None = None, timeout: float = 600
+) -> Generator[ModelRecord, None, None]:
     """Examines models in worker processes, of one thread each.
 
     A worker that dies or takes too long is replaced. Closing the iterator, or an exception in it, ends all workers.
@@ -130,7 +130,7 @@ def _cores() -> int:
 class _Worker:
     """A process that examines models by name. Its messages: the stage that begins (``ready`` at first), and records."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ExamineSettings) -> None:
         context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
         self.connection, far = context.Pipe()
         self.process = context.Process(target=_serve, args=(far, settings), daemon=True)
@@ -156,12 +156,12 @@ class _Worker:
         with suppress(OSError):  # it has died since: poll() finds out
             self.connection.send(subject)
 
-    def poll(self) -> Record | None:
+    def poll(self) -> ModelRecord | None:
         """What has come of its model, if anything has yet."""
         try:
             while self.connection.poll():
                 message = self.connection.recv()
-                if isinstance(message, Record):
+                if isinstance(message, ModelRecord):
                     self._done += 1
                     self.subject, self.deadline = None, math.inf
                     self.spent = self._done >= MODELS_PER_WORKER
@@ -175,7 +175,7 @@ class _Worker:
         self.spent = True
         return self._lost("timeout", f"not done after {time.monotonic() - self._start:.0f} s")
 
-    def _died(self) -> Record:
+    def _died(self) -> ModelRecord:
         self.process.join()
         code = self.process.exitcode or 0
         cause = f"exit code {code}" if code >= 0 else _signal_name(-code)
@@ -183,11 +183,11 @@ class _Worker:
             raise SweepError("a worker process does not start", why=cause)
         return self._lost("failed", f"the worker process died: {cause}")
 
-    def _lost(self, status: str, reason: str) -> Record:
+    def _lost(self, status: str, reason: str) -> ModelRecord:
         assert self.subject is not None
         name, family = self.subject
         self.subject, self.deadline = None, math.inf
-        return Record(name=name, family=family, status=status, stage=self._stage, reason=reason)  # type: ignore[arg-type]
+        return ModelRecord(name=name, family=family, status=status, stage=self._stage, reason=reason)  # type: ignore[arg-type]
 
     def end(self) -> None:
         """Ends the process, whatever it does."""
@@ -229,7 +229,7 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, settings: Settings) -> None:
+def _serve(connection: Connection, settings: ExamineSettings) -> None:
     """A worker's life: examines what it is handed until the other end closes."""
     torch.set_num_threads(1)
     _hush()
