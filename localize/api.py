@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from localize import methods
 from localize.compiler.emit import emit
 from localize.compiler.planning import check_recompute, make_plan, merging, with_recompute
 from localize.memory.forecast import Forecaster
 from localize.memory.planner import Candidate, fit, forecast_of
-from localize.methods import Context
+from localize.methods import get_method
+from localize.methods.base import ChosenMethod, Context, Method
 from localize.methods.networks.losses import Criteria, Criterion, cross_entropy, cross_entropy_of_last
 from localize.plan.grouping import Balance, check_balance, groups_of
 from localize.plan.memory_budget import MemoryBudget, read_budget
@@ -39,7 +39,7 @@ _DEFAULT_SHAPE = (3, 224, 224)
 
 def localize(
     model: nn.Module,
-    method: str = "auglocal",
+    method: str | Method[Any] = "auglocal",
     *,
     d: int = 4,
     example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
@@ -72,7 +72,7 @@ def localize(
             ``"auglocal+infopro"`` (the first with the last one's reconstruction loss), ``"mlaan"``, ``"dgl+mlaan"`` and
             ``"infopro+mlaan"`` (Zhang et al., AAAI 2025), ``"gn-dgl"`` (Patel et al., 2023; trains a smaller network,
             ``.primary``, made of the model), ``"bp"`` (plain backpropagation), or ``"checkpoint"`` (the same,
-            activations recomputed layer by layer).
+            activations recomputed layer by layer); or a :class:`localize.methods.Method`, a rule of your own.
         d: Depth of auxiliary networks: trainable layers, the classifier included. For methods that have a depth.
         example_inputs: A tensor of the input's shape, batch first; its values are never used. By default the input size
             of the model's own configuration (timm's ``pretrained_cfg``), else (2, 3, 224, 224).
@@ -124,8 +124,7 @@ def localize(
     """
     require_module(model)
     how = read_runtime(runtime)
-    rule = methods.get_method(method)
-    chosen_options = methods.read_options(method, rule.Options, methods.with_depth(rule.Options, d, options))
+    rule = chosen_method(method, d, options)
     check_balance(balance, modules)
     anew = check_recompute(recompute)
     budget = read_budget(memory_budget, batch_size)
@@ -146,25 +145,23 @@ def localize(
     network = analysed(model)
     last = outputs is None and network.shapes.output.layout == "NHWC"
     criteria = Criteria(criterion or (cross_entropy_of_last if last else cross_entropy), output_criterion)
-    prediction = _prediction(network, method, output, outputs, criteria)
+    prediction = _prediction(network, rule, output, outputs, criteria)
     context = _context(network, prediction, modules, balance)
     draw = Initializer(None if seed is None else torch.Generator().manual_seed(seed))
-    changed = rule.prepare(context, chosen_options, draw)
+    changed = rule.prepare(context, draw)
     if changed is not None:
         # The groups are those that the change was made for; costs, which they may have been balanced by, are others.
         sizes = None if context.groups is None else [len(layers) for layers in context.groups]
         context = _context(analysed(changed, network), prediction, sizes, "layers")
     original = None if changed is None else network
 
-    def planned(settings: Any, sizes: Sequence[int] | None) -> Candidate:
+    def planned(settings: ChosenMethod, sizes: Sequence[int] | None) -> Candidate:
         like = context if sizes is None else _context(context.network, prediction, sizes, "layers")
-        plan = make_plan(like, method, rule, settings, original)
-        compiled = Compiled(
-            method=rule, options=settings, context=like, criteria=criteria, original=original, emit=emit
-        )
+        plan = make_plan(like, settings, original)
+        compiled = Compiled(method=settings, context=like, criteria=criteria, original=original, emit=emit)
         return Candidate(compiled, with_recompute(plan, [anew] * len(plan.modules)) if anew else plan)
 
-    chosen = planned(chosen_options, None)
+    chosen = planned(rule, None)
     if budget is not None:
         forecasts = partial(forecast_of, budget=budget)
         chosen = fit(chosen, budget, forecasts, planned if original is None else None)
@@ -173,6 +170,23 @@ def localize(
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     local.runtime = how
     return local
+
+
+def chosen_method(method: str | Method[Any], d: int, options: Mapping[str, object]) -> ChosenMethod:
+    """Return a method with its options.
+
+    Args:
+        method: Name of a rule of this package, or a rule from outside; the latter's auxiliary networks are tried out.
+        d: Depth, for methods that have one.
+        options: Further options by name.
+
+    Raises:
+        MethodError: The method or an option is unknown, or the method refuses an option's value.
+    """
+    if not isinstance(method, (str, Method)):
+        raise MethodError(f"method must be a name or a localize.methods.Method, got {type(method).__name__}")
+    rule = get_method(method) if isinstance(method, str) else method
+    return rule.choose(d, options, trial=isinstance(method, Method))
 
 
 def _context(
@@ -188,14 +202,14 @@ def _context(
 
 
 def _prediction(
-    network: Network, method: str, output: Output | None, outputs: int | None, criteria: Criteria
+    network: Network, method: ChosenMethod, output: Output | None, outputs: int | None, criteria: Criteria
 ) -> Prediction:
     """What local losses are computed from.
 
     Raises:
         MethodError: It cannot be told, or the criteria do not fit it.
     """
-    local = methods.get_method(method).local
+    local = method.local
     returned = prediction_of(network.shapes.output)
     if isinstance(criteria.local, nn.Module) and any(p.requires_grad for p in criteria.local.parameters()):
         raise MethodError(
@@ -212,7 +226,7 @@ def _prediction(
                 f"that holds logits. {choices(network.captured.structure)}",
             )
         if local:
-            require_logits(returned, network.shapes.output, method)
+            require_logits(returned, network.shapes.output, method.name)
         return returned
     wanted = prediction_of(network.shapes.output, outputs)
     if criteria.output is None and (wanted != returned or network.captured.heads):

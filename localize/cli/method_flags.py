@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from localize.methods import METHODS, get_method, read_options, with_depth
-from localize.plan.fields import meanings
+from localize.plan.schema import meanings
 from passes.errors import LocalizeError, MethodError
 
 _WORDS = {"true": True, "false": False, "none": None}

@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from localize.methods.base import Builder, Context
+from localize.methods.base import Context
 from localize.methods.networks.blocks import Piece, Recomputed, recompute_blocks
 from localize.methods.networks.merge import Merged
 from localize.plan.plan import LocalModulePlan, Plan
@@ -41,7 +41,7 @@ def emit(plan: Plan, compiled: Compiled, draw: Initializer | None = None) -> Loc
         A module that shares the user's model, in train mode.
     """
     draw = draw or Initializer(torch.Generator().manual_seed(0))
-    method, context, options = compiled.method, compiled.context, compiled.options
+    method, context = compiled.method, compiled.context
     captured, shared = context.network.captured, context.network.partition.shared
     model = captured.model
     place = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -49,7 +49,7 @@ def emit(plan: Plan, compiled: Compiled, draw: Initializer | None = None) -> Loc
     wiring = wire(context.network, [module.layers for module in plan.modules])
     for module, wires in zip(plan.modules, wiring, strict=True):
         stage = generate(captured, wires.members, shared, wires.inputs, wires.outputs, f"Module{module.index}")
-        built = partial(_network, context, module, options, draw, wires, place)
+        built = partial(_network, context, module, draw, wires, place)
         modules.append(
             LocalModule(
                 module,
@@ -64,7 +64,7 @@ def emit(plan: Plan, compiled: Compiled, draw: Initializer | None = None) -> Loc
             )
         )
     local = LocalGraphModule(model, modules, _graph(modules), plan, compiled)
-    method.attach(local, context, options)
+    method.attach(local, context)
     return local
 
 
@@ -89,15 +89,14 @@ def _recomputed(network: Network, plan: Plan, module: LocalModulePlan, wires: Wi
 def _network(
     context: Context,
     module: LocalModulePlan,
-    options: Any,
     draw: Initializer,
     wires: Wires,
     place: torch.Tensor | None,
-    build: Builder,
+    build: Callable[[Context, LocalModulePlan, Initializer], nn.Module | None],
 ) -> nn.Module | None:
     """An auxiliary network, behind all that it reads, where the model's parameters are (``place`` is one of them)."""
     with torch.device("meta") if place is not None and place.is_meta else contextlib.nullcontext():
-        network = build(context, module, options, draw)
+        network = build(context, module, draw)
         if network is not None and len(wires.reads) > 1:
             like, *others = (known(context.network.shapes.specs[name]) for name in wires.reads)
             network = Merged(like, others, network, draw)

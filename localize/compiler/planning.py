@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from localize.compiler.emit import Wires, known, parameters_of, reached_through, wire
-from localize.methods.base import Context, Method
+from localize.methods.base import ChosenMethod, Context
 from localize.methods.networks.merge import adapter_cost, with_adapters
-from localize.plan.modules import Recompute
 from localize.plan.plan import LocalModulePlan, Original, Plan
+from localize.plan.records import Recompute
 from passes import verify as spec
 from passes.errors import MethodError
 from passes.ir import Network
 from passes.pipeline import expect
 
 
-def make_plan(context: Context, name: str, method: Method, options: Any, original: Network | None) -> Plan:
+def make_plan(context: Context, method: ChosenMethod, original: Network | None) -> Plan:
     """The plan; ``original`` is the user's model where the primary network is another."""
     network = context.network
-    planned = method.plan(context, options)
+    planned = method.plan(context)
     wiring = wire(network, [module.layers for module in planned])
     planned = tuple(_with_merged(network, module, wires) for module, wires in zip(planned, wiring, strict=True))
     owned = parameters_of(network, wiring)
@@ -28,8 +28,8 @@ def make_plan(context: Context, name: str, method: Method, options: Any, origina
     planned = tuple(_with_parameters(network, module, wiring, owned) for module in planned)
     return Plan(
         model=type(network.captured.model).__name__,
-        method=name,
-        options=dataclasses.asdict(options),
+        method=method.name,
+        options=method.values,
         input=network.shapes.input,
         output=network.shapes.output,
         prediction=context.prediction,

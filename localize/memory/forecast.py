@@ -17,7 +17,8 @@ from localize.memory.dry_run import DryRun, Recording
 from localize.memory.live_bytes import meta_copy, on_meta
 from localize.memory.settings import MakeOptimizer, StepSettings
 from localize.memory.timeline import Event
-from localize.methods import bp, checkpoint
+from localize.methods import bp
+from localize.methods.base import ChosenMethod
 from localize.methods.networks.losses import Criteria
 from localize.plan.memory_forecast import MemoryForecast, ModuleMemory, Moment, Schedule
 from localize.plan.plan import Plan
@@ -26,7 +27,7 @@ from localize.runtime.local_graph import LocalGraphModule
 from passes.common.fake_tensors import device_of
 from passes.errors import PlanError
 
-RIVALS = {"bp": bp.METHOD, "checkpoint": checkpoint.METHOD}
+RIVALS = {rule.name: ChosenMethod(rule, bp.Options()) for rule in (bp.METHOD, bp.CHECKPOINT)}
 """Methods that a forecast shows next to a plan's own, by name."""
 
 
@@ -116,12 +117,12 @@ class Forecaster:
         """Return the dry run of the user's model by another method, a key of :data:`RIVALS`."""
         key = (name, settings, self._form())
         if key not in self._runs:
-            compiled, method = self.compiled, RIVALS[name]
+            compiled = self.compiled
             if compiled.original is not None:
                 compiled = compiled.on(compiled.original)
             context = dataclasses.replace(compiled.context, groups=None)
-            compiled = dataclasses.replace(compiled, method=method, options=method.Options(), context=context)
-            plan = make_plan(context, name, method, compiled.options, None)
+            compiled = dataclasses.replace(compiled, method=RIVALS[name], context=context)
+            plan = make_plan(context, compiled.method, None)
             self._runs[key] = self._emitted(plan, compiled, settings)
         return self._runs[key]
 

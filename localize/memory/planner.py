@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, get_args
 
 from localize.compiler.planning import with_recompute
 from localize.memory.forecast import Forecaster
+from localize.methods.base import ChosenMethod
 from localize.plan.memory_budget import BudgetError, Means, MemoryBudget
 from localize.plan.memory_forecast import MemoryForecast, Schedule
-from localize.plan.modules import Budgeted, LocalModulePlan, Recompute
 from localize.plan.plan import Plan
 from localize.runtime.compilation import Compiled
 from localize.text import format_bytes, format_numbered
@@ -41,9 +41,9 @@ class Candidate(NamedTuple):
     plan: Plan
 
     @property
-    def options(self) -> Any:
-        """The method's options."""
-        return self.compiled.options
+    def method(self) -> ChosenMethod:
+        """The method and its options."""
+        return self.compiled.method
 
 
 class Fitted(NamedTuple):
@@ -54,8 +54,8 @@ class Fitted(NamedTuple):
 
 
 Forecasts = Callable[[Candidate, Schedule], MemoryForecast]
-Replans = Callable[[Any, Sequence[int] | None], Candidate]
-"""From options, and the number of layers of each local module or None for the method's choice."""
+Replans = Callable[[ChosenMethod, Sequence[int] | None], Candidate]
+"""From a method with its options, and the number of layers of each local module or None for the method's choice."""
 
 
 def fit(first: Candidate, budget: MemoryBudget, forecasts: Forecasts, replans: Replans | None) -> Candidate:
@@ -112,13 +112,13 @@ class _Planner:
         schedules: list[Schedule] = [self.budget.step]
         if "step" in may and self.budget.step == "batch":
             schedules.append("module")
-        options = asked.candidate.options
-        depths = range(getattr(options, "d", 1) - 1, 0, -1) if "depth" in may and self.replans is not None else ()
+        method = asked.candidate.method
+        depths = range(method.depth - 1, 0, -1) if "depth" in may and self.replans is not None else ()
         for depth in (None, *depths):
             candidate = asked.candidate
             if depth is not None:
                 assert self.replans is not None
-                candidate = self.replans(dataclasses.replace(options, d=depth), None)
+                candidate = self.replans(method.at_depth(depth), None)
             for schedule in schedules:
                 plain = Fitted(candidate, self.forecasts(candidate, schedule))
                 yield plain
@@ -170,7 +170,7 @@ class _Planner:
             if groups == tried:
                 continue
             tried = groups
-            merged = replans(candidate.options, [sum(sizes[k] for k in group) for group in groups])
+            merged = replans(candidate.method, [sum(sizes[k] for k in group) for group in groups])
             kept = [candidate.plan.modules[group[0]].recompute if len(group) == 1 else () for group in groups]
             merged = merged._replace(plan=with_recompute(merged.plan, kept))
             found = Fitted(merged, self.forecasts(merged, forecast.step))
@@ -204,8 +204,8 @@ class _Planner:
                 yield f"recompute {' and '.join(way)} in {indices}: {cost}, same results"
         if forecast.step != self.budget.step:
             yield "step='module', by the training loop: no MACs, same results"
-        if candidate.options != self.first.options:
-            yield f"d={candidate.options.d} instead of {self.first.options.d}: {_against(plan, asked)}, other results"
+        if candidate.method != self.first.method:
+            yield f"d={candidate.method.depth} instead of {self.first.method.depth}: {_against(plan, asked)}, other results"
         if len(plan.modules) != len(asked.modules):
             yield (
                 f"{len(plan.modules)} local modules instead of {len(asked.modules)}: {_against(plan, asked)}, "
@@ -230,8 +230,8 @@ class _Planner:
                 remedies.append(f"MemoryBudget(..., may=({allowed})), which takes {format_bytes(other.forecast.peak)}")
                 break
         remedies.append(f"memory_budget={_size(forecast.peak)!r}")
-        if "depth" not in budget.may and getattr(self.first.options, "d", 1) > 1:
-            remedies.append(f"another depth than d={self.first.options.d}")
+        if "depth" not in budget.may and self.first.method.depth > 1:
+            remedies.append(f"another depth than d={self.first.method.depth}")
         return BudgetError(
             f"a step of {budget.batch_size} samples takes {format_bytes(forecast.peak)} at the least, {over} more than "
             f"the memory budget of {format_bytes(self.limit)}",

@@ -1,11 +1,18 @@
-"""What a learning rule is: options and a few functions, listed in :data:`localize.methods.METHODS`."""
+"""Define what a learning rule is: a :class:`Method`, which is options and a few functions.
+
+A rule plans (pure data, :class:`localize.LocalModulePlan`) and builds (``nn.Module``). The compiler does the rest.
+docs/guide/writing-a-method.md builds one from nothing.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from torch import nn
 
 from localize.plan.plan import LocalModulePlan
@@ -13,71 +20,266 @@ from localize.plan.prediction import Prediction
 from passes.adapt.adapter import Adapter
 from passes.common.initializer import Initializer
 from passes.common.parameters import own_tensors
-from passes.errors import MethodError
+from passes.errors import MethodError, first_line
 from passes.ir import Network
+
+OptionsT = TypeVar("OptionsT")
+"""The options of one method: a frozen dataclass."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Context:
-    """What a method plans on."""
+    """All that a method plans and builds from."""
 
     network: Network
+    """The analysed primary network: ``network.layers`` are its local layers, with their output specs."""
     adapter: Adapter
+    """Places copies of layers elsewhere, and knows the output layer, whose initializer classifiers imitate."""
     prediction: Prediction
-    """What heads are made for: the form of the primary network's output."""
+    """What the heads of auxiliary networks must return: the form of the primary network's output."""
     groups: tuple[tuple[int, ...], ...] | None
     """The user's grouping of layers; None where the method decides."""
     merging: Callable[[Sequence[Sequence[int]]], Sequence[int]]
-    """For groups of layers, from the first: the multiply-accumulates of merging what leaves each one, where several
-    tensors do. They come on top of what the method plans."""
+    """Returns, for groups of layers from the first one on, the multiply-accumulates of merging the tensors that leave
+    each group (0 where one tensor leaves it). They are added to what the method plans."""
 
 
-Builder = Callable[[Context, LocalModulePlan, Any, Initializer], nn.Module | None]
-"""Makes an auxiliary network of a planned module."""
+Builder = Callable[[Context, LocalModulePlan, OptionsT, Initializer], nn.Module]
+"""Builds an auxiliary network of a planned module; called for modules that are planned with one."""
 
 
-def _no_network(context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> None:
-    """A rule without cascades."""
+class Localized(Protocol):
+    """The part of :class:`localize.LocalGraphModule` that :attr:`Method.attach` works on."""
+
+    @property
+    def primary(self) -> nn.Module:
+        """The network that is trained."""
+
+    @property
+    def local_modules(self) -> Sequence[nn.Module]:
+        """The local modules, from input to output."""
 
 
-def _no_model(context: Context, options: Any, draw: Initializer) -> None:
-    """A rule that trains the model as it is."""
+def _no_network(context: Context, module: LocalModulePlan, options: object, draw: Initializer) -> nn.Module:
+    """Refuse to build what the method has no function for.
+
+    Raises:
+        MethodError: Always.
+    """
+    raise MethodError(
+        f"the method plans an auxiliary network for module {module.index} ({module.name}), and has no function for it",
+        remedy="Give the Method build=, or build_cascaded= for the auxiliary networks of cascades",
+    )
 
 
-def _nothing(local: Any, context: Context, options: Any) -> None:
-    """A rule that does nothing beside losses."""
+def _no_model(context: Context, options: object, draw: Initializer) -> None:
+    """Build nothing: the rule trains the model as it is."""
+
+
+def _nothing(local: Localized, context: Context, options: object) -> None:
+    """Do nothing: the rule consists of its losses."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """A learning rule; each file of this package defines one as ``METHOD``."""
-
-    Options: type[Any]
-    """Frozen dataclass; its defaults are the paper's."""
-    plan: Callable[[Context, Any], tuple[LocalModulePlan, ...]]
-    """Local modules in order, the last without auxiliary network; ``parameters`` are filled in by the caller."""
-    build: Builder
-    """The auxiliary network of a planned module, from the module's output to the prediction; a
-    :class:`localize.methods.networks.local_loss.Supervising` one where the local loss is more than the criterion of
-    that."""
-    local: bool = True
-    """Whether it has local losses; backpropagation has none."""
-    build_cascaded: Builder = _no_network
-    """The auxiliary network of the cascaded loss, for modules planned with a cascade."""
-    attach: Callable[[Any, Context, Any], None] = _nothing
-    """Called with the finished ``LocalGraphModule``, for what a rule does beside losses."""
-    prepare: Callable[[Context, Any, Initializer], nn.Module | None] = _no_model
-    """The primary network to train in place of the user's, where the rule changes it; None to train the user's. It is
-    analysed anew, and has the same layers in the same groups, if its graph is the same."""
-
-
-def read_options(name: str, kind: type[Any], given: Mapping[str, Any]) -> Any:
-    """Makes a method's options, refusing unknown ones with the list of the known.
+class Method(Generic[OptionsT]):
+    """A learning rule: ``localize(model, method=rule)`` takes one from any file; those inside are in ``METHODS``.
 
     Raises:
-        MethodError: An option is unknown or has a value that ``kind`` refuses.
+        MethodError: ``name`` is empty, or ``Options`` is not a dataclass.
     """
-    known = [field.name for field in dataclasses.fields(kind)]
+
+    name: str
+    """Name in plans, exports and errors."""
+    Options: type[OptionsT]
+    """Frozen dataclass of the method's options; each has a default (the paper's)."""
+    plan: Callable[[Context, OptionsT], tuple[LocalModulePlan, ...]]
+    """Plans the local modules in order, the last without auxiliary network. The compiler fills in ``parameters``."""
+    build: Builder[OptionsT] = _no_network
+    """Builds the auxiliary network of a planned module, from the module's output to the prediction. It is a
+    :class:`localize.methods.Supervising` network where the local loss is more than the criterion of its output."""
+    local: bool = True
+    """Whether the method has local losses; backpropagation has none."""
+    build_cascaded: Builder[OptionsT] = _no_network
+    """Builds the auxiliary network of the cascaded loss, for modules planned with a cascade."""
+    attach: Callable[[Localized, Context, OptionsT], None] = _nothing
+    """Is called once with the finished ``LocalGraphModule``, for what the method does besides losses."""
+    prepare: Callable[[Context, OptionsT, Initializer], nn.Module | None] = _no_model
+    """Returns the primary network to train in place of the user's, or None to train the user's. The compiler analyses
+    it again; if its graph is the same, it has the same layers in the same groups."""
+    about: str = ""
+    """One line of help; empty for the first line of the docstring of the file that defines ``plan``."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise MethodError(f"the name of a method must be a non-empty string, got {self.name!r}")
+        if not (isinstance(self.Options, type) and dataclasses.is_dataclass(self.Options)):
+            raise MethodError(f"Options of method {self.name!r} must be a dataclass, got {self.Options!r}")
+
+    @property
+    def summary(self) -> str:
+        """One line of help on the method."""
+        module = inspect.getmodule(self.plan)
+        return self.about or (inspect.getdoc(module) or "").split("\n\n")[0].replace("\n", " ")
+
+    def choose(self, d: int, given: Mapping[str, object], trial: bool = False) -> ChosenMethod:
+        """Choose options for the method.
+
+        Args:
+            d: Depth of auxiliary networks; ignored by methods without an option ``d``.
+            given: Further options by name.
+            trial: See :attr:`ChosenMethod.trial`.
+
+        Raises:
+            MethodError: An option is unknown, or ``Options`` refuses its value.
+        """
+        options = read_options(self.name, self.Options, with_depth(self.Options, d, given))
+        return ChosenMethod(self, options, trial)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChosenMethod:
+    """A method with its options: what the compiler plans and builds by. It checks what the method returns."""
+
+    method: Method[Any]
+    options: object
+    trial: bool = False
+    """Whether auxiliary networks are tried out when they are built: those of methods from outside this package are."""
+
+    @property
+    def name(self) -> str:
+        """Name of the method."""
+        return self.method.name
+
+    @property
+    def values(self) -> dict[str, object]:
+        """Values of the options by name."""
+        assert dataclasses.is_dataclass(self.options) and not isinstance(self.options, type)  # noqa: PT018
+        return dataclasses.asdict(self.options)
+
+    @property
+    def depth(self) -> int:
+        """Depth of auxiliary networks, the option ``d``; 1 for methods that have none."""
+        return getattr(self.options, "d", 1)
+
+    def at_depth(self, d: int) -> ChosenMethod:
+        """Return the same method with another depth; for methods that have an option ``d``."""
+        assert dataclasses.is_dataclass(self.options) and not isinstance(self.options, type)  # noqa: PT018
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, d=d))
+
+    @property
+    def local(self) -> bool:
+        """Whether the method has local losses."""
+        return self.method.local
+
+    def prepare(self, context: Context, draw: Initializer) -> nn.Module | None:
+        """Return the primary network to train in place of the user's; None to train the user's.
+
+        Raises:
+            MethodError: The method returns something other than an ``nn.Module`` or None.
+        """
+        primary = self.method.prepare(context, self.options, draw)
+        if not isinstance(primary, (nn.Module, type(None))):
+            raise MethodError(
+                f"prepare() of method {self.name!r} must return an nn.Module or None, got {type(primary).__name__}"
+            )
+        return primary
+
+    def plan(self, context: Context) -> tuple[LocalModulePlan, ...]:
+        """Plan the local modules.
+
+        Raises:
+            MethodError: The method refuses the network or the options; or its ``plan`` returns something other than
+                consecutive modules that hold all local layers, the last without auxiliary network.
+        """
+        planned = self.method.plan(context, self.options)
+        why = _fault(planned, len(context.network.layers))
+        if why:
+            raise MethodError(
+                f"plan() of method {self.name!r} must return consecutive local modules that hold all local layers",
+                why=why,
+                remedy="localize.methods.plan_modules plans such modules; mend the method, or report this",
+            )
+        return tuple(planned)
+
+    def build(self, context: Context, module: LocalModulePlan, draw: Initializer) -> nn.Module | None:
+        """Build the auxiliary network of a planned module; None for a module planned without.
+
+        Raises:
+            MethodError: The method returns something other than an ``nn.Module``, or one that does not fit.
+        """
+        if module.auxiliary is None:
+            return None
+        return self._checked(self.method.build(context, module, self.options, draw), context, module)
+
+    def build_cascaded(self, context: Context, module: LocalModulePlan, draw: Initializer) -> nn.Module | None:
+        """Build the auxiliary network of a module's cascaded loss; None for a module planned without.
+
+        Raises:
+            MethodError: The method returns something other than an ``nn.Module``, or one that does not fit.
+        """
+        if module.cascade is None or module.cascade.auxiliary is None:
+            return None
+        return self._checked(self.method.build_cascaded(context, module, self.options, draw), context, module)
+
+    def attach(self, local: Localized, context: Context) -> None:
+        """Let the method work on the finished ``LocalGraphModule``."""
+        self.method.attach(local, context, self.options)
+
+    def _checked(self, network: object, context: Context, module: LocalModulePlan) -> nn.Module:
+        """Return the auxiliary network; if ``trial`` is set, after running a copy of it on meta tensors.
+
+        Raises:
+            MethodError: It is not an ``nn.Module``, cannot be run on the output of the module, or returns another shape
+                than the prediction's.
+        """
+        where = f"the auxiliary network that method {self.name!r} builds for module {module.index} ({module.name})"
+        if not isinstance(network, nn.Module):
+            raise MethodError(f"{where} must be an nn.Module, got {type(network).__name__}")
+        if not self.trial:
+            return network
+        spec = context.network.layers[module.layers[-1]].output
+        expected = context.prediction.shape(spec.shape[0])
+        try:
+            with torch.no_grad():
+                returned = copy.deepcopy(network).to("meta")(torch.empty(spec.shape, dtype=spec.dtype, device="meta"))
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise MethodError(
+                f"{where} must run on the module's output {spec}", why=f"{type(error).__name__}: {first_line(error)}"
+            ) from error
+        got = tuple(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
+        if got != expected:
+            raise MethodError(
+                f"{where} must return {context.prediction}, a tensor of shape {expected}, got {got}",
+                remedy="localize.methods.build_head builds the end of such a network",
+            )
+        return network
+
+
+def _fault(planned: object, layers: int) -> str:
+    """Return what is wrong with planned modules; an empty string if nothing is."""
+    if not isinstance(planned, Sequence) or not all(isinstance(module, LocalModulePlan) for module in planned):
+        return f"it returned {planned!r}, not a tuple of LocalModulePlan"
+    if [module.index for module in planned] != list(range(len(planned))) or not planned:
+        return f"the indices of its {len(planned)} modules are {[module.index for module in planned]}"
+    held = [layer for module in planned for layer in module.layers]
+    if held != list(range(layers)):
+        return f"the network has local layers 0 to {layers - 1}, and the modules hold {[m.layers for m in planned]}"
+    if empty := [module.index for module in planned[:-1] if not module.layers]:
+        return f"module {empty[0]} holds no layers; only the last one may hold the classifier alone"
+    if planned[-1].auxiliary is not None:
+        return "the last module has an auxiliary network, and is trained by the output loss"
+    if lacking := [module.index for module in planned[:-1] if module.auxiliary is None]:
+        return f"module {lacking[0]} has no auxiliary network, and is not the last"
+    return ""
+
+
+def read_options(name: str, kind: type[OptionsT], given: Mapping[str, object]) -> OptionsT:
+    """Make a method's options from the given values.
+
+    Raises:
+        MethodError: An option is unknown (the message lists the known ones), or ``kind`` refuses its value.
+    """
+    known = option_names(kind)
     unknown = [key for key in given if key not in known]
     if unknown:
         options = ", ".join(known) if known else "none"
@@ -87,14 +289,19 @@ def read_options(name: str, kind: type[Any], given: Mapping[str, Any]) -> Any:
     return kind(**given)
 
 
-def with_depth(kind: type[Any], d: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given options, and the depth first where the method has one."""
-    has_depth = "d" in {field.name for field in dataclasses.fields(kind)}
-    return {**({"d": d} if has_depth else {}), **given}
+def option_names(kind: type[object]) -> list[str]:
+    """Return the names of a method's options, in order."""
+    assert dataclasses.is_dataclass(kind), f"{kind} holds no options"
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def with_depth(kind: type[object], d: int, given: Mapping[str, object]) -> dict[str, object]:
+    """Return the given options, preceded by the depth ``d`` if the method has one."""
+    return {**({"d": d} if "d" in option_names(kind) else {}), **given}
 
 
 def group_name(network: Network, layers: Sequence[int]) -> str:
-    """Name of a local module: its layer's, or the first and the last one's; without layers it is the classifier."""
+    """Return the name of a local module: its layer's, or ``first..last``; ``classifier`` if it holds no layers."""
     if not layers:
         return "classifier"
     first, last = network.layers[layers[0]].name, network.layers[layers[-1]].name
@@ -102,11 +309,11 @@ def group_name(network: Network, layers: Sequence[int]) -> str:
 
 
 def trained_layers(network: Network) -> list[bool]:
-    """For each local layer whether it has trainable parameters, also such that it shares with others."""
+    """Return for each local layer whether it has trainable parameters, those it shares with other layers included."""
     captured, part = network.captured, network.partition
-    found = []
+    trained = []
     for names in part.nodes:
         nodes = {*names, *captured.feeding(names, part.shared)}
         tensors = (t for name in nodes for t in own_tensors(captured, captured.by_name[name]))
-        found.append(any(t.requires_grad for t in tensors))
-    return found
+        trained.append(any(t.requires_grad for t in tensors))
+    return trained

@@ -1,38 +1,48 @@
-"""Backpropagation: one local module, no auxiliary network. The yardstick, in the same training loop."""
+"""Backpropagation, the yardstick for local rules: one local module without auxiliary network, with two memory profiles.
+
+``bp`` keeps every activation. ``checkpoint`` is backpropagation with activation checkpointing (Chen, Xu, Zhang,
+Guestrin: "Training Deep Nets with Sublinear Memory Cost", 2016): each local layer is one segment, only the tensors that
+cross between layers are kept, and the backward pass computes the rest again, for the price of one more forward pass.
+Its gradients are those of ``bp``, bit for bit, and running statistics move once a step.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import nn
+import dataclasses
 
 from localize.methods.base import Context, Method, group_name
 from localize.plan.plan import LocalModulePlan
-from passes.common.initializer import Initializer
 from passes.errors import MethodError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Backpropagation has no options."""
 
 
 def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
-    """One module with all layers and the classifier.
+    """Plan one module with all layers and the classifier.
 
     Raises:
-        MethodError: Several modules were asked for.
+        MethodError: More than one module is asked for.
     """
-    one_module(context, "bp")
-    layers = tuple(range(len(context.network.layers)))
-    return (LocalModulePlan(0, group_name(context.network, layers), layers, None, ()),)
+    return (_whole(context, "bp"),)
 
 
-def one_module(context: Context, name: str) -> None:
-    """Refuses several modules for a method that has no local losses.
+def plan_checkpointed(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
+    """Plan one module with all layers and the classifier, whose activations are computed again in the backward pass.
 
     Raises:
-        MethodError: Several were asked for.
+        MethodError: More than one module is asked for.
+    """
+    return (dataclasses.replace(_whole(context, "checkpoint"), recompute=("layers",)),)
+
+
+def _whole(context: Context, name: str) -> LocalModulePlan:
+    """Return the only module: the whole network.
+
+    Raises:
+        MethodError: More than one module is asked for.
     """
     if context.groups is not None and len(context.groups) > 1:
         raise MethodError(
@@ -40,11 +50,21 @@ def one_module(context: Context, name: str) -> None:
             why="it has no local losses",
             remedy="Leave modules out",
         )
+    layers = tuple(range(len(context.network.layers)))
+    return LocalModulePlan(0, group_name(context.network, layers), layers, None, ())
 
 
-def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
-    """Nothing to build."""
-    return None
-
-
-METHOD = Method(Options=Options, plan=plan, build=build, local=False)
+METHOD = Method(
+    name="bp",
+    Options=Options,
+    plan=plan,
+    local=False,
+    about="Backpropagation: one local module, no auxiliary network. The yardstick, in the same training loop.",
+)
+CHECKPOINT = Method(
+    name="checkpoint",
+    Options=Options,
+    plan=plan_checkpointed,
+    local=False,
+    about="Backpropagation with activation checkpointing: the honest rival in memory.",
+)

@@ -1,4 +1,4 @@
-"""InfoPro: a classifier of one convolution, and a decoder that must be able to tell the input.
+"""InfoPro: a classifier of one convolution, and a decoder that reconstructs the input from features.
 
 Wang, Ni, Song, Yang, Huang: "Revisiting Locally Supervised Learning: an Alternative to End-to-end Training", ICLR 2021:
 "InfoPro (Softmax)". Local loss: ``alpha * reconstruction + beta * criterion``
@@ -15,11 +15,11 @@ Deviations, and choices the paper leaves open:
 - Interpolation aligns corners, as in the released code.
 - Images are taken to be in [0, 1] unless ``mean`` and ``std`` say how they were normalized. Values outside are cut off;
   where more than a tenth of the first batch's are, the loss refuses it.
-- Images with channels last, and tokens, are made images with channels first; the mean of class tokens and registers is
+- Images with channels last, and tokens, are rearranged to images with channels first; the mean of class tokens and registers is
   added to every position. Features without positions are classified by linear layers, and decoded from one position.
 - Where the primary network gives a map of logits, the classifier keeps its resolution and ends in a 1x1 convolution and
   interpolation to the map's size.
-- By default every local layer is a module by itself, and a layer whose parameters are all frozen goes with the next one
+- By default every local layer is a module by itself, and a layer whose parameters are all frozen joins the next layer
   that learns.
 - The contrastive variant, InfoPro (Contrast), is not offered.
 """
@@ -31,25 +31,19 @@ from dataclasses import dataclass
 from torch import nn
 
 from localize.methods.base import Context, Method
-from localize.methods.checks import require_count
-from localize.methods.layerwise import (
-    Features,
-    Place,
-    build_block,
-    build_two_linear,
-    describe_two_linear,
-    described,
-    features_of,
-    plan_modules,
-)
+from localize.methods.layerwise import Place, plan_modules
+from localize.methods.networks.features import Features, features_of
 from localize.methods.networks.heads import build_head, describe_head, head_cost
+from localize.methods.networks.linear import build_block, build_two_linear, describe_block, describe_two_linear
+from localize.methods.networks.local_loss import WithTerms
+from localize.methods.options import require_count
 from localize.methods.reconstruction import (
     ReconstructionOptions,
     build_reconstruction,
     require_images,
     with_reconstruction,
 )
-from localize.plan.plan import Auxiliary, LocalModulePlan
+from localize.plan.records import Auxiliary, LocalModulePlan
 from passes.adapt.resolution import reduction
 from passes.common.initializer import Initializer
 from passes.ir import TensorSpec
@@ -70,7 +64,7 @@ class Options(ReconstructionOptions):
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """The classifier behind features: a block, pooling, two linear layers; or, for maps of logits, a dense head."""
+    """A classifier on features: a block, pooling, two linear layers; or, for maps of logits, a dense head."""
 
     context: Context
     features: Features
@@ -82,7 +76,7 @@ class Classifier:
         return self.context.prediction.kind == "dense"
 
     def describe(self) -> Auxiliary:
-        """The auxiliary network in the plan, without decoder."""
+        """Describe the classifier for the plan, without decoder."""
         prediction, block = self.context.prediction, self.block
         if not self._dense:
             return describe_two_linear(block, self.hidden_width, prediction.outputs)
@@ -92,22 +86,22 @@ class Classifier:
             depth=2,
             params=block.params + params,
             macs=block.macs + macs,
-            blocks=(described(block),),
+            blocks=(describe_block(block),),
             head=describe_head(block.output, prediction, False),
         )
 
     def build(self, draw: Initializer) -> nn.Sequential:
-        """From features to the prediction."""
-        if not self._dense:
-            return build_two_linear(self.context, self.features, self.block, self.hidden_width, draw)
-        made = build_block(self.features, self.block, draw)
+        """Build the classifier, from features to the prediction."""
         prediction, like = self.context.prediction, self.context.adapter.output_layer()
-        made.add_module("head", build_head(self.block.output, prediction, batch_norm=False, draw=draw, like=like))
-        return made
+        if not self._dense:
+            return build_two_linear(self.features, self.block, self.hidden_width, prediction.outputs, draw, like)
+        network = build_block(self.features, self.block, draw)
+        network.add_module("head", build_head(self.block.output, prediction, batch_norm=False, draw=draw, like=like))
+        return network
 
 
 def _classifier(context: Context, options: Options, layer: int) -> Classifier:
-    features = features_of(context, layer)
+    features = features_of(context.network, layer)
     spec = features.spec
     if features.flat:
         block = Plain("linear", spec, spec.channels, 1)
@@ -120,16 +114,16 @@ def _classifier(context: Context, options: Options, layer: int) -> Classifier:
 
 
 def _next_halved(context: Context, layer: int) -> TensorSpec | None:
-    """The output of the first later layer that has a lower resolution; None where there is none."""
-    own, *later = (each.output for each in context.network.layers[layer:])
-    return next((output for output in later if reduction(own, output) > 1), None)
+    """Return the output of the first later layer that has a lower resolution; None if there is none."""
+    here, *later = (each.output for each in context.network.layers[layer:])
+    return next((output for output in later if reduction(here, output) > 1), None)
 
 
 def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
-    """Local modules with their auxiliary networks.
+    """Plan the local modules, each but the last with a classifier and a decoder.
 
     Raises:
-        MethodError: The input is no image, or features are neither images, tokens nor plain.
+        MethodError: The input is not a batch of images, or a layer's output is a volume or has an unknown layout.
     """
     require_images(context, options, "infopro")
 
@@ -140,13 +134,10 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     return plan_modules(context, auxiliary)
 
 
-def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
-    """Classifier and decoder of a planned module."""
-    if module.auxiliary is None:
-        return None
-    layer = module.layers[-1]
-    classifier = _classifier(context, options, layer).build(draw)
-    return build_reconstruction(context, module.auxiliary, classifier, options, layer, draw)
+def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> WithTerms:
+    """Build the classifier and the decoder of a planned module."""
+    classifier = _classifier(context, options, module.layers[-1]).build(draw)
+    return build_reconstruction(context, module, classifier, options, draw)
 
 
-METHOD = Method(Options=Options, plan=plan, build=build)
+METHOD = Method(name="infopro", Options=Options, plan=plan, build=build)

@@ -2,7 +2,7 @@
 
 Wang, Ni, Song, Yang, Huang: "Revisiting Locally Supervised Learning: an Alternative to End-to-end Training" (InfoPro),
 ICLR 2021. The local loss is ``alpha * reconstruction + beta * criterion``, both weights linear in the index of the
-module. It keeps in features what later modules may need of the input.
+module. It keeps information about the input in features that later modules may need.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize.methods.base import Context
-from localize.methods.checks import is_number, require_count
-from localize.methods.layerwise import Features, Place, features_of, ramp
+from localize.methods.layerwise import Place, ramp
 from localize.methods.networks.dense import resampling
+from localize.methods.networks.features import Features, features_of
 from localize.methods.networks.local_loss import Batch, Term, WithTerms
 from localize.methods.networks.terms import denormalized, reconstruction_loss
-from localize.plan.plan import Auxiliary, LossTerm
+from localize.methods.options import is_number, require_count, require_weight
+from localize.plan.records import Auxiliary, LocalModulePlan, LossTerm
 from passes.common.fake_tensors import has_values
 from passes.common.initializer import Initializer, bare
 from passes.errors import InputError, MethodError
@@ -28,9 +29,9 @@ from passes.ir import TensorSpec
 from passes.layers.plain_blocks import Plain
 
 NAME = "reconstruction"
-"""Of the term."""
+"""Name of the loss term in plans."""
 _MOST_OUTSIDE = 0.1
-"""The largest share of values outside [0, 1], by more than this file's tolerance, that passes for noise."""
+"""Largest share of values outside [0, 1], by more than the tolerance, that may be noise (random erasing)."""
 _TOLERANCE = 0.01
 
 Numbers = float | tuple[float, ...]
@@ -44,42 +45,38 @@ class ReconstructionOptions:
     alpha_first: float = 5.0
     """Weight of the reconstruction loss in the first module."""
     alpha_last: float = 0.2
-    """Its weight in the last module but one; between them it is linear in the index of the module."""
+    """Weight of the reconstruction loss in the last module but one; in between it is linear in the module's index."""
     beta_first: float = 0.05
     """Weight of the criterion in the first module."""
     beta_last: float = 0.5
-    """Its weight in the last module but one. The output loss of the last module has weight 1."""
+    """Weight of the criterion in the last module but one. The output loss of the last module has weight 1."""
     decoder_width: int = 12
     """Channels between the decoder's two convolutions."""
     mean: Numbers = 0.0
     """What was subtracted from images in [0, 1]: a number, or one for each channel."""
     std: Numbers = 1.0
-    """What they were divided by afterwards."""
+    """What images were divided by after the mean was subtracted: a number, or one for each channel."""
 
     def __post_init__(self) -> None:
         for name in ("alpha_first", "alpha_last", "beta_first", "beta_last"):
-            value = getattr(self, name)
-            if not is_number(value) or value < 0:
-                raise MethodError(f"{name}={value!r} is no weight", remedy="Give a number of at least 0")
+            require_weight(name, getattr(self, name))
         require_count("decoder_width", self.decoder_width, 1)
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if isinstance(value, list):
+            if isinstance(value, list):  # JSON has lists only
                 value = tuple(value)
                 object.__setattr__(self, name, value)
             numbers = value if isinstance(value, tuple) else (value,)
             if not numbers or not all(is_number(v) and (v > 0 or name == "mean") for v in numbers):
-                what = "a number above 0" if name == "std" else "a number"
-                raise MethodError(
-                    f"{name}={value!r} is no {name} of images", remedy=f"Give {what}, or one for each channel"
-                )
+                kind = "number > 0" if name == "std" else "number"
+                raise MethodError(f"{name} must be a {kind}, or one for each channel, got {value!r}")
 
 
 def require_images(context: Context, options: ReconstructionOptions, method: str) -> None:
-    """Refuses networks whose input cannot be reconstructed.
+    """Refuse networks whose input cannot be reconstructed.
 
     Raises:
-        MethodError: The input is no image, or has other channels than ``mean`` or ``std``.
+        MethodError: The input is not a batch of images, or has another number of channels than ``mean`` or ``std``.
     """
     image = context.network.shapes.input
     if image.layout != "NCHW" or not image.dtype.is_floating_point:
@@ -101,7 +98,9 @@ class Decoding:
 
     features: Features
     image: TensorSpec
+    """The network's input."""
     width: int
+    """Channels between the two convolutions."""
 
     @property
     def _narrow(self) -> Plain:
@@ -111,7 +110,7 @@ class Decoding:
         return Plain("conv3x3", read, self.width, 1)
 
     def term(self, options: ReconstructionOptions, weight: float) -> LossTerm:
-        """The loss in the plan."""
+        """Describe the loss term and its decoder for the plan."""
         narrow, channels = self._narrow, self.image.channels
         weights = 9 * self.width * channels
         size = "x".join(map(str, self.image.spatial))
@@ -133,7 +132,7 @@ class Decoding:
         )
 
     def build(self, draw: Initializer) -> Decoder:
-        """The decoder with fresh weights."""
+        """Build the decoder with fresh weights."""
         height, width = self.image.spatial
         return Decoder(self.features, self.image.channels, self.width, (height, width), draw)
 
@@ -144,12 +143,12 @@ def _words(value: Numbers) -> str:
 
 
 class Decoder(nn.Module):
-    """From features to the logits of an image's values: (N, C, h, w) -> (N, channels, H, W).
+    """Map features to the logits of an image's values: (N, C, h, w) -> (N, channels, H, W).
 
     Args:
-        features: What it reads.
-        channels: Of the image.
-        width: Channels between its convolutions.
+        features: What the decoder reads.
+        channels: Channels of the image.
+        width: Channels between the two convolutions.
         size: Height and width of the image that was planned for.
         draw: Source of weights.
     """
@@ -167,23 +166,23 @@ class Decoder(nn.Module):
         )
 
     def forward(self, features: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Logits of an image of ``size``, by default of the one planned for; their sigmoid is the image."""
+        """Return the logits of an image of ``size``, by default the planned one; their sigmoid is the image."""
         grown = F.interpolate(self.grid(features), size or self.size, mode=resampling(2), align_corners=True)
         logits: torch.Tensor = self.convolutions(grown)
         return logits
 
     def extra_repr(self) -> str:
-        """The resolution."""
+        """Return the resolution."""
         return "x".join(map(str, self.size))
 
 
 class Reconstruction(Term):
-    """Binary cross-entropy of the network's input, as the decoder sees it.
+    """Binary cross-entropy between the decoder's image and the network's input.
 
     Args:
         network: The decoder.
         mean: What was subtracted from images in [0, 1].
-        std: What they were divided by afterwards.
+        std: What images were divided by after that.
     """
 
     def __init__(self, network: Decoder, mean: Numbers, std: Numbers) -> None:
@@ -194,13 +193,13 @@ class Reconstruction(Term):
         self.checked = False
 
     def forward(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The term, a scalar.
+        """Return the term, a scalar.
 
         Raises:
-            InputError: The images of the first batch are not in [0, 1] where their normalization is undone.
+            InputError: The images of the first batch are outside [0, 1] after their normalization is undone.
         """
         if not self.checked and has_values(batch.x):
-            # Once: looking at values makes a GPU wait.
+            # Only once: reading values makes a GPU wait.
             check_images(batch.x, self.mean, self.std, batch.name)
             self.checked = True
         height, width = batch.x.shape[2:]
@@ -208,15 +207,21 @@ class Reconstruction(Term):
         return reconstruction_loss(self.network(features, (height, width)), images)
 
     def extra_repr(self) -> str:
-        """The normalization."""
+        """Return the normalization."""
         return f"mean={self.mean}, std={self.std}"
 
 
 def check_images(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...], name: str) -> None:
-    """Refuses images that the wrong normalization was undone of; a few values may be noise (random erasing).
+    """Refuse images that were normalized by another mean and std than these; a few values may be noise.
+
+    Args:
+        images: Normalized images (N, C, H, W).
+        mean: What was subtracted from images in [0, 1], for each channel or for all.
+        std: What they were divided by after that.
+        name: Name of the local module, for the error.
 
     Raises:
-        InputError: More than a tenth of the values are outside [0, 1].
+        InputError: More than a tenth of the values are outside [0, 1] after the normalization is undone.
     """
     shift, scale = (images.new_tensor(value).view(1, -1, 1, 1) for value in (mean, std))
     values = images.detach() * scale + shift
@@ -234,7 +239,7 @@ def check_images(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float
 def with_reconstruction(
     context: Context, auxiliary: Auxiliary, options: ReconstructionOptions, place: Place
 ) -> Auxiliary:
-    """The planned auxiliary network, and a decoder beside it."""
+    """Return the planned auxiliary network with a decoder beside it, both losses weighted."""
     alpha = ramp(options.alpha_first, options.alpha_last, place)
     term = _decoding(context, options, place.layer).term(options, alpha)
     return dataclasses.replace(
@@ -248,17 +253,26 @@ def with_reconstruction(
 
 def build_reconstruction(
     context: Context,
-    auxiliary: Auxiliary,
+    module: LocalModulePlan,
     classifier: nn.Module,
     options: ReconstructionOptions,
-    layer: int,
     draw: Initializer,
 ) -> WithTerms:
-    """The classifier, and the decoder beside it, with the weights of the plan."""
+    """Build the decoder beside a classifier, with the weights of the plan.
+
+    Args:
+        context: What the module was planned on.
+        module: A module planned by :func:`with_reconstruction`.
+        classifier: The module's auxiliary network without decoder.
+        options: The options.
+        draw: Source of the decoder's weights.
+    """
+    auxiliary = module.auxiliary
+    assert auxiliary is not None, "no auxiliary network was planned"
     (alpha,) = (term.weight for term in auxiliary.terms if term.name == NAME)
-    term = Reconstruction(_decoding(context, options, layer).build(draw), options.mean, options.std)
+    term = Reconstruction(_decoding(context, options, module.layers[-1]).build(draw), options.mean, options.std)
     return WithTerms(classifier, auxiliary.weight, {NAME: (alpha, term)})
 
 
 def _decoding(context: Context, options: ReconstructionOptions, layer: int) -> Decoding:
-    return Decoding(features_of(context, layer), context.network.shapes.input, options.decoder_width)
+    return Decoding(features_of(context.network, layer), context.network.shapes.input, options.decoder_width)

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from localize.plan.memory_forecast import Forecasting, MemoryForecast, Schedule
-from localize.plan.modules import Auxiliary, AuxiliaryBlock, Budgeted, Cascade, LocalModulePlan, LossTerm, Original
 from localize.plan.prediction import Prediction
-from localize.text import format_bytes, format_count, html_table, shown, text_table
+from localize.plan.records import Auxiliary, AuxiliaryBlock, Budgeted, Cascade, LocalModulePlan, LossTerm, Original
+from localize.plan.show import HEADER, LEFT, budget_lines, crossing, losses_of
+from localize.text import format_count, html_table, shown, text_table
 from passes.errors import PlanError
 from passes.ir import Layer, TensorSpec
 
@@ -27,7 +28,6 @@ __all__ = [
     "Original",
     "Plan",
     "cells",
-    "describe",
 ]
 
 FORMAT = 1
@@ -173,12 +173,12 @@ class Plan:
     def __str__(self) -> str:
         # A name with a line break must not begin a line of its own.
         rows = [[shown(cell) for cell in cells(self, module)] for module in self.modules]
-        return "\n".join([*_summary(self), str(text_table(_HEADER, rows, _LEFT)), *_notes(self)])
+        return "\n".join([*_summary(self), str(text_table(HEADER, rows, LEFT)), *_notes(self)])
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         rows = [cells(self, module) for module in self.modules]
-        return html_table(_summary(self), _HEADER, rows, _LEFT, _notes(self))
+        return html_table(_summary(self), HEADER, rows, LEFT, _notes(self))
 
 
 def _plain(value: Any) -> Any:
@@ -241,21 +241,6 @@ def _auxiliary(data: Mapping[str, Any] | None) -> Auxiliary | None:
     )
 
 
-_HEADER = (
-    "module",
-    "layers",
-    "output",
-    "params",
-    "MACs",
-    "act. bytes",
-    "auxiliary network",
-    "aux. params",
-    "aux. MACs",
-)
-_LEFT = (0, 1, 2, 6)
-"""Columns of words."""
-
-
 def _summary(plan: Plan) -> list[str]:
     """What stands before the table of local modules."""
     options = ", ".join(f"{key}={value}" for key, value in plan.options.items() if value is not None)
@@ -274,16 +259,7 @@ def _notes(plan: Plan) -> list[str]:
     """What stands behind it."""
     notes = [f"kept whole, could not be traced: {', '.join(plan.opaque)}"] if plan.opaque else []
     notes += [f"module {module.index}: {module.note}" for module in plan.modules if module.note]
-    return [*notes, *_kept_to(plan.budget)]
-
-
-def _kept_to(budget: Budgeted | None) -> list[str]:
-    """What was done for a memory budget."""
-    if budget is None:
-        return []
-    now, before, size = (format_bytes(value) for value in (budget.peak, budget.before, budget.size))
-    changed = f" ({before} without what follows)" if budget.choices else ""
-    return [f"memory: {now} at batch {budget.batch_size}, within {size}{changed}", *(f"  {c}" for c in budget.choices)]
+    return [*notes, *budget_lines(plan.budget)]
 
 
 def cells(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
@@ -296,11 +272,11 @@ def cells(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
     return (
         f"{module.index} {module.name}",
         " + ".join(filter(None, ["-".join(ends), "classifier" if last else ""])),
-        str(plan.output) if last else _crossing(layers[-1]),
+        str(plan.output) if last else crossing(layers[-1]),
         format_count(params),
         format_count(macs),
         format_count(sum(layer.activation_bytes for layer in layers)),
-        _networks(module),
+        losses_of(module),
         format_count(sum(network.params for network in module.networks)) if module.networks else "",
         format_count(sum(network.macs for network in module.networks)) if module.networks else "",
     )
@@ -317,44 +293,3 @@ def _before(plan: Plan) -> str:
     if plan.original is None:
         return ""
     return f" (made of {format_count(plan.original.params)} parameters, {format_count(plan.original.macs)} MACs)"
-
-
-def _crossing(layer: Layer) -> str:
-    return f"{layer.output} (+{layer.width - 1})" if layer.width > 1 else str(layer.output)
-
-
-def _networks(module: LocalModulePlan) -> str:
-    """A module's losses in a few words."""
-    own = describe(module.auxiliary) if module.auxiliary else "(output loss)"
-    if module.auxiliary and module.auxiliary.groups:
-        own = f"{len(module.auxiliary.groups)} groups, each {own}"
-    if module.recompute:
-        own += f", recomputes {' and '.join(module.recompute)}"
-    if module.cascade is None:
-        return own
-    cascade = module.cascade
-    first = (*cascade.reaches, module.index)[0]
-    beyond = describe(cascade.auxiliary) if cascade.auxiliary else "(output loss)"
-    return f"{cascade.independent:g} * [{own}] + {cascade.cascaded:g} * [{beyond}] from module {first} on"
-
-
-def describe(auxiliary: Auxiliary) -> str:
-    """An auxiliary network in a few words: ``d=3: 8/2 15 head``, with ``/2`` where a block downsamples.
-
-    A number is the layer that is copied; a plain block shows its output channels, as in ``conv3x3(32)/2``. ``~8`` is a
-    copy that follows its layer, ``8+~8`` a copy and its twin that does. ``+2`` in front says that two more tensors of
-    the cut are merged into what it reads; a number before or behind it is a weight in the local loss.
-    """
-    blocks = " ".join(_block(block) for block in auxiliary.blocks)
-    merged = f"+{len(auxiliary.merged)} " if auxiliary.merged else ""
-    weight = "" if auxiliary.weight == 1 else f"{auxiliary.weight:.3g} * "
-    terms = "".join(f" + {term.weight:.3g} * {term.name}" for term in auxiliary.terms)
-    return f"{weight}d={auxiliary.depth}: {merged}{blocks} head{terms}".replace("  ", " ")
-
-
-def _block(block: AuxiliaryBlock) -> str:
-    """A hidden layer in a few words."""
-    source, halving = block.source, f"/{block.stride}" if block.stride > 1 else ""
-    names = {"leap": f"~{source}", "twin": f"{source}+~{source}"}
-    name = f"{block.kind}({block.out_channels})" if source is None else names.get(block.kind, f"{source}")
-    return f"{name}{halving}{'+adapter' if block.adapter else ''}"

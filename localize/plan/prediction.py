@@ -23,6 +23,23 @@ class Prediction:
     layout: Layout = "NC"
     """Where the logits are: (N, C), (N, C, H, W), (N, H, W, C) or (N, C, D, H, W)."""
 
+    def shape(self, samples: int) -> tuple[int, ...]:
+        """Return the shape of the logits of a batch.
+
+        Raises:
+            MethodError: There are no logits (``kind`` is ``"other"``).
+
+        >>> Prediction("vector", 10).shape(32)
+        (32, 10)
+        >>> Prediction("dense", 21, (64, 64), "NCHW").shape(8)
+        (8, 21, 64, 64)
+        """
+        if self.kind == "other":
+            raise MethodError("the model returns no logits, so they have no shape")
+        if self.layout == "NHWC":
+            return (samples, *self.size, self.outputs)
+        return (samples, self.outputs, *self.size)
+
     def __str__(self) -> str:
         if self.kind == "other":
             return "no logits"

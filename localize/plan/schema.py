@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Mapping
@@ -10,7 +12,6 @@ from typing import Any
 
 import torch
 
-from localize.plan.fields import meanings
 from localize.plan.plan import FORMAT, Plan
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -80,3 +81,20 @@ def _form(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
     assert origin is not None and issubclass(origin, Mapping), f"{kind} has no form in JSON"
     return {"type": "object", "additionalProperties": _form(arguments[1], definitions)}
+
+
+def meanings(kind: type[Any]) -> dict[str, str]:
+    """The docstrings of a dataclass's fields by name, each in one line; base classes' and joined ones' included."""
+    found: dict[str, str] = {}
+    for joined in getattr(kind, "kinds", ()):
+        found = meanings(joined) | found
+    for base in reversed(() if found else kind.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in zip(tree.body, tree.body[1:], strict=False):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(meaning))):
+                    found[name] = " ".join(meaning.split())
+    return found

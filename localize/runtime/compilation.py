@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx, nn
 
-from localize.methods.base import Context, Method
+from localize.methods.base import ChosenMethod, Context
 from localize.methods.networks.losses import Criteria, Criterion
 from localize.plan.plan import Plan
 from passes.adapt.adapter import Adapter
@@ -20,10 +19,8 @@ from passes.ir import Network
 class Compiled:
     """The source of a localized model: everything that its plan and its code were made of."""
 
-    method: Method
-    """The learning rule."""
-    options: Any
-    """The rule's options, an instance of ``method.Options``."""
+    method: ChosenMethod
+    """The learning rule and its options."""
     context: Context
     """What the rule planned on: the network that is trained, its layers, and their grouping."""
     criteria: Criteria

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from localize.methods.networks.blocks import Recomputed
 from localize.methods.networks.local_loss import Batch, supervise
-from localize.plan.modules import LocalModulePlan
+from localize.plan.records import LocalModulePlan
 from passes.codegen.buffers import Buffer, buffers_of
 from passes.codegen.eval_mode import for_inference
 

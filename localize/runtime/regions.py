@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from localize.methods.networks.blocks import Blocks
+from localize.methods.networks.blocks import AuxiliaryBlocks
 from localize.methods.networks.local_loss import Supervising, Term
 from localize.runtime.local_module import LocalModule
 from passes.codegen.generate import PRIMARY
@@ -132,7 +132,7 @@ def _is_divided(module: nn.Module) -> bool:
 
 def _is_sequence(module: nn.Module) -> bool:
     """Whether a module runs its parts one after the other, and nothing else."""
-    return type(module) is nn.Sequential or (type(module) is Blocks and not module.recomputes)
+    return type(module) is nn.Sequential or (type(module) is AuxiliaryBlocks and not module.recomputes)
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from localize import LocalGraphModule, localize
 from localize.bench.flops import count_flops, step_flops
 from localize.memory.live_bytes import peak_step_bytes
 from localize.methods.networks.local_loss import Term, WithTerms
-from localize.methods.predsim import pool_kernel
+from localize.methods.networks.predsim_network import pool_kernel
 from localize.models import cifar_resnet
 from tests.models.vgg6a import LAYERS, Vgg6a
 from tests.tools.paths import REFERENCE

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from localize import MethodError, localize
 from localize.memory.live_bytes import peak_step_bytes
 from localize.models import cifar_resnet
-from localize.plan.modules import Recompute
+from localize.plan.records import Recompute
 from tests.models.graphs import FourLayers
 from tests.models.zoo import small_vgg
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from localize import localize
 from localize.bench.sweep.isolation import reach
 from localize.methods.networks.dense import ToGrid, grid_of_features
-from localize.methods.predsim import pool_kernel
+from localize.methods.networks.predsim_network import pool_kernel
 from passes.ir import TensorSpec
 from tests.tools.rules import OWN, RULES, assert_as_planned, images, small
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localize.plan.group import group_by_cost, group_evenly, group_sizes, join_last, join_untrained
+from localize.plan.grouping import group_by_cost, group_evenly, group_sizes, join_last, join_untrained
 from passes.errors import PartitionError
 
 

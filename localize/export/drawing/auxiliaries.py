@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from localize.export.drawing import node_facts
 from localize.export.drawing.box_text import short, span, steps, wrapped
 from localize.export.drawing.drawing import Edge, Fact, Node
-from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan, describe
+from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan
+from localize.plan.show import describe
+from localize.text import format_count
 from localize.text import format_count
 
 Row = tuple[str, ...]

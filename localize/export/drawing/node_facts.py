@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from localize.export.drawing.drawing import Fact
-from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan, describe
+from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan
+from localize.plan.show import describe
 from passes.ir import Layer
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from localize.export.drawing.fold import runs
 from localize.export.request import Request, View
 from localize.memory.chart import Course, StepMemory, step_memory
-from localize.methods import get_method
 from localize.plan.memory_forecast import ModuleMemory
-from localize.plan.modules import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan
-from localize.plan.plan import Plan, describe
+from localize.plan.plan import Plan
+from localize.plan.records import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan
+from localize.plan.show import describe
 from localize.runtime.local_graph import LocalGraphModule
 from passes.errors import LocalizeError
 from passes.ir import Layer, TensorSpec
@@ -35,7 +35,7 @@ def page_data(request: Request) -> Data:
     return {
         "model": plan.model,
         "method": plan.method,
-        "options": _options(plan),
+        "options": _options(local),
         "criterion": criterion_name(local.criterion),
         "outputCriterion": criterion_name(local.output_criterion or local.criterion),
         "input": str(plan.input),
@@ -59,9 +59,10 @@ def page_data(request: Request) -> Data:
     }
 
 
-def _options(plan: Plan) -> list[list[Any]]:
+def _options(local: LocalGraphModule) -> list[list[Any]]:
     """List each option with its value, and whether the head of the page shows it: the depth, and changed defaults."""
-    kind = get_method(plan.method).Options
+    plan = local.plan
+    kind = local.compiled.method.method.Options
     usual = {item.name: item.default for item in dataclasses.fields(kind)}
     return [
         [key, str(value), key == "d" or usual.get(key, value) != value]

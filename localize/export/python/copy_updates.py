@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from localize.export.python.values import quoted
 from localize.methods.mlaan.leaps import Leaps
-from localize.methods.mlaan.options import own_options
+from localize.methods.mlaan.options import mlaan_options
 from localize.runtime.local_graph import LocalGraphModule
 
 
@@ -22,7 +22,7 @@ def pull_lines(local: LocalGraphModule) -> list[str]:
     pulls = pulls_of(local)
     if not pulls:
         return []
-    weight = 1 - own_options(local.compiled.options).momentum
+    weight = 1 - mlaan_options(local.compiled.method.options).momentum
     entries = [f"({', '.join(map(quoted, dict.fromkeys((copy, live, told))))})," for copy, told, live in pulls]
     return [
         "",

@@ -21,7 +21,7 @@ from localize.export.python.surroundings import Surroundings
 from localize.export.python.templates import hole
 from localize.export.python.tree import buffer_text, held, need_grow, ordered, own_tensors, parameter_text
 from localize.export.python.values import quoted, value_text, words
-from localize.methods.networks.blocks import Blocks
+from localize.methods.networks.blocks import AuxiliaryBlocks
 from passes.common.interpreter import Interpreter, arguments_of
 
 Sites = Mapping[str, CallSite]
@@ -52,7 +52,7 @@ class Modules:
         Raises:
             ExportError: No text is known to make it.
         """
-        if type(module) in (nn.Sequential, Blocks):
+        if type(module) in (nn.Sequential, AuxiliaryBlocks):
             return self._sequence(module, where)
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             return self._container(module, where)

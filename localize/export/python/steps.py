@@ -18,7 +18,7 @@ from localize.export.python.templates import abbreviated
 from localize.export.python.tree import access
 from localize.export.python.values import identifier, quoted, words
 from localize.methods.networks.local_loss import Batch, Supervising
-from localize.plan.plan import describe
+from localize.plan.show import describe
 from localize.runtime.cascade import before, entering, last_reads, window_of
 from localize.runtime.local_graph import HEAD_WEIGHT, LocalGraphModule
 from localize.runtime.local_module import LocalModule

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from localize.methods.checks import is_number, is_whole
 from localize.methods.networks.pooling import POOLINGS, Pooling
+from localize.methods.options import is_number, is_whole
 from passes.adapt.resolution import Policy
 from passes.errors import MethodError
 

@@ -47,9 +47,9 @@ from localize.methods.auglocal.head import Head, check_head
 from localize.methods.auglocal.options import Options
 from localize.methods.auglocal.selection import pyramid, repetitive, sequential, uniform
 from localize.methods.base import Context, Method, group_name, trained_layers
-from localize.methods.layerwise import described
-from localize.methods.networks.blocks import Blocks
-from localize.plan.group import join_last, join_untrained
+from localize.methods.networks.linear import describe_block
+from localize.methods.networks.blocks import AuxiliaryBlocks
+from localize.plan.grouping import join_last, join_untrained
 from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
 from passes.adapt.copy_recipe import CopyRecipe
 from passes.adapt.placement import place
@@ -95,10 +95,9 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     return tuple(planned)
 
 
-def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
-    """The auxiliary network of a planned module: hidden blocks, then the head."""
-    if module.auxiliary is None:
-        return None
+def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module:
+    """Build the auxiliary network of a planned module: hidden blocks, then the head."""
+    assert module.auxiliary is not None, "no auxiliary network was planned"
     spec = context.network.layers[module.layers[-1]].output
     blocks: list[nn.Module] = []
     if options.selection in _COPIED:
@@ -111,7 +110,7 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
             plain = Plain(cast(Kind, block.kind), spec, block.out_channels, block.stride)
             blocks.append(build_plain(plain, draw))
             spec = plain.output
-    network = Blocks()
+    network = AuxiliaryBlocks()
     for position, made in enumerate(blocks):
         network.add_module(f"block_{position}", made)
     network.add_module("head", Head(context, options, spec, len(blocks)).build(draw))
@@ -156,7 +155,7 @@ def _plain(context: Context, options: Options, layer: int, selected: tuple[int, 
         target = _describe(context, options, spec, recipes, [])[0].macs
         channels = nearest_width(cost, target)
     blocks = stack(kind, spec, strides, channels)
-    return _describe(context, options, spec, blocks, [described(block) for block in blocks])
+    return _describe(context, options, spec, blocks, [describe_block(block) for block in blocks])
 
 
 def _describe(
@@ -239,4 +238,4 @@ def _impossible(
     )
 
 
-METHOD = Method(Options=Options, plan=plan, build=build)
+METHOD = Method(name="auglocal", Options=Options, plan=plan, build=build)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 def uniform(layer: int, hidden: int, layers: int) -> tuple[int, ...]:
     """Layers spread evenly over what follows ``layer``, the last one always among them.
@@ -63,36 +61,3 @@ def pyramid(hidden: int, module: int, modules: int, tau: float) -> int:
     if hidden < 1 or modules <= 2:
         return hidden
     return max(1, round(hidden * (1 - module * tau / (modules - 2)) + module * tau / (modules - 2)))
-
-
-def leaps(layer: int, count: int, starts: Sequence[int], layers: int) -> tuple[int, ...]:
-    """Later layers, early, middle and deep ones: the first of each later stage, then some of the last up to its end.
-
-    MLAAN (AAAI 2025), section "Leap Augmented Modules", says that much. The rule is the one that gives the released
-    code's choice for ResNet-32 in 8 modules, which is a table written by hand:
-
-    - the first layer of each stage that begins after ``layer``, or ``count`` - 1 of those firsts, spread evenly;
-    - then, of the layers after the last stage's first, as many as are left of ``count``, but ``count`` - 1 at most: the
-      last layer, and from there towards the input in even steps. Where no stage begins any more, the steps go through
-      all layers that are left; else the firsts are the early and the middle ones, and the steps are shorter: at most
-      n / (2 * ``count``), rounded half to even, where n layers follow ``layer``.
-
-    Args:
-        layer: The layer whose output the auxiliary network reads.
-        count: Layers wanted, p.
-        starts: Indices of the layers at which stages begin.
-        layers: L.
-    """
-    later = [start for start in starts if start > layer]
-    tail = range((later[-1] if later else layer) + 1, layers)
-    room = count - 1 if tail else count
-    firsts = later
-    if len(later) > room:
-        firsts = [later[round(len(later) * i / room) - 1] for i in range(1, room + 1)]
-    wanted = min(count - len(firsts), max(1, count - 1), len(tail))
-    if not wanted:
-        return tuple(firsts)
-    step = len(tail) // wanted
-    if later:
-        step = max(1, min(step, round((layers - 1 - layer) / (2 * count))))
-    return (*firsts, *sorted(layers - 1 - step * i for i in range(wanted)))

@@ -17,13 +17,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import nn
-
 from localize.methods.auglocal import rule as auglocal
 from localize.methods.auglocal.options import Options as AugLocalOptions
 from localize.methods.base import Context, Method
-from localize.methods.joined import join_options
 from localize.methods.layerwise import Place
+from localize.methods.networks.local_loss import WithTerms
+from localize.methods.options import join_options
 from localize.methods.reconstruction import (
     ReconstructionOptions,
     build_reconstruction,
@@ -55,12 +54,10 @@ def plan(context: Context, options: Any) -> tuple[LocalModulePlan, ...]:
     return tuple(found)
 
 
-def build(context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> nn.Module | None:
-    """AugLocal's auxiliary network and the decoder of a planned module."""
+def build(context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> WithTerms:
+    """Build AugLocal's auxiliary network and the decoder of a planned module."""
     classifier = auglocal.build(context, module, options, draw)
-    if module.auxiliary is None or classifier is None:
-        return None
-    return build_reconstruction(context, module.auxiliary, classifier, options, module.layers[-1], draw)
+    return build_reconstruction(context, module, classifier, options, draw)
 
 
-METHOD = Method(Options=Options, plan=plan, build=build)
+METHOD = Method(name="auglocal+infopro", Options=Options, plan=plan, build=build)

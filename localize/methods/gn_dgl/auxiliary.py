@@ -1,25 +1,28 @@
-"""Auxiliary networks of GN-DGL: one for each group of neurons of a local module, with a loss of its own."""
+"""Auxiliary networks of GN-DGL: one for each group of neurons of a local module, with a loss of its own.
+
+Patel, Eickenberg, Belilovsky: "Local Learning with Neuron Groups" (2023), sections 3.2 to 3.4.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
-from localize.methods import dgl, predsim
-from localize.methods.base import Context
-from localize.methods.gn_dgl.diversity import diversity
 from localize.methods.gn_dgl.options import Options
-from localize.methods.layerwise import Features, build_two_linear, describe_two_linear, features_of
+from localize.methods.networks.dgl_network import dgl_network
+from localize.methods.networks.features import Features, features_of
+from localize.methods.networks.linear import build_two_linear, describe_two_linear
 from localize.methods.networks.local_loss import Batch, supervise
-from localize.plan.modules import Auxiliary
+from localize.methods.networks.predsim_network import predsim_network
+from localize.methods.networks.terms import diversity
+from localize.plan.records import Auxiliary
 from passes.common.initializer import Initializer
 from passes.errors import InputError
-from passes.ir import TensorSpec
+from passes.ir import Network, TensorSpec
 from passes.layers.plain_blocks import Plain, stack
 from passes.split.channel_owners import OPEN, runs
 
@@ -27,37 +30,55 @@ Ranges = tuple[tuple[int, int], ...]
 """Channels, as first and one past the last."""
 
 
-def describe(context: Context, options: Options, layer: int, width: int) -> Auxiliary:
-    """The auxiliary network of one group, in the plan.
+def describe_group(network: Network, options: Options, layer: int, width: int, outputs: int) -> Auxiliary:
+    """Describe the auxiliary network of one group for the plan.
 
     Args:
-        context: What to plan on.
-        options: The options.
-        layer: Index of the local layer whose output it reads.
+        network: The primary network, its width split.
+        options: GN-DGL's options.
+        layer: Index of the local layer whose output the auxiliary network reads.
         width: Channels that it reads.
+        outputs: Logits that it returns.
     """
-    features, outputs = _narrowed(features_of(context, layer), width), context.prediction.outputs
+    features = _narrowed(features_of(network, layer), width)
     if options.auxiliary == "dgl":
-        return dgl.describe(dgl.network_behind(features, dgl.Options()), outputs)
+        return dgl_network(features).describe(outputs)
     if options.auxiliary == "predsim":
-        return predsim.network_behind(features, predsim.Options()).describe(predsim.Options(), outputs)
-    found = describe_two_linear(_convolution(features), options.hidden, outputs)
-    return replace(found, head=" > ".join([*features.words(), found.head]))
+        return predsim_network(features).describe(outputs)
+    described = describe_two_linear(_convolution(features), options.hidden, outputs)
+    return replace(described, head=" > ".join([*features.words(), described.head]))
 
 
-def build_one(context: Context, options: Options, layer: int, width: int, draw: Initializer) -> nn.Module:
-    """The auxiliary network of one group; arguments as for :func:`describe`."""
-    features = _narrowed(features_of(context, layer), width)
+def build_group(
+    network: Network,
+    options: Options,
+    layer: int,
+    width: int,
+    outputs: int,
+    draw: Initializer,
+    like: nn.Module | None,
+) -> nn.Module:
+    """Build the auxiliary network of one group.
+
+    Args:
+        network: The primary network, its width split.
+        options: GN-DGL's options.
+        layer: Index of the local layer whose output the auxiliary network reads.
+        width: Channels that it reads.
+        outputs: Logits that it returns.
+        draw: Source of weights.
+        like: A layer whose initializer the classifier gets; None for torch's.
+    """
+    features = _narrowed(features_of(network, layer), width)
     if options.auxiliary == "dgl":
-        return dgl.build_network(context, dgl.network_behind(features, dgl.Options()), draw)
+        return dgl_network(features).build(outputs, draw, like)
     if options.auxiliary == "predsim":
-        network = predsim.network_behind(features, predsim.Options())
-        return predsim.build_network(context, network, predsim.Options(), draw)
-    return build_two_linear(context, features, _convolution(features), options.hidden, draw)
+        return predsim_network(features).build(outputs, draw, like)
+    return build_two_linear(features, _convolution(features), options.hidden, outputs, draw, like)
 
 
 def _convolution(features: Features) -> Plain:
-    """To twice the channels at half the resolution; a linear layer where there are no positions."""
+    """Return a convolution to twice the channels at half the resolution; a linear layer if there are no positions."""
     return stack("conv3x3", features.spec, [2], 2 * features.spec.channels)[0]
 
 
@@ -69,15 +90,15 @@ def _narrowed(features: Features, channels: int) -> Features:
 class GroupLosses(nn.Module):
     """The auxiliary networks of a module's groups, and the sum of their losses.
 
-    The gradient of group i's loss stops at channels that are another group's.
+    The gradient of group i's loss stops at channels of other groups.
 
     Args:
-        networks: One for each of several groups.
-        groups: For each group the channels that are its own; those that are nobody's are read by all.
-        spec: What the module gives.
-        stop_gradient: Whether a group's network reads the other groups' channels too, detached.
-        weight: Of the diversity-promoting penalty; 0 leaves it out.
-        temperature: Of its softmax.
+        networks: The auxiliary network of each of several groups.
+        groups: The channels of each group. Channels of no group are read by all networks.
+        spec: Output of the module.
+        stop_gradient: Whether a group's network reads the other groups' channels too, detached (section 3.3).
+        weight: Weight of the diversity-promoting penalty (section 3.4); 0 leaves it out.
+        temperature: Temperature of the softmax in the penalty.
     """
 
     def __init__(
@@ -97,15 +118,15 @@ class GroupLosses(nn.Module):
         self.pieces = _pieces(groups, spec.channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """The module's prediction, (N, classes): logits whose softmax is the mean of the groups' softmaxes."""
-        return together(self.by_group(features))
+        """Return the module's prediction (N, classes): logits whose softmax is the mean of the groups' softmaxes."""
+        return mean_prediction(self.by_group(features))
 
     def by_group(self, features: torch.Tensor) -> list[torch.Tensor]:
-        """Each group's logits."""
+        """Return each group's logits."""
         return [network(self.read_by(i, features)) for i, network in enumerate(self.groups)]
 
     def read_by(self, group: int, features: torch.Tensor) -> torch.Tensor:
-        """What a group's network reads."""
+        """Return the channels that a group's network reads; other groups' channels are detached, or left out."""
         parts = []
         for start, stop, owner in self.pieces:
             part = features.narrow(self.dim, start, stop - start)
@@ -115,35 +136,35 @@ class GroupLosses(nn.Module):
                 parts.append(part.detach())
         return torch.cat(parts, self.dim)
 
-    def supervise(self, batch: Batch, features: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Prediction, and the sum of the groups' losses and the weighted penalty.
+    def supervise(self, batch: Batch, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the prediction, and the sum of the groups' losses and the weighted penalty.
 
         Raises:
-            InputError: The penalty needs class indices, and the target is something else.
+            InputError: The penalty is on, and the target does not hold class indices (N,).
         """
-        found = [supervise(network, batch, self.read_by(i, features)) for i, network in enumerate(self.groups)]
-        logits = [values for values, _ in found]
-        total = torch.stack([loss for _, loss in found]).sum()
+        each = [supervise(network, batch, self.read_by(i, features)) for i, network in enumerate(self.groups)]
+        logits = [values for values, _ in each]
+        total = torch.stack([loss for _, loss in each]).sum()
         if self.weight:
             total = total + self.weight * diversity(logits, _classes(batch), self.temperature)
-        return together(logits), total
+        return mean_prediction(logits), total
 
     def extra_repr(self) -> str:
-        """What is not in the networks."""
+        """Return the settings of the loss."""
         return f"stop_gradient={self.stop_gradient}, diversity={self.weight:g}, temperature={self.temperature:g}"
 
 
-def together(logits: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Logits whose softmax is the mean of the softmaxes of several."""
+def mean_prediction(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return logits (N, classes) whose softmax is the mean of the softmaxes of several."""
     each = torch.stack([values.log_softmax(1) for values in logits])
     return each.logsumexp(0) - math.log(len(logits))
 
 
 def _classes(batch: Batch) -> torch.Tensor:
-    """The target as class indices.
+    """Return the target as class indices (N,).
 
     Raises:
-        InputError: It is something else.
+        InputError: The target holds something else.
     """
     y = batch.y
     if not isinstance(y, torch.Tensor) or y.ndim != 1 or y.is_floating_point():
@@ -158,7 +179,7 @@ def _classes(batch: Batch) -> torch.Tensor:
 
 
 def _pieces(groups: Sequence[Ranges], channels: int) -> tuple[tuple[int, int, int], ...]:
-    """All channels in order, as first, one past the last, and group."""
+    """Return all channels in order, as runs of one owner: first, one past the last, group."""
     owner = [OPEN] * channels
     for group, ranges in enumerate(groups):
         for start, stop in ranges:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from localize.methods.checks import is_number, is_whole
+from localize.methods.options import is_number, is_whole
 from passes.errors import MethodError
 
 Head = Literal["decoupled", "joint"]

@@ -42,10 +42,10 @@ from dataclasses import replace
 from torch import nn
 
 from localize.methods.base import Context, Method, group_name, trained_layers
-from localize.methods.gn_dgl.auxiliary import GroupLosses, Ranges, build_one, describe
+from localize.methods.gn_dgl.auxiliary import GroupLosses, Ranges, build_group, describe_group
 from localize.methods.gn_dgl.options import Options
 from localize.methods.layerwise import require_vector
-from localize.plan.group import join_untrained
+from localize.plan.grouping import join_untrained
 from localize.plan.plan import Auxiliary, LocalModulePlan, LossTerm
 from passes.common.initializer import Initializer
 from passes.errors import MethodError
@@ -94,13 +94,13 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     return tuple(planned)
 
 
-def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module | None:
-    """The auxiliary networks of a module's groups; of a module that is whole, the one that it has."""
-    if module.auxiliary is None:
-        return None
+def build(context: Context, module: LocalModulePlan, options: Options, draw: Initializer) -> nn.Module:
+    """Build the auxiliary networks of a module's groups; for a module that stays whole, its one network."""
+    assert module.auxiliary is not None, "no auxiliary network was planned"
     layer, groups = module.layers[-1], module.auxiliary.groups
     widths = _widths(context, options, layer, groups)
-    networks = [build_one(context, options, layer, width, draw) for width in widths]
+    outputs, like = context.prediction.outputs, context.adapter.output_layer()
+    networks = [build_group(context.network, options, layer, width, outputs, draw, like) for width in widths]
     if not groups:
         return networks[0]
     spec = context.network.layers[layer].output
@@ -184,7 +184,8 @@ def _widths(context: Context, options: Options, layer: int, groups: Sequence[Ran
 
 
 def _auxiliary(context: Context, options: Options, layer: int, groups: tuple[Ranges, ...]) -> Auxiliary:
-    networks = [describe(context, options, layer, width) for width in _widths(context, options, layer, groups)]
+    outputs, widths = context.prediction.outputs, _widths(context, options, layer, groups)
+    networks = [describe_group(context.network, options, layer, width, outputs) for width in widths]
     one = networks[0]
     terms = [
         replace(term, params=sum(n.terms[i].params for n in networks), macs=sum(n.terms[i].macs for n in networks))
@@ -197,4 +198,4 @@ def _auxiliary(context: Context, options: Options, layer: int, groups: tuple[Ran
     return replace(one, params=params, macs=macs, terms=tuple(terms), groups=groups)
 
 
-METHOD = Method(Options=Options, plan=plan, build=build, prepare=prepare)
+METHOD = Method(name="gn-dgl", Options=Options, plan=plan, build=build, prepare=prepare)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from localize.methods.networks.blocks import Blocks
+from localize.methods.networks.blocks import AuxiliaryBlocks
 from localize.methods.networks.local_loss import Batch, supervise
 
 Pull = tuple[str, str, str]
@@ -52,7 +52,7 @@ class Leaps(nn.Module):
 
     def __init__(self, blocks: Sequence[nn.Module], network: nn.Module, pulls: Sequence[Pull]) -> None:
         super().__init__()
-        self.blocks = Blocks(*blocks)
+        self.blocks = AuxiliaryBlocks(*blocks)
         self.network = network
         self.pulls = tuple(pulls)
 

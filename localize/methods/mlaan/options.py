@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from localize.methods.checks import is_number, is_whole
-from localize.methods.joined import part_of
+from localize.methods.options import is_number, is_whole, part_of
 from passes.errors import MethodError
 
-Place = Literal["independent", "cascaded", "both"]
+LeapPlace = Literal["independent", "cascaded", "both"]
 """Which auxiliary networks of a module read through copies of later layers."""
 
 Variant = Literal["paper", "released"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class MlaanOptions:
     """MLAAN's options. Those that are None are what ``variant`` makes them."""
 
     variant: Variant = "paper"
@@ -36,7 +35,7 @@ class Options:
     """Weight of the loss that reaches the modules of a cascade: 0.5, or 0.999 as released."""
     p: int = 4
     """The most later layers that an auxiliary network copies."""
-    leap: Place | None = None
+    leap: LeapPlace | None = None
     """Which auxiliary networks copy later layers: ``"independent"``, ``"cascaded"`` (as released) or ``"both"``.
     Without effect where ``mlm`` is off: there is but one."""
     momentum: float = 0.995
@@ -68,8 +67,8 @@ class Options:
             raise MethodError("independent=0 and cascaded=0 leave no loss", remedy="Give one of them a weight")
         if not is_number(self.momentum) or not 0 <= self.momentum <= 1:
             raise MethodError(f"momentum={self.momentum!r} is no momentum", remedy="Give a number from 0 to 1")
-        if self.leap not in get_args(Place):
-            places = ", ".join(map(repr, get_args(Place)))
+        if self.leap not in get_args(LeapPlace):
+            places = ", ".join(map(repr, get_args(LeapPlace)))
             raise MethodError(f"leap={self.leap!r} is unknown", remedy=f"Give one of {places}")
 
     @property
@@ -96,7 +95,6 @@ def _require_whole(name: str, value: Any, least: int, why: str) -> None:
         )
 
 
-def own_options(options: Any) -> Options:
-    """MLAAN's part of options."""
-    found: Options = part_of(Options, options)
-    return found
+def mlaan_options(options: object) -> MlaanOptions:
+    """Return MLAAN's part of the options of MLAAN around a rule."""
+    return part_of(MlaanOptions, options)

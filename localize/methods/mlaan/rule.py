@@ -8,7 +8,7 @@ network, module j has a cascaded loss, by a second auxiliary network behind the 
 through the k - 1 modules before it. Windows of k modules overlap, so that a module is supervised k + 1 times.
 
 **LAM** (section "Leap Augmented Modules", equations 6 to 8). In front of an auxiliary network stand copies of up to p
-later layers, early, middle and deep ones (:func:`localize.methods.auglocal.selection.leaps`), which start from the
+later layers, early, middle and deep ones (:func:`localize.methods.mlaan.leap_choice.leaps`), which start from the
 weights of these layers, learn by gradient, and after each step are pulled to them
 (:mod:`localize.methods.mlaan.leaps`). The other rule's auxiliary network stands behind the last copy.
 
@@ -46,14 +46,14 @@ from typing import Any
 
 from torch import nn
 
+from localize.methods import dgl, infopro
 from localize.methods.auglocal import rule as auglocal
-from localize.methods.auglocal.selection import leaps
-from localize.methods.base import Context, Method
-from localize.methods.joined import join_options, part_of
+from localize.methods.base import Context, Localized, Method
+from localize.methods.mlaan.leap_choice import leaps
 from localize.methods.mlaan.leaps import Leaps, Twinned, follow
-from localize.methods.mlaan.options import Options as OwnOptions
-from localize.methods.mlaan.options import own_options
-from localize.plan.plan import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan
+from localize.methods.mlaan.options import MlaanOptions, mlaan_options
+from localize.methods.options import join_options, part_of
+from localize.plan.records import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan
 from passes.adapt.copy_recipe import CopyRecipe
 from passes.adapt.placement import place
 from passes.adapt.rebuild import counterparts, rebuild
@@ -62,79 +62,78 @@ from passes.common.initializer import Initializer
 from passes.ir import TensorSpec
 
 LEAPING = ("leap", "twin", "free")
-"""Kinds of copies: pulled; beside a pulled twin; neither."""
+"""Kinds of copies: pulled to the copied layer; added to a pulled twin; neither."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Around:
-    """MLAAN around a rule whose auxiliary networks read what ``Layer.output`` says of a module's last layer."""
+class MlaanMethod:
+    """Functions of MLAAN around another rule, whose auxiliary networks are sized by ``Layer.output`` alone."""
 
-    base: Method
-    fixed: Mapping[str, Any]
-    """Options of the rule that a user cannot choose."""
+    base: Method[Any]
+    fixed: Mapping[str, object]
+    """Options of the base rule that a user cannot choose."""
 
-    def plan(self, context: Context, options: Any) -> tuple[LocalModulePlan, ...]:
-        """The rule's local modules, with cascades, and with copies in front of auxiliary networks."""
-        own, theirs = own_options(options), self._theirs(options)
-        plain = self.base.plan(context, theirs)
-        if len(plain) == 1 or not (own.mlm or own.lam):
+    def plan(self, context: Context, options: object) -> tuple[LocalModulePlan, ...]:
+        """Plan the base rule's local modules, with cascades, and with copies in front of auxiliary networks."""
+        mlaan, base_options = mlaan_options(options), self._base_options(options)
+        plain = self.base.plan(context, base_options)
+        if len(plain) == 1 or not (mlaan.mlm or mlaan.lam):
             return plain
-        placed = {module.index: _placed(context, own, module) for module in plain[:-1]} if own.lam else {}
+        placed = {module.index: _placed(context, mlaan, module) for module in plain[:-1]} if mlaan.lam else {}
         grouped = dataclasses.replace(context, groups=tuple(module.layers for module in plain))
-        found = []
+        planned = []
         for module in plain:
             recipes, notes = placed.get(module.index, ([], []))
             leaping = module.auxiliary
             if recipes:
-                # Behind the copies of this module alone, as it will be built.
-                behind = self.base.plan(_ending(grouped, module.layers[-1], recipes[-1].output), theirs)
-                leaping = _prepended(own.variant, recipes, behind[module.index].auxiliary)
-            networks = [leaping if leap else module.auxiliary for leap in own.leaping]
+                # The base rule plans all modules, with this one's output as the last copy returns it; only this
+                # module's auxiliary network is taken from that plan. It will be built the same way.
+                after_copies = self.base.plan(_ending(grouped, module.layers[-1], recipes[-1].output), base_options)
+                leaping = _prepended(mlaan.variant, recipes, after_copies[module.index].auxiliary)
+            networks = [leaping if leap else module.auxiliary for leap in mlaan.leaping]
             cascade = None
-            if own.mlm:
-                reaches = tuple(range(max(0, module.index - _known(own.k) + 1), module.index))
-                cascade = Cascade(reaches, *own.weights, networks[1])
+            if mlaan.mlm:
+                assert mlaan.k is not None, "MlaanOptions fills in k"
+                reaches = tuple(range(max(0, module.index - mlaan.k + 1), module.index))
+                cascade = Cascade(reaches, *mlaan.weights, networks[1])
             note = "; ".join(filter(None, [module.note, *notes]))
-            found.append(dataclasses.replace(module, auxiliary=networks[0], cascade=cascade, note=note))
-        return tuple(found)
+            planned.append(dataclasses.replace(module, auxiliary=networks[0], cascade=cascade, note=note))
+        return tuple(planned)
 
-    def build(self, context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> nn.Module | None:
-        """The independent auxiliary network of a planned module."""
+    def build(self, context: Context, module: LocalModulePlan, options: object, draw: Initializer) -> nn.Module:
+        """Build the independent auxiliary network of a planned module."""
+        assert module.auxiliary is not None, "no auxiliary network was planned"
         return self._network(context, module, module.auxiliary, options, draw)
 
     def build_cascaded(
-        self, context: Context, module: LocalModulePlan, options: Any, draw: Initializer
-    ) -> nn.Module | None:
-        """The cascaded auxiliary network of a planned module."""
-        assert module.cascade is not None
+        self, context: Context, module: LocalModulePlan, options: object, draw: Initializer
+    ) -> nn.Module:
+        """Build the cascaded auxiliary network of a planned module."""
+        assert module.cascade is not None, "no cascade was planned"
+        assert module.cascade.auxiliary is not None, "no auxiliary network was planned"
         return self._network(context, module, module.cascade.auxiliary, options, draw)
 
-    def attach(self, local: Any, context: Context, options: Any) -> None:
-        """What the rule does, and the pull after every step of an optimizer."""
-        self.base.attach(local, context, self._theirs(options))
-        follow(local, local.primary, local.local_modules, own_options(options).momentum)
+    def attach(self, local: Localized, context: Context, options: object) -> None:
+        """Attach what the base rule does, and the pull of copies after every step of an optimizer."""
+        self.base.attach(local, context, self._base_options(options))
+        follow(local, local.primary, local.local_modules, mlaan_options(options).momentum)
 
-    def prepare(self, context: Context, options: Any, draw: Initializer) -> nn.Module | None:
-        """What the rule does."""
-        return self.base.prepare(context, self._theirs(options), draw)
+    def prepare(self, context: Context, options: object, draw: Initializer) -> nn.Module | None:
+        """Return the primary network as the base rule prepares it."""
+        return self.base.prepare(context, self._base_options(options), draw)
 
-    def _theirs(self, options: Any) -> Any:
+    def _base_options(self, options: object) -> object:
         return part_of(self.base.Options, options, **self.fixed)
 
     def _network(
-        self,
-        context: Context,
-        module: LocalModulePlan,
-        planned: Auxiliary | None,
-        options: Any,
-        draw: Initializer,
-    ) -> nn.Module | None:
-        """An auxiliary network as planned: copies if there are such, and the rule's own network behind them."""
-        own = own_options(options)
-        theirs = dataclasses.replace(module, auxiliary=_rest(planned))
-        if planned is None or _rest(planned) == planned:
-            return self.base.build(context, theirs, self._theirs(options), draw)
-        recipes, _ = _placed(context, own, module)
+        self, context: Context, module: LocalModulePlan, planned: Auxiliary, options: object, draw: Initializer
+    ) -> nn.Module:
+        """Build an auxiliary network as planned: copies if there are any, and the base rule's own network after them."""
+        base_module = dataclasses.replace(module, auxiliary=_rest(planned))
+        base_options = self._base_options(options)
+        if _rest(planned) == planned:
+            return self.base.build(context, base_module, base_options, draw)
+        recipes, _ = _placed(context, mlaan_options(options), module)
         copying = dataclasses.replace(draw, copies=True)
         blocks, pulls = [], []
         for i, recipe in enumerate(recipes):
@@ -147,36 +146,36 @@ class Around:
                 block = Twinned(block, rebuild(context.adapter, recipe, copying))
                 pulls += [(f"blocks.{i}.pulled.{name}", f"blocks.{i}.trained.{name}", live) for name, live in pairs]
             blocks.append(block)
-        behind = _ending(context, module.layers[-1], recipes[-1].output)
-        network = self.base.build(behind, theirs, self._theirs(options), draw)
-        assert network is not None
-        return Leaps(blocks, network, pulls)
+        after_copies = _ending(context, module.layers[-1], recipes[-1].output)
+        return Leaps(blocks, self.base.build(after_copies, base_module, base_options, draw), pulls)
 
 
-def around(base: Method, keep: Collection[str] | None = None, **fixed: Any) -> Method:
-    """MLAAN around another rule.
+def around(base: Method[Any], name: str, keep: Collection[str] | None = None, **fixed: object) -> Method[Any]:
+    """Make a method that is MLAAN around another rule.
 
     Args:
-        base: The rule. Its auxiliary networks must read what ``Layer.output`` says of a module's last layer: they are
-            planned behind copies of later layers by saying otherwise.
-        keep: Which of its options a user may choose; all by default.
-        **fixed: Options of the rule that a user cannot choose.
+        base: The other rule. Its auxiliary networks must be sized by ``Layer.output`` of a module's last layer alone:
+            they are planned after copies of later layers by a context with another ``Layer.output``.
+        name: Name of the method.
+        keep: Options of the other rule that a user may choose; None for all.
+        **fixed: Options of the other rule that a user cannot choose.
     """
-    rule = Around(base, fixed)
+    functions = MlaanMethod(base, fixed)
     return Method(
-        Options=join_options(OwnOptions, base.Options, keep=keep),
-        plan=rule.plan,
-        build=rule.build,
-        build_cascaded=rule.build_cascaded,
-        attach=rule.attach,
-        prepare=rule.prepare,
+        name=name,
+        Options=join_options(MlaanOptions, base.Options, keep=keep),
+        plan=functions.plan,
+        build=functions.build,
+        build_cascaded=functions.build_cascaded,
+        attach=functions.attach,
+        prepare=functions.prepare,
     )
 
 
-def _placed(context: Context, own: Any, module: LocalModulePlan) -> tuple[list[CopyRecipe], list[str]]:
-    """The copies behind a module, and what is otherwise than asked."""
+def _placed(context: Context, options: MlaanOptions, module: LocalModulePlan) -> tuple[list[CopyRecipe], list[str]]:
+    """Return the copies that follow a module, and notes on what differs from what the options say."""
     network, layer = context.network, module.layers[-1]
-    selected = leaps(layer, own.p, stage_starts(network), len(network.layers))
+    selected = leaps(layer, options.p, stage_starts(network), len(network.layers))
     recipes, notes = place(context.adapter, layer, selected, "deferred")
     changed = [str(recipe.source) for recipe in recipes if not _unchanged(recipe)]
     if changed:
@@ -186,14 +185,14 @@ def _placed(context: Context, own: Any, module: LocalModulePlan) -> tuple[list[C
 
 
 def _unchanged(recipe: CopyRecipe) -> bool:
-    """Whether each tensor of a copy has its counterpart's shape, and none was added."""
+    """Return whether each tensor of a copy has the shape of the copied layer's, and no tensor was added."""
     edits = recipe.edits
     resized = [name for change in edits.changes.values() for name in change if name not in ("stride", "padding")]
     return not (resized or edits.shapes or edits.projections or recipe.front)
 
 
 def _prepended(variant: str, recipes: list[CopyRecipe], auxiliary: Auxiliary | None) -> Auxiliary | None:
-    """An auxiliary network with copies of later layers in front of it."""
+    """Return the plan of an auxiliary network with copies of later layers in front of it."""
     if auxiliary is None or not recipes:
         return auxiliary
     kinds = ["leap"] * len(recipes) if variant == "paper" else ["twin", *["free"] * (len(recipes) - 1)]
@@ -214,7 +213,7 @@ def _described(recipe: CopyRecipe, kind: str) -> AuxiliaryBlock:
 
 
 def _rest(auxiliary: Auxiliary | None) -> Auxiliary | None:
-    """The plan of an auxiliary network without the copies in front of it."""
+    """Return the plan of an auxiliary network without the copies in front of it."""
     count = sum(block.kind in LEAPING for block in auxiliary.blocks) if auxiliary else 0
     if auxiliary is None or not count:
         return auxiliary
@@ -227,7 +226,7 @@ def _rest(auxiliary: Auxiliary | None) -> Auxiliary | None:
 
 
 def _ending(context: Context, layer: int, output: TensorSpec) -> Context:
-    """The context in which a layer gives what the copies behind it do: what an auxiliary network is planned on."""
+    """Return the context in which a layer's output is that of the copies after it: auxiliary networks are sized by it."""
     network = context.network
     layers = list(network.layers)
     layers[layer] = dataclasses.replace(layers[layer], output=output)
@@ -235,9 +234,6 @@ def _ending(context: Context, layer: int, output: TensorSpec) -> Context:
     return dataclasses.replace(context, network=dataclasses.replace(network, partition=partition))
 
 
-def _known(value: int | None) -> int:
-    assert value is not None
-    return value
-
-
-METHOD = around(auglocal.METHOD, keep=("pool",), d=1, last="single")
+METHOD = around(auglocal.METHOD, "mlaan", keep=("pool",), d=1, last="single")
+DGL = around(dgl.METHOD, "dgl+mlaan")
+INFOPRO = around(infopro.METHOD, "infopro+mlaan")

@@ -60,7 +60,7 @@ class Recomputed:
         return results[0] if len(results) == 1 else results
 
 
-class Blocks(nn.Sequential):
+class AuxiliaryBlocks(nn.Sequential):
     """An auxiliary network: blocks one behind the other, of which the last gives the prediction."""
 
     def __init__(self, *blocks: nn.Module) -> None:
@@ -95,9 +95,9 @@ class Blocks(nn.Sequential):
 
 
 def recompute_blocks(network: nn.Module, *, norms: bool) -> None:
-    """:meth:`Blocks.recompute` of all that an auxiliary network consists of."""
+    """:meth:`AuxiliaryBlocks.recompute` of all that an auxiliary network consists of."""
     for part in network.modules():
-        if isinstance(part, Blocks):
+        if isinstance(part, AuxiliaryBlocks):
             part.recompute(norms=norms)
 
 

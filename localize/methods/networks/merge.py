@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize.methods.networks.local_loss import Batch, supervise
-from localize.plan.modules import Auxiliary
+from localize.plan.records import Auxiliary
 from passes.common.initializer import Initializer, bare
 from passes.ir import Layout, TensorSpec
 from passes.layers.adapters import Projection, build_projection

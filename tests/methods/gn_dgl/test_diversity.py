@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localize.methods.gn_dgl.diversity import diversity
+from localize.methods.networks.terms import diversity
 
 
 def _slow(logits: list[np.ndarray], target: list[int], temperature: float) -> float:

@@ -13,7 +13,7 @@ from torch import nn
 
 from localize import LocalGraphModule, Plan, localize
 from localize.bench.sweep.isolation import fake_step, reach
-from localize.methods.gn_dgl.auxiliary import GroupLosses, together
+from localize.methods.gn_dgl.auxiliary import GroupLosses, mean_prediction
 from localize.methods.gn_dgl.options import Options
 from localize.methods.networks.local_loss import Batch
 from localize.models import CifarResNet, cifar_resnet
@@ -244,7 +244,7 @@ def test_an_ensemble_needs_logits_everywhere(batch: Batches) -> None:
 
 def test_the_mean_of_softmaxes_as_logits() -> None:
     logits = [torch.randn(3, 5, dtype=torch.float64) for _ in range(3)]
-    assert torch.allclose(together(logits).softmax(1), torch.stack([v.softmax(1) for v in logits]).mean(0))
+    assert torch.allclose(mean_prediction(logits).softmax(1), torch.stack([v.softmax(1) for v in logits]).mean(0))
 
 
 def test_a_classifier_without_parameters_stays_with_the_last_layers(batch: Batches) -> None:

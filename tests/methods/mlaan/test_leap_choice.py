@@ -15,10 +15,10 @@ from torch import nn
 from localize import localize
 from localize.api import leaf_policy
 from localize.bench.flops import step_flops
-from localize.methods.auglocal.selection import leaps
+from localize.methods.mlaan.leap_choice import leaps
 from localize.methods.mlaan.leaps import Leaps
 from localize.models import cifar_resnet
-from localize.plan.modules import Auxiliary
+from localize.plan.records import Auxiliary
 from passes.adapt.resolution import stage_starts
 from passes.pipeline import analyse
 from tests.tools.mlaan import BASES, METHODS, small

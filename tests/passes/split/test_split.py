@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from localize.models import cifar_resnet
-from localize.plan.group import group_evenly
+from localize.plan.grouping import group_evenly
 from passes.common.initializer import Initializer
 from passes.errors import SplitError
 from passes.ir import Network
