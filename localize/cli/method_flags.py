@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,9 +65,12 @@ def flags(method: str) -> list[tuple[str, str, str]]:
 
 
 def summary(method: str) -> str:
-    """What a method is, in the words of its file's first line."""
-    module = inspect.getmodule(get_method(method).plan)
-    return (inspect.getdoc(module) or "").split("\n\n")[0].replace("\n", " ")
+    """Return one line of help on a method.
+
+    Raises:
+        MethodError: The method is unknown.
+    """
+    return get_method(method).summary
 
 
 def _unknown(method: str, flag: str, command: str) -> MethodError:

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-METHODS = {
-    "auglocal": "copies of later layers",
-    "auglocal+infopro": "AugLocal, with reconstruction",
-    "bp": "backpropagation",
-    "checkpoint": "backpropagation, activations computed anew",
-    "dgl": "1x1 convolutions, then linear layers",
-    "dgl+mlaan": "DGL, with cascades and leaps",
-    "gn-dgl": "groups of neurons, each with a loss",
-    "infopro": "a small classifier, and reconstruction",
-    "infopro+mlaan": "InfoPro, with cascades and leaps",
-    "mlaan": "cascades and leaps",
-    "predsim": "a linear classifier, and similarity matching",
-}
+from localize.methods import RULES
+
+METHODS = {name: rule.words for name, rule in RULES.items()}
 """Learning rules, in a few words each."""
 
 FORMATS = {

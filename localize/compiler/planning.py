@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 from localize.compiler.emit import Wires, known, parameters_of, reached_through, wire
 from localize.methods.base import ChosenMethod, Context

@@ -205,7 +205,8 @@ class _Planner:
         if forecast.step != self.budget.step:
             yield "step='module', by the training loop: no MACs, same results"
         if candidate.method != self.first.method:
-            yield f"d={candidate.method.depth} instead of {self.first.method.depth}: {_against(plan, asked)}, other results"
+            before = self.first.method.depth
+            yield f"d={candidate.method.depth} instead of {before}: {_against(plan, asked)}, other results"
         if len(plan.modules) != len(asked.modules):
             yield (
                 f"{len(plan.modules)} local modules instead of {len(asked.modules)}: {_against(plan, asked)}, "

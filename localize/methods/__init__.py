@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from localize.methods.base import ChosenMethod, Context, Method, group_name, read_options, trained_layers, with_depth
+    from localize.methods.base import (
+        ChosenMethod,
+        Context,
+        Method,
+        group_name,
+        read_options,
+        trained_layers,
+        with_depth,
+    )
     from localize.methods.layerwise import Place, plan_modules, ramp, require_vector
     from localize.methods.networks.blocks import AuxiliaryBlocks
     from localize.methods.networks.dense import ToGrid
@@ -56,6 +64,8 @@ RULES = {
 """Learning rules of this package by the names of their methods."""
 
 __all__ = [
+    "METHODS",
+    "RULES",
     "Auxiliary",
     "AuxiliaryBlock",
     "AuxiliaryBlocks",
@@ -68,11 +78,9 @@ __all__ = [
     "Initializer",
     "LocalModulePlan",
     "LossTerm",
-    "METHODS",
     "Method",
     "Place",
     "Plain",
-    "RULES",
     "Rule",
     "Supervising",
     "Term",

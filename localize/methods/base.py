@@ -153,7 +153,7 @@ class ChosenMethod:
     @property
     def values(self) -> dict[str, object]:
         """Values of the options by name."""
-        assert dataclasses.is_dataclass(self.options) and not isinstance(self.options, type)  # noqa: PT018
+        assert dataclasses.is_dataclass(self.options) and not isinstance(self.options, type)
         return dataclasses.asdict(self.options)
 
     @property
@@ -163,7 +163,7 @@ class ChosenMethod:
 
     def at_depth(self, d: int) -> ChosenMethod:
         """Return the same method with another depth; for methods that have an option ``d``."""
-        assert dataclasses.is_dataclass(self.options) and not isinstance(self.options, type)  # noqa: PT018
+        assert dataclasses.is_dataclass(self.options) and not isinstance(self.options, type)
         return dataclasses.replace(self, options=dataclasses.replace(self.options, d=d))
 
     @property

@@ -9,16 +9,16 @@ Deviations, and choices the paper leaves open:
 
 - The sum of squares (Frobenius norm) of the similarity loss is a mean, as in the released code: the loss does not grow
   with the batch.
-- The classifier reads averages over windows that are doubled in height and width by turns, height first, until their
-  values are no more than ``pooled_width`` (the released code's rule). Sides that are not multiples of the window end in a
-  smaller one; the released code pads with zeros there.
+- The classifier reads averages over windows that are doubled in height and width by turns, height first, until they
+  are no more than ``pooled_width`` values (the released code's rule). Sides that are not multiples of the window end
+  in a smaller one; the released code pads with zeros there.
 - A row of features that is constant has no direction: its similarity, and the gradient, are 0. The released code adds
   1e-8 to its length, and its gradient is not a number.
 - ``zero_init=True`` starts classifiers at zero, as the released code does; by default they are drawn as the primary
   network's own output layer was.
 - Probabilities of classes (mixup) serve as labels as they are.
-- Images with channels last, and tokens, are rearranged to images with channels first; the mean of class tokens and registers is
-  added to every position. Features without positions are compared through a linear layer instead of the convolution, as
+- Images with channels last, and tokens, are rearranged to images with channels first; the mean of class tokens and
+  registers is added to every position. Features without positions are compared through a linear layer instead of the convolution, as
   in the paper.
 - By default every local layer is a module by itself, and a layer whose parameters are all frozen joins the next layer
   that learns. Losses of single layers within a module are not offered.

@@ -31,6 +31,7 @@ def budget_lines(budget: Budgeted | None) -> list[str]:
 
 
 def crossing(layer: Layer) -> str:
+    """Return the shape that leaves a layer, and how many further tensors do: ``64x32x32 (+2)``."""
     return f"{layer.output} (+{layer.width - 1})" if layer.width > 1 else str(layer.output)
 
 

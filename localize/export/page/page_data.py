@@ -10,7 +10,6 @@ from localize.export.drawing.fold import runs
 from localize.export.request import Request, View
 from localize.memory.chart import Course, StepMemory, step_memory
 from localize.plan.memory_forecast import ModuleMemory
-from localize.plan.plan import Plan
 from localize.plan.records import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan
 from localize.plan.show import describe
 from localize.runtime.local_graph import LocalGraphModule

@@ -47,8 +47,8 @@ from localize.methods.auglocal.head import Head, check_head
 from localize.methods.auglocal.options import Options
 from localize.methods.auglocal.selection import pyramid, repetitive, sequential, uniform
 from localize.methods.base import Context, Method, group_name, trained_layers
-from localize.methods.networks.linear import describe_block
 from localize.methods.networks.blocks import AuxiliaryBlocks
+from localize.methods.networks.linear import describe_block
 from localize.plan.grouping import join_last, join_untrained
 from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan
 from passes.adapt.copy_recipe import CopyRecipe

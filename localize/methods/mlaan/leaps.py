@@ -85,12 +85,12 @@ class _Pulled:
     pulls: tuple[tuple[_Slot, _Slot, _Slot], ...]
 
 
-_PULLED: weakref.WeakKeyDictionary[nn.Module, _Pulled] = weakref.WeakKeyDictionary()
+_PULLED: weakref.WeakKeyDictionary[object, _Pulled] = weakref.WeakKeyDictionary()
 """What follows what, in each network there is. One hook serves all, and stays: adding and removing hooks as networks
 come and go could change torch's table of hooks while torch walks through it."""
 
 
-def follow(network: nn.Module, primary: nn.Module, modules: Iterable[nn.Module], momentum: float) -> None:
+def follow(network: object, primary: nn.Module, modules: Iterable[nn.Module], momentum: float) -> None:
     """From now on each step of an optimizer pulls the copies that it holds: copy <- m * copy + (1 - m) * live.
 
     Equation 7. Nothing is pulled where a step is skipped (``GradScaler``), and what ``network`` is a deep copy of has

@@ -128,7 +128,7 @@ class MlaanMethod:
     def _network(
         self, context: Context, module: LocalModulePlan, planned: Auxiliary, options: object, draw: Initializer
     ) -> nn.Module:
-        """Build an auxiliary network as planned: copies if there are any, and the base rule's own network after them."""
+        """Build an auxiliary network as planned: copies, if there are any, and the base rule's network after them."""
         base_module = dataclasses.replace(module, auxiliary=_rest(planned))
         base_options = self._base_options(options)
         if _rest(planned) == planned:
@@ -226,7 +226,7 @@ def _rest(auxiliary: Auxiliary | None) -> Auxiliary | None:
 
 
 def _ending(context: Context, layer: int, output: TensorSpec) -> Context:
-    """Return the context in which a layer's output is that of the copies after it: auxiliary networks are sized by it."""
+    """Return the context in which a layer has the output of the copies after it, which auxiliary networks are sized by."""
     network = context.network
     layers = list(network.layers)
     layers[layer] = dataclasses.replace(layers[layer], output=output)
