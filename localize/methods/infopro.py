@@ -16,7 +16,8 @@ Deviations, and choices the paper leaves open:
 - Images are taken to be in [0, 1] unless ``mean`` and ``std`` say how they were normalized. Values outside are cut off;
   where more than a tenth of the first batch's are, the loss refuses it.
 - Images with channels last, and tokens, are rearranged to images with channels first; the mean of class tokens and
-  registers is added to every position. Features without positions are classified by linear layers, and decoded from one position.
+  registers is added to every position. Features without positions are classified by linear layers, and decoded from
+  one position.
 - Where the primary network gives a map of logits, the classifier keeps its resolution and ends in a 1x1 convolution and
   interpolation to the map's size.
 - By default every local layer is a module by itself, and a layer whose parameters are all frozen joins the next layer

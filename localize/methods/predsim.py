@@ -18,8 +18,8 @@ Deviations, and choices the paper leaves open:
   network's own output layer was.
 - Probabilities of classes (mixup) serve as labels as they are.
 - Images with channels last, and tokens, are rearranged to images with channels first; the mean of class tokens and
-  registers is added to every position. Features without positions are compared through a linear layer instead of the convolution, as
-  in the paper.
+  registers is added to every position. Features without positions are compared through a linear layer instead of the
+  convolution, as in the paper.
 - By default every local layer is a module by itself, and a layer whose parameters are all frozen joins the next layer
   that learns. Losses of single layers within a module are not offered.
 - The paper's variants without any backpropagation (random projections of labels, feedback alignment) are not offered.

@@ -1,29 +1,37 @@
-"""What a user may choose of MLAAN (:mod:`localize.methods.mlaan.rule`), and of the rule that it is put around."""
+"""Options of MLAAN (:mod:`localize.methods.mlaan.rule`); joined with those of the rule that it is put around."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from localize.methods.options import is_number, is_whole, part_of
+from localize.methods.options import (
+    is_number,
+    is_whole,
+    part_of,
+    require_bool,
+    require_one_of,
+    require_weight,
+)
 from passes.errors import MethodError
 
 LeapPlace = Literal["independent", "cascaded", "both"]
 """Which auxiliary networks of a module read through copies of later layers."""
 
 Variant = Literal["paper", "released"]
+"""Whether defaults follow the paper or the released code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlaanOptions:
-    """MLAAN's options. Those that are None are what ``variant`` makes them."""
+    """MLAAN's options. Options that are None get their value from ``variant``."""
 
     variant: Variant = "paper"
     """``"paper"``: cascades of three modules, losses of equal weight, copies before the independent auxiliary network,
     all of them pulled. ``"released"``: cascades of two, weights 0.001 and 0.999, copies before the cascaded auxiliary
     network, where the first is added to a pulled twin and none is pulled itself."""
     mlm: bool = True
-    """Multilaminar local modules: beside each module's own loss, one that reaches the modules before it too."""
+    """Multilaminar local modules: besides each module's own loss, one that reaches the modules before it too."""
     lam: bool = True
     """Leap augmented modules: copies of later layers in front of auxiliary networks."""
     k: int | None = None
@@ -39,11 +47,10 @@ class MlaanOptions:
     """Which auxiliary networks copy later layers: ``"independent"``, ``"cascaded"`` (as released) or ``"both"``.
     Without effect where ``mlm`` is off: there is but one."""
     momentum: float = 0.995
-    """What a copy keeps of itself at each pull, after every step of an optimizer."""
+    """Share of its own value that a copy keeps at each pull, after every step of an optimizer."""
 
     def __post_init__(self) -> None:
-        if self.variant not in get_args(Variant):
-            raise MethodError(f"variant={self.variant!r} is unknown", remedy="Give 'paper' or 'released'")
+        require_one_of("variant", self.variant, get_args(Variant))
         released = self.variant == "released"
         usual = {
             "k": 2 if released else 3,
@@ -54,22 +61,17 @@ class MlaanOptions:
         for name, value in usual.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name in ("mlm", "lam"):
-            if not isinstance(getattr(self, name), bool):
-                raise MethodError(f"{name}={getattr(self, name)!r} is no truth value", remedy="Give True or False")
-        _require_whole("k", self.k, 2, "a cascade has two modules at least; mlm=False trains without cascades")
+        require_bool("mlm", self.mlm)
+        require_bool("lam", self.lam)
+        _require_whole("k", self.k, 2, "mlm=False trains without cascades")
         _require_whole("p", self.p, 1, "lam=False copies no layers")
-        for name in ("independent", "cascaded"):
-            weight = getattr(self, name)
-            if not is_number(weight) or weight < 0:
-                raise MethodError(f"{name}={weight!r} is no weight", remedy="Give a number of at least 0")
+        require_weight("independent", self.independent)
+        require_weight("cascaded", self.cascaded)
         if self.mlm and not self.independent and not self.cascaded:
             raise MethodError("independent=0 and cascaded=0 leave no loss", remedy="Give one of them a weight")
         if not is_number(self.momentum) or not 0 <= self.momentum <= 1:
-            raise MethodError(f"momentum={self.momentum!r} is no momentum", remedy="Give a number from 0 to 1")
-        if self.leap not in get_args(LeapPlace):
-            places = ", ".join(map(repr, get_args(LeapPlace)))
-            raise MethodError(f"leap={self.leap!r} is unknown", remedy=f"Give one of {places}")
+            raise MethodError(f"momentum must be a number from 0 to 1, got {self.momentum!r}")
+        require_one_of("leap", self.leap, get_args(LeapPlace))
 
     @property
     def leaping(self) -> tuple[bool, bool]:
@@ -80,19 +82,15 @@ class MlaanOptions:
 
     @property
     def weights(self) -> tuple[float, float]:
-        """Of the independent and the cascaded loss."""
+        """Weights of the independent and the cascaded loss."""
         assert self.independent is not None
         assert self.cascaded is not None
         return self.independent, self.cascaded
 
 
-def _require_whole(name: str, value: Any, least: int, why: str) -> None:
+def _require_whole(name: str, value: object, least: int, remedy: str) -> None:
     if not is_whole(value, least):
-        raise MethodError(
-            f"{name}={value!r} is too small or no whole number",
-            why=why,
-            remedy=f"Give a whole number of at least {least}",
-        )
+        raise MethodError(f"{name} must be an integer >= {least}, got {value!r}", remedy=remedy)
 
 
 def mlaan_options(options: object) -> MlaanOptions:

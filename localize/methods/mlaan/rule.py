@@ -226,7 +226,7 @@ def _rest(auxiliary: Auxiliary | None) -> Auxiliary | None:
 
 
 def _ending(context: Context, layer: int, output: TensorSpec) -> Context:
-    """Return the context in which a layer has the output of the copies after it, which auxiliary networks are sized by."""
+    """Return the context in which a layer has the output of the copies after it; it sizes auxiliary networks."""
     network = context.network
     layers = list(network.layers)
     layers[layer] = dataclasses.replace(layers[layer], output=output)
