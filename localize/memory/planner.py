@@ -17,6 +17,7 @@ from localize.methods.base import ChosenMethod
 from localize.plan.memory_budget import BudgetError, Means, MemoryBudget
 from localize.plan.memory_forecast import MemoryForecast, Schedule
 from localize.plan.plan import Plan
+from localize.plan.records import Budgeted, LocalModulePlan, Recompute
 from localize.runtime.compilation import Compiled
 from localize.text import format_bytes, format_numbered
 

@@ -1,4 +1,4 @@
-"""How the user's ``modules`` and ``balance`` group local layers."""
+"""Grouping: L local layers -> K local modules, as the user's ``modules`` and ``balance`` say. Arithmetic on lists."""
 
 from __future__ import annotations
 
@@ -16,10 +16,26 @@ Balance = Literal["layers", "macs", "activations"]
 def groups_of(
     layers: Sequence[Layer], modules: int | Sequence[int] | None, balance: Balance
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Groups of layers; None where the method decides.
+    """Group local layers as the user's ``modules`` and ``balance`` say; return None where the method decides.
+
+    Args:
+        layers: All local layers, in order.
+        modules: Number of modules; or the number of layers of each module; or None.
+        balance: What modules share evenly, where ``modules`` is a number.
 
     Raises:
-        PartitionError: ``modules`` is not possible.
+        PartitionError: ``modules`` is out of range, or its numbers do not sum to the number of layers.
+
+    >>> import torch
+    >>> from passes.ir import TensorSpec
+    >>> image = TensorSpec((1, 3, 8, 8), torch.float32, "NCHW")
+    >>> layers = [Layer(i, f"layer{i}", 0, macs, 0, image, image) for i, macs in enumerate([4, 1, 1, 2])]
+    >>> groups_of(layers, 2, "layers")
+    ((0, 1), (2, 3))
+    >>> groups_of(layers, 2, "macs")
+    ((0,), (1, 2, 3))
+    >>> groups_of(layers, [1, 1, 2], "layers")
+    ((0,), (1,), (2, 3))
     """
     if modules is None:
         return None
@@ -32,57 +48,60 @@ def groups_of(
 
 
 def check_balance(balance: str, modules: int | Sequence[int] | None) -> None:
-    """Refuses a balance that is unknown, or has no effect.
+    """Check the user's ``balance``.
 
     Raises:
-        MethodError: It is.
+        MethodError: It is unknown, or has no effect because ``modules`` is not a number.
     """
     if balance not in get_args(Balance):
-        raise MethodError(f"balance={balance!r} is unknown", remedy="Give 'layers', 'macs' or 'activations'")
+        raise MethodError(f"balance must be 'layers', 'macs' or 'activations', got {balance!r}")
     if balance != "layers" and (modules is None or isinstance(modules, Sequence)):
         raise MethodError(
-            f"balance={balance!r} has no effect where modules is no number",
+            f"balance={balance!r} has no effect unless modules is a number",
             remedy="Give modules=K, or leave balance out",
         )
 
 
-def group_evenly(layers: int, modules: int) -> tuple[tuple[int, ...], ...]:
-    """Splits layers 0..L-1 into K consecutive groups whose sizes differ by at most one.
-
-    The first groups are the smaller ones: low layers work at full resolution and bind the peak of memory.
+def require_modules(layers: int, modules: int) -> None:
+    """Check the number of local modules, K.
 
     Raises:
-        PartitionError: K < 1 or K > L.
+        PartitionError: K is not an integer from 1 to L, the number of layers.
+    """
+    if not isinstance(modules, int) or isinstance(modules, bool) or not 1 <= modules <= layers:
+        raise PartitionError(
+            f"modules must be an integer from 1 to {layers}, the model's local layers, got {modules!r}",
+            remedy="Or leave modules out: then the method decides",
+        )
+
+
+def group_evenly(layers: int, modules: int) -> tuple[tuple[int, ...], ...]:
+    """Split layers 0..L-1 into K consecutive groups whose sizes differ by at most one.
+
+    The first groups are the smaller ones: low layers work at full resolution, so the peak of memory is there.
+
+    Raises:
+        PartitionError: K is not an integer from 1 to L.
+
+    >>> group_evenly(5, 2)
+    ((0, 1), (2, 3, 4))
     """
     require_modules(layers, modules)
     ends = [layers * (i + 1) // modules for i in range(modules)]
     return tuple(tuple(range(start, end)) for start, end in zip([0, *ends], ends, strict=False))
 
 
-def require_modules(layers: int, modules: int) -> None:
-    """Refuses numbers of local modules that cannot be.
-
-    Raises:
-        PartitionError: K is no whole number from 1 to L.
-    """
-    if not isinstance(modules, int) or isinstance(modules, bool) or not 1 <= modules <= layers:
-        raise PartitionError(
-            f"modules={modules!r} is not possible: the model has {layers} local layers",
-            remedy=f"Give a whole number from 1 to {layers}, or leave modules out",
-        )
-
-
 def group_sizes(layers: int, sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Consecutive groups of the given numbers of layers.
+    """Split layers 0..L-1 into consecutive groups of the given sizes.
 
     Raises:
-        PartitionError: A size is no whole number above 0, or they do not sum to L.
+        PartitionError: A size is not an integer > 0, or the sizes do not sum to L.
     """
     whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
     if not whole or sum(sizes) != layers:
         raise PartitionError(
-            f"modules={list(sizes)!r} is not possible: the model has {layers} local layers",
-            why=f"the sizes sum to {sum(sizes)}" if whole else "sizes are whole numbers above 0",
+            f"modules must hold integers > 0 that sum to {layers}, the model's local layers, got {list(sizes)!r}",
+            why=f"the sizes sum to {sum(sizes)}" if whole else "sizes are integers > 0",
             remedy="Give the number of layers of each local module, or only how many modules",
         )
     ends = list(itertools.accumulate(sizes))
@@ -90,42 +109,48 @@ def group_sizes(layers: int, sizes: Sequence[int]) -> tuple[tuple[int, ...], ...
 
 
 def group_by_cost(costs: Sequence[int], modules: int) -> tuple[tuple[int, ...], ...]:
-    """Splits layers into K consecutive groups so that the dearest group is as cheap as can be.
+    """Split layers into K consecutive groups so that the most expensive group is as cheap as possible.
 
-    Of such groupings the one whose groups differ least, by the sum of squared costs.
+    Among such groupings it returns one with the least sum of squared costs of groups.
 
     Args:
-        costs: Of each layer.
+        costs: Cost of each layer.
         modules: K.
 
     Raises:
-        PartitionError: K < 1 or K > L.
+        PartitionError: K is not an integer from 1 to L.
     """
     count = len(costs)
     require_modules(count, modules)
     sums = [0, *itertools.accumulate(costs)]
-    most = _least_dearest(sums, modules)
-    # found[j]: the least sum of squares of layers 0..j-1 in the groups so far, and where the last of them starts.
-    found: list[dict[int, tuple[int, int]]] = [{0: (0, 0)}]
+    most = _least_maximum(sums, modules)
+    # Dynamic programming. rows[k][j]: layers 0..j-1 in k groups: the least sum of squared costs, and the first layer
+    # of the last group. Groups above `most` are left out, so that the second aim cannot harm the first.
+    rows: list[dict[int, tuple[int, int]]] = [{0: (0, 0)}]
     for left in range(modules - 1, -1, -1):
         row: dict[int, tuple[int, int]] = {}
         for end in range(1, count - left + 1):
             costs_so_far = [
                 (squares + (sums[end] - sums[start]) ** 2, start)
-                for start, (squares, _) in found[-1].items()
+                for start, (squares, _) in rows[-1].items()
                 if start < end and sums[end] - sums[start] <= most
             ]
             if costs_so_far:
                 row[end] = min(costs_so_far)
-        found.append(row)
+        rows.append(row)
     ends = [count]
-    for row in reversed(found[1:]):
+    for row in reversed(rows[1:]):
         ends.insert(0, row[ends[0]][1])
     return tuple(tuple(range(start, end)) for start, end in itertools.pairwise(ends))
 
 
-def _least_dearest(sums: Sequence[int], modules: int) -> int:
-    """The cost of the dearest of K consecutive groups, where that is as low as can be; ``sums`` are running ones."""
+def _least_maximum(sums: Sequence[int], modules: int) -> int:
+    """Return the cost of the most expensive of K consecutive groups, minimized over all groupings.
+
+    Args:
+        sums: Running sums of the layers' costs, from 0.
+        modules: K.
+    """
     count = len(sums) - 1
     best = [0] + [sums[-1]] * count
     for used in range(1, modules + 1):
@@ -137,23 +162,23 @@ def _least_dearest(sums: Sequence[int], modules: int) -> int:
 
 
 def join_last(layers: int, joined: int) -> tuple[tuple[int, ...], ...]:
-    """One group a layer, but for the last ``joined`` layers, which form one; all of them if there are no more."""
+    """Return one group a layer, but one group for the last ``joined`` layers, at least one and at most all."""
     alone = max(layers - max(joined, 1), 0)
     return (*((i,) for i in range(alone)), tuple(range(alone, layers)))
 
 
 def join_untrained(groups: Sequence[tuple[int, ...]], trained: Sequence[bool]) -> tuple[tuple[int, ...], ...]:
-    """Joins every group in which no layer is trained to the one after it: a loss of its own would train nothing.
+    """Join every group without trainable parameters to the next group: a loss of its own would train nothing.
 
     Args:
-        groups: Consecutive groups of layers; the last one stays as it is, but for what is joined to it.
+        groups: Consecutive groups of layers. Nothing follows the last one, so it stays as it is.
         trained: For each layer whether it has trainable parameters.
     """
-    found: list[tuple[int, ...]] = []
+    joined: list[tuple[int, ...]] = []
     waiting: tuple[int, ...] = ()
     for group in groups[:-1]:
         waiting += group
         if any(trained[layer] for layer in group):
-            found.append(waiting)
+            joined.append(waiting)
             waiting = ()
-    return (*found, waiting + groups[-1])
+    return (*joined, waiting + groups[-1])

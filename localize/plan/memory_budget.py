@@ -49,14 +49,12 @@ class MemoryBudget:
     def __post_init__(self) -> None:
         parse_bytes(self.size)
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise MethodError(
-                f"batch_size={self.batch_size!r} is no number of samples", remedy="Give a whole number of at least 1"
-            )
+            raise MethodError(f"batch_size must be an integer >= 1, got {self.batch_size!r}")
         object.__setattr__(self, "may", (self.may,) if isinstance(self.may, str) else tuple(self.may))
         for means in self.may:
             if means not in get_args(Means):
                 known = ", ".join(map(repr, get_args(Means)))
-                raise MethodError(f"may={means!r} is no means to keep to a memory budget", remedy=f"Known: {known}")
+                raise MethodError(f"may must hold means among {known}, got {means!r}")
 
     @property
     def bytes(self) -> int:

@@ -60,7 +60,7 @@ def prediction_of(output: TensorSpec, outputs: int | None = None) -> Prediction:
     """
     if outputs is not None:
         if not isinstance(outputs, int) or isinstance(outputs, bool) or outputs < 1:
-            raise MethodError(f"outputs={outputs!r} is no number of logits", remedy="Give a whole number of at least 1")
+            raise MethodError(f"outputs must be an integer >= 1, got {outputs!r}")
         return Prediction("vector", outputs)
     if output.layout == "NC":
         return Prediction("vector", output.channels)

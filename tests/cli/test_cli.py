@@ -235,7 +235,7 @@ def test_force_starts_anew() -> None:
         ([*SHORT, "--image-size", "0"], "greater than or equal to 1"),
         ([*SHORT, "--device", "abacus"], "no device 'abacus'"),
         ([*SHORT, "tau=1"], "unexpected argument 'tau=1'"),
-        ([*SHORT, "--tau"], "tau=True is no decay"),
+        ([*SHORT, "--tau"], "tau must be a number from 0 to 1, got True"),
         (
             [*SHORT, "--gamma", "1"],
             "no option --gamma of train, or of method 'auglocal'. Its options: -d",
@@ -243,10 +243,13 @@ def test_force_starts_anew() -> None:
         ([*SHORT, "--epoch", "1"], "no option --epoch"),
         ([*SHORT, "--d", "3"], "no option --d "),
         ([*SHORT, "--tau", "0", "--tau=1"], "--tau is given twice"),
-        ([*SHORT, "--tau", "much"], "tau='much' is no decay"),
-        ([*SHORT, "--tau", "(1"], "tau='(1' is no decay"),
-        ([*SHORT, "--selection", "odd"], "selection='odd' is unknown"),
-        ([*SHORT, "--max-aux-macs", "1e9"], "Give a whole number"),
+        ([*SHORT, "--tau", "much"], "tau must be a number from 0 to 1, got 'much'"),
+        ([*SHORT, "--tau", "(1"], "tau must be a number from 0 to 1, got '(1'"),
+        (
+            [*SHORT, "--selection", "odd"],
+            "selection must be 'uniform', 'sequential', 'repetitive', 'conv1x1' or 'conv3x3', got 'odd'",
+        ),
+        ([*SHORT, "--max-aux-macs", "1e9"], "max_aux_macs must be an integer > 0, got 1000000000.0"),
         (
             [*SHORT, "--method", "bp", "--tau", "1"],
             "of method 'bp': it is an option of auglocal",

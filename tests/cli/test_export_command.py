@@ -160,7 +160,7 @@ def test_weights_of_a_network_that_the_method_made() -> None:
         ([*CHAIN, "-o", "x.full"], "no space left"),
         ([*CHAIN, "-o", "x.told", "--epochs", "3"], "no option --epochs of export"),
         ([*CHAIN, "-o", "x.told", "--method", "backprop"], "unknown method 'backprop'"),
-        ([*CHAIN, "-o", "x.told", "--modules", "99"], "modules=99 is not possible"),
+        ([*CHAIN, "-o", "x.told", "--modules", "99"], "modules must be an integer from 1 to"),
         (["export", "m.py:broken", "-o", "x.told"], "cannot build m.py:broken: RuntimeError: no such luck"),
         (["export", "m.py:two", "-o", "x.told"], "error: "),
         ([*CHAIN, "-o", "x.net", "--weights", "none.pt"], "no file none.pt"),

@@ -339,7 +339,7 @@ def test_big_models_are_built_without_memory(capsys: pytest.CaptureFixture[str])
         (["inspect", "timm:resnet1888"], "unknown model 'timm:resnet1888'. Did you mean resnet18"),
         (["inspect", "m.py:broken"], "cannot build m.py:broken: RuntimeError: no such luck"),
         ([*CHAIN, "--method", "backprop"], "unknown method 'backprop'"),
-        ([*CHAIN, "-d", "0"], "d=0 is no depth"),
+        ([*CHAIN, "-d", "0"], "d must be an integer >= 1, got 0"),
         ([*CHAIN, "--epochs", "3"], "no option --epochs of inspect"),
         ([*CHAIN, "--module", "9"], "there is no local module 9. Modules are 0 to "),
         ([*CHAIN, "--module", "-1"], "greater than or equal to 0"),

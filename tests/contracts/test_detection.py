@@ -232,8 +232,8 @@ def test_backpropagation_takes_the_same_arguments() -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no outputs": ({"outputs": None}, r"what local losses are to be computed from.*outputs=.*output=0 or output=1"),
-    "no number": ({"outputs": 0}, "outputs=0 is no number of logits"),
-    "a word": ({"outputs": "five"}, "outputs='five' is no number of logits"),
+    "no number": ({"outputs": 0}, "outputs must be an integer >= 1, got 0"),
+    "a word": ({"outputs": "five"}, "outputs must be an integer >= 1, got 'five'"),
     "no criterion for the end": (
         {"output_criterion": None, "output": 2},
         "outputs=5 is for local losses, and the model returns 6x4x4.*output_criterion=",

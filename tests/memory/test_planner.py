@@ -151,8 +151,8 @@ def test_what_cannot_be_kept_to_is_refused_with_figures() -> None:
         ({"memory_budget": "1GB"}, "memory_budget needs a batch size"),
         ({"batch_size": 8}, "batch_size has no effect without memory_budget"),
         ({"memory_budget": "much", "batch_size": 8}, "with or without a unit, got 'much'"),
-        ({"memory_budget": "1GB", "batch_size": 0}, "batch_size=0 is no number of samples"),
-        ({"memory_budget": "1GB", "batch_size": True}, "batch_size=True is no number of samples"),
+        ({"memory_budget": "1GB", "batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"memory_budget": "1GB", "batch_size": True}, "batch_size must be an integer >= 1, got True"),
     ],
 )
 def test_wrong_values_are_named(options: dict[str, Any], message: str) -> None:
@@ -161,7 +161,7 @@ def test_wrong_values_are_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_means_are_named() -> None:
-    with pytest.raises(MethodError, match=r"may='magic' is no means .* 'recompute', 'step', 'depth', 'merge'"):
+    with pytest.raises(MethodError, match=r"may must hold means among .*'step', 'depth', 'merge', got 'magic'"):
         MemoryBudget("1GB", 8, may=("magic",))  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="batch_size=8, and the memory budget has 16"):
         resnet(memory_budget=MemoryBudget("1GB", 16), batch_size=8)

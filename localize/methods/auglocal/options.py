@@ -36,8 +36,9 @@ class Options:
     head_width: int | None = None
     """Width of the hidden layers of copied classifiers; None for their own."""
     selection: Selection = "uniform"
-    """Hidden layers: copies of later layers spread evenly (``"uniform"``), of the layers right after, or of the module's
-    last layer, repeated; or plain 1x1 or 3x3 convolutions + norm + ReLU (linear layers where channels come last)."""
+    """Hidden layers: copies of later layers spread evenly (``"uniform"``), of the layers right after, or of the last
+    layer of the module, repeated; or plain 1x1 or 3x3 convolutions + norm + ReLU (linear layers where channels come
+    last)."""
     width: float | None = None
     """Channels of plain convolutions as a multiple of the module's output channels; None for the width at which an
     auxiliary network costs as many multiply-accumulates as its ``"uniform"`` one, as nearly as whole channels allow."""
@@ -55,7 +56,7 @@ class Options:
     def __post_init__(self) -> None:
         require_count("d", self.d, 1)
         if not is_number(self.tau) or not 0 <= self.tau <= 1:
-            raise MethodError(f"tau must be a number from 0 (no pyramid) to 1, got {self.tau!r}")
+            raise MethodError(f"tau must be a number from 0 to 1, got {self.tau!r}")
         require_one_of("last", self.last, ("joint", "single"))
         require_one_of("selection", self.selection, get_args(Selection))
         require_one_of("downsampling", self.downsampling, get_args(Policy))
@@ -66,8 +67,8 @@ class Options:
         self._check_width()
         if self.max_aux_macs is not None and not _is_budget(self.max_aux_macs):
             raise MethodError(
-                "max_aux_macs must be an integer > 0 (multiply-accumulates) or a float between 0 and 1000 (a multiple of "
-                f"the primary network's), got {self.max_aux_macs!r}"
+                f"max_aux_macs must be an integer > 0, got {self.max_aux_macs!r}",
+                remedy="Give multiply-accumulates, or a float between 0 and 1000: a multiple of the primary network's",
             )
 
     def _check_head(self) -> None:

@@ -82,8 +82,8 @@ def grid_of_features(spec: TensorSpec, image: tuple[int, ...]) -> Grid:
         return Grid("NLC", sides, count - math.prod(sides))
     if spec.layout not in ("NCHW", "NHWC"):
         raise MethodError(
-            f"a value of shape {spec} ({spec.layout}) is no image, and holds neither tokens nor plain features",
-            remedy="Use another granularity=, whose layers end in such, or method='auglocal' or 'bp'",
+            f"a value of shape {spec} ({spec.layout}) must be an image, tokens or features without positions",
+            remedy="Use another granularity=, whose layers end in one of these, or method='auglocal' or 'bp'",
         )
     return Grid(spec.layout, spec.spatial)
 

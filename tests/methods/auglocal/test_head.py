@@ -90,9 +90,9 @@ def test_an_output_layer_of_zeros_is_not_imitated() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head": "mlp"}, "head='mlp' is unknown. Give 'linear' or 'classifier'"),
-        ({"head": "classifier", "head_width": 0}, "head_width=0 is no width"),
-        ({"head": "classifier", "head_width": 2.5}, "head_width=2.5 is no width"),
+        ({"head": "mlp"}, "head must be 'linear' or 'classifier', got 'mlp'"),
+        ({"head": "classifier", "head_width": 0}, "head_width must be an integer >= 1 or None, got 0"),
+        ({"head": "classifier", "head_width": 2.5}, "head_width must be an integer >= 1 or None, got 2.5"),
         ({"head_width": 8}, "no effect with head='linear'"),
         ({"head": "classifier", "pool": "attention"}, "pool='attention' has no effect with head='classifier'"),
     ],

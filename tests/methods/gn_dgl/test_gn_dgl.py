@@ -259,17 +259,20 @@ def test_a_classifier_without_parameters_stays_with_the_last_layers(batch: Batch
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[LocalizeError], str]] = {
-    "groups": ({"groups": 0}, MethodError, "groups=0 is no number of groups"),
-    "kinds": ({"groups": (2, "4")}, MethodError, "is no number of groups"),
+    "groups": ({"groups": 0}, MethodError, "groups must be an integer >= 1, or one for each module, got 0"),
+    "kinds": (
+        {"groups": (2, "4")}, MethodError,
+        "groups must be an integer >= 1, or one for each module, got .2, '4'.",
+    ),
     "count": ({"groups": (2, 2, 2)}, MethodError, r"groups=\[2, 2, 2\] is for 3 local modules, and there are 2"),
     "joint": ({"groups": (2, 2), "head": "joint"}, MethodError, "splits the last local module.*reads all groups"),
     "width": ({"groups": 3}, SplitError, r"Conv2d cannot be split in 3 groups .*in conv1.*4 output channels"),
-    "head": ({"head": "none"}, MethodError, "head='none' is unknown"),
-    "auxiliary": ({"auxiliary": "mlp"}, MethodError, "auxiliary='mlp' is unknown"),
-    "diversity": ({"diversity": -1}, MethodError, "diversity=-1 is no weight"),
-    "temperature": ({"temperature": 0}, MethodError, "temperature=0 is not possible"),
-    "hidden": ({"hidden": 0}, MethodError, "hidden=0"),
-    "stop_gradient": ({"stop_gradient": 1}, MethodError, "stop_gradient=1 is not possible"),
+    "head": ({"head": "none"}, MethodError, "head must be 'decoupled' or 'joint', got 'none'"),
+    "auxiliary": ({"auxiliary": "mlp"}, MethodError, "auxiliary must be 'conv', 'dgl' or 'predsim', got 'mlp'"),
+    "diversity": ({"diversity": -1}, MethodError, "diversity must be a number >= 0, got -1"),
+    "temperature": ({"temperature": 0}, MethodError, "temperature must be a number > 0, got 0"),
+    "hidden": ({"hidden": 0}, MethodError, "hidden must be an integer >= 1, got 0"),
+    "stop_gradient": ({"stop_gradient": 1}, MethodError, "stop_gradient must be True or False, got 1"),
     "unknown": ({"tau": 1}, MethodError, "has no option 'tau'"),
 }  # fmt: skip
 

@@ -99,18 +99,18 @@ def test_statistics_move_once_a_step_also_those_of_copies() -> None:
 # Options --------------------------------------------------------------------------------------------------------------
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"variant": "code"}, "variant='code' is unknown"),
-    ({"k": 1}, "k=1 is too small"),
-    ({"k": 2.5}, "k=2.5 is too small or no whole number"),
-    ({"p": 0}, "p=0 is too small"),
-    ({"p": True}, "p=True"),
-    ({"mlm": 1}, "mlm=1 is no truth value"),
-    ({"lam": "off"}, "lam='off' is no truth value"),
-    ({"momentum": 1.5}, "momentum=1.5 is no momentum"),
-    ({"independent": -1}, "independent=-1 is no weight"),
-    ({"cascaded": float("nan")}, "cascaded=nan is no weight"),
+    ({"variant": "code"}, "variant must be 'paper' or 'released', got 'code'"),
+    ({"k": 1}, "k must be an integer >= 2, got 1"),
+    ({"k": 2.5}, "k must be an integer >= 2, got 2.5"),
+    ({"p": 0}, "p must be an integer >= 1, got 0"),
+    ({"p": True}, "p must be an integer >= 1, got True"),
+    ({"mlm": 1}, "mlm must be True or False, got 1"),
+    ({"lam": "off"}, "lam must be True or False, got 'off'"),
+    ({"momentum": 1.5}, "momentum must be a number from 0 to 1, got 1.5"),
+    ({"independent": -1}, "independent must be a number >= 0, got -1"),
+    ({"cascaded": float("nan")}, "cascaded must be a number >= 0, got nan"),
     ({"independent": 0, "cascaded": 0}, "leave no loss"),
-    ({"leap": "none"}, "leap='none' is unknown"),
+    ({"leap": "none"}, "leap must be 'independent', 'cascaded' or 'both', got 'none'"),
     ({"d": 4, "depth": 3}, "has no option 'depth'"),
 ]
 
