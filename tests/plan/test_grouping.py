@@ -39,7 +39,9 @@ def test_every_loss_but_the_last_trains_something(trained: list[bool], joined: i
 
 @pytest.mark.parametrize("modules", [0, -1, 17, 2.0, True, "4"])
 def test_impossible_counts_are_refused(modules: Any) -> None:
-    with pytest.raises(PartitionError, match=f"modules must be an integer from 1 to 16, .*, got {re.escape(repr(modules))}"):
+    with pytest.raises(
+        PartitionError, match=f"modules must be an integer from 1 to 16, .*, got {re.escape(repr(modules))}"
+    ):
         group_evenly(16, modules)
 
 
