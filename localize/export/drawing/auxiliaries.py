@@ -10,7 +10,6 @@ from localize.export.drawing.drawing import Edge, Fact, Node
 from localize.plan.plan import Auxiliary, AuxiliaryBlock, LocalModulePlan, Plan
 from localize.plan.show import describe
 from localize.text import format_count
-from localize.text import format_count
 
 Row = tuple[str, ...]
 SIGN = "\N{MULTIPLICATION SIGN}"
