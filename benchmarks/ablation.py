@@ -92,7 +92,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def markdown(accuracies: Mapping[Key, float], arguments: argparse.Namespace) -> str:
-    """The results as a page."""
+    """Return the results as a Markdown page."""
     lines = [
         f"# Selection strategies: {arguments.model}, {arguments.epochs} epochs",
         "",

@@ -56,7 +56,7 @@ def measure(depth: int, d: int, batch_size: int, backend: str) -> dict[str, floa
 
 
 def report(rows: dict[tuple[int, int], dict[str, float]], batch_size: int, backend: str) -> str:
-    """The table."""
+    """Return the table as Markdown."""
     lines = [
         "# Compiled regions: artefacts and cost of the first step",
         "",

@@ -43,7 +43,7 @@ def seconds(run: Callable[[], object], runs: int) -> float:
 
 
 def row(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...], runs: int) -> str:
-    """A line of the table: stages, then the whole call for three depths."""
+    """Return a line of the table: the stages, then the whole call for three depths."""
     model = build()
     captured = capture(model, leaf_policy())
     shapes = infer_shapes(captured, shape)

@@ -13,7 +13,7 @@ from localize.bench.sweep.coverage import Log, report
 
 
 def main() -> None:
-    """Reads and writes."""
+    """Read the records of a sweep and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--output", type=Path, required=True)

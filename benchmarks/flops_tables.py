@@ -56,7 +56,7 @@ ResNet-32 and VGG6a."""
 
 
 def primary(name: str) -> nn.Module:
-    """A network of the reference files, without memory for its weights."""
+    """Return a network of the reference files, without memory for its weights."""
     with torch.device("meta"):
         if name == "resnet34":
             model: nn.Module = torchvision.models.resnet34()
@@ -111,7 +111,7 @@ def table_11(count: Callable[[int, float], int]) -> Iterator[str]:
 
 
 def reference_rows(name: str, expected: dict[str, Any], options: dict[str, Any]) -> Iterator[str]:
-    """A row for backpropagation and one for each configuration of a reference file."""
+    """Return a row for backpropagation and one for each configuration of a reference file."""
     yield row(name, "BP", localize(primary(name), "bp"), expected["bp"]["params"], expected["bp"]["macs_fvcore"])
     for config in expected["configs"]:
         local = localize(primary(name), d=config["d"], tau=config["tau"], **options)
@@ -131,7 +131,7 @@ def row(name: str, label: str, local: LocalGraphModule, params: int, flops: int)
 
 
 def report(command: Sequence[str]) -> str:
-    """The whole document."""
+    """Return the whole document."""
     model = primary("resnet110")
     known: dict[tuple[int, float], Flops] = {}
 
@@ -181,7 +181,7 @@ def report(command: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Counts and writes the document."""
+    """Count, and write the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()

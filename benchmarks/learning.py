@@ -119,7 +119,7 @@ def epochs_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def built(arguments: argparse.Namespace, method: str, plan: Plan) -> LocalGraphModule:
-    """The model of a run, localized as there, with fresh weights."""
+    """Return the model of a run, localized in the same way, with fresh weights."""
     model = find_model(arguments.model).build(plan.output.channels)
     example = torch.zeros(2, *plan.input.shape[1:])
     return localize(model, method, d=arguments.depth, example_inputs=example, **OPTIONS.get(method, {}))
@@ -156,7 +156,7 @@ def machine() -> str:
 
 
 def markdown(report: dict[str, Any], arguments: argparse.Namespace) -> str:
-    """The results as a page."""
+    """Return the results as a Markdown page."""
     header = (
         "method",
         "test accuracy, %",
@@ -194,7 +194,7 @@ def markdown(report: dict[str, Any], arguments: argparse.Namespace) -> str:
 
 
 def name_of(method: str, arguments: argparse.Namespace) -> str:
-    """A method as tables call it."""
+    """Return the name of a method in tables."""
     chosen = with_depth(METHODS[method].Options, arguments.depth, OPTIONS.get(method, {}))
     return ", ".join([method, *(f"{name}={value}" for name, value in chosen.items())])
 

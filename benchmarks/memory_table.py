@@ -174,7 +174,7 @@ def cell(network: Network, column: Column) -> dict[str, Any]:
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
-    """The table as markdown."""
+    """Return the table as Markdown."""
     header = (
         "network",
         "method",
@@ -231,7 +231,7 @@ def missing(arguments: argparse.Namespace, found: dict[str, dict[str, Any]]) -> 
 
 
 def main() -> None:
-    """Fills in cells, one by one, and writes the table."""
+    """Compute the missing cells, saving each, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--columns", nargs="+", choices=list(COLUMNS))

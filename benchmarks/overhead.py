@@ -73,13 +73,13 @@ def emptied(local: LocalGraphModule) -> LocalGraphModule:
 
 
 def step_without_auxiliaries(local: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """Forward and backward of a localized model, which is emptied first."""
+    """Run forward and backward of a localized model, after taking its auxiliary networks out."""
     assert isinstance(local, LocalGraphModule)
     train_step(emptied(local), images, labels)
 
 
 def stepper(model: nn.Module, case: Case, batch: int) -> Callable[[], None]:
-    """A whole step on random images."""
+    """Return a function that runs a whole step on random images."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, case.size, case.size, generator=generator)
     labels = torch.randint(10, (batch,), generator=generator)
@@ -98,7 +98,7 @@ def stepper(model: nn.Module, case: Case, batch: int) -> Callable[[], None]:
 
 
 def row(name: str, case: Case, batch: int, arguments: argparse.Namespace) -> tuple[str, ...]:
-    """A line of the table."""
+    """Return a line of the table."""
     torch.manual_seed(0)
     model = case.build()
     example = torch.empty(2, 3, case.size, case.size)

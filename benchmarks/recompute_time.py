@@ -30,7 +30,7 @@ BATCH = 1024
 
 
 def stepping(local: LocalGraphModule, batch: int) -> Callable[[], None]:
-    """A step: forward and backward of each module, then the update."""
+    """Return a function that runs a step: forward and backward of each module, then the update."""
     optimizer = torch.optim.SGD(local.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     x, y = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
 

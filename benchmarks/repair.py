@@ -30,7 +30,7 @@ def smallest(coverage: Path) -> list[Subject]:
 
 
 def markdown(records: Sequence[ModelRecord]) -> str:
-    """The table, worst families first."""
+    """Return the table, worst families first."""
     blocks, repaired = sum(r.blocks for r in records), sum(r.repaired for r in records)
     lines = [
         "# Repair",

@@ -88,7 +88,7 @@ def measure(model: nn.Module, example: torch.Tensor | None, runs: int, **options
 
 
 def growth(depth: int, runs: int) -> str:
-    """A line of the first table."""
+    """Return a line of the first table."""
     with torch.device("meta"):
         model = cifar_resnet(depth)
     found = measure(model, torch.empty(2, 3, 32, 32, device="meta"), runs)
@@ -118,7 +118,7 @@ def peak_rss() -> int:
 
 
 def largest(name: str) -> str:
-    """A line of the second table."""
+    """Return a line of the second table."""
     command = [sys.executable, str(Path(__file__)), "--model", name]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = json.loads(text.splitlines()[-1])

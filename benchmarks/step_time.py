@@ -28,7 +28,7 @@ HEADER = (
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
-    """A line a method."""
+    """Return one line for each method."""
     found: list[tuple[str, ...]] = []
     bp = report.find("bp")
     assert bp is not None, "backpropagation takes part in every run"
@@ -54,7 +54,7 @@ def rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def page(lines: list[tuple[str, ...]], facts: dict[str, str], steps: int) -> str:
-    """The results as markdown."""
+    """Return the results as Markdown."""
     return (
         "# Step time on a CPU\n\n"
         f"{markdown_table(HEADER, lines)}\n\n"

@@ -1,4 +1,4 @@
-"""A detector whose backbone learns by local losses: which shapes are in the image? Its own loss trains the rest."""
+"""A detector. Its backbone learns locally which shapes are in the image; the detector's own loss trains the rest."""
 
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ CLASSES, SIZE = 2, 64  # squares and crosses
 
 
 def scenes(count: int) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
-    """Noise with one or two shapes in it, and where they are."""
+    """Draw noise with one or two shapes in it, and return the images and where the shapes are."""
     images, targets = [], []
     for _ in range(count):
         image = 0.2 * torch.rand(3, SIZE, SIZE)
@@ -40,7 +40,7 @@ def scenes(count: int) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]
 
 
 class DetectorLoss(nn.Module):
-    """The loss of the last local module, from the pyramid's levels. It holds the parameters that this loss trains."""
+    """The loss of the last local module, from the levels of the pyramid, with the parameters that it trains."""
 
     def __init__(self, detector: RetinaNet) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class DetectorLoss(nn.Module):
 
 
 def present(logits: torch.Tensor, target: Any) -> torch.Tensor:
-    """The other modules' loss: which classes are in the image."""
+    """Return the loss of the other modules, which must tell the classes in the image."""
     _, boxes = target
     return F.binary_cross_entropy_with_logits(
         logits, torch.stack([F.one_hot(b["labels"], CLASSES).amax(0).float() for b in boxes])

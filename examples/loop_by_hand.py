@@ -1,4 +1,4 @@
-"""A training loop by hand: every local module learns from a loss of its own. On digits of 8x8 pixels."""
+"""A training loop by hand on digits of 8x8 pixels: every local module learns from its own loss."""
 
 import torch
 from sklearn.datasets import load_digits

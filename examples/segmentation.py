@@ -1,4 +1,4 @@
-"""Semantic segmentation by local losses: every module predicts a map. Which digit is each pixel of, if any?"""
+"""Semantic segmentation by local losses: every module predicts a map that says to which digit each pixel belongs."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -15,7 +15,7 @@ def conv(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Three resolutions down, and up again beside them."""
+    """A U-Net with three resolutions."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ tiles, labels = torch.tensor(pixels / 16, dtype=torch.float32).view(-1, 8, 8), t
 
 
 def pages(count: int, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (count, 1, 16, 16) of four digits each, and a class for each pixel."""
+    """Return images (count, 1, 16, 16) of four digits each, and a class for each pixel."""
     drawn = torch.randint(first, last, (count, 2, 2))
     images = tiles[drawn].transpose(2, 3).reshape(count, 1, 16, 16)
     classes = labels[drawn].repeat_interleave(8, 1).repeat_interleave(8, 2)
