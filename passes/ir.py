@@ -235,6 +235,78 @@ class Layer:
     """Tensors that cross from it to what follows."""
 
 
+RefusalKind = Literal[
+    "start",
+    "classifier",
+    "wide",
+    "no tensor",
+    "block",
+    "granularity",
+    "not named",
+    "tied",
+    "depthwise",
+    "unreadable",
+    "unreached",
+    "overwritten",
+    "another",
+]
+"""Reasons for not cutting at a border.
+
+``start`` and ``classifier``: no mixing operation before it, or none after it that is not the classifier's. ``wide`` and
+``no tensor``: too much crosses it, or something that cannot be handed on. ``block`` and ``granularity``: it lies in a
+building block that stays whole, by its kind or by the user's wish; ``not named``: the user named other borders.
+``tied``: a parameter is used on both sides. ``depthwise``: it lies after a depthwise convolution, which belongs to the
+mixing operation that follows. ``unreadable`` and ``unreached``: no auxiliary network could be trained there, or it
+would miss a parameter. ``overwritten`` and ``another``: another border between the same two mixing operations is
+better, since what crosses this one is overwritten in place, or for the reason given.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The reason why a network is not cut at a border."""
+
+    kind: RefusalKind
+    reason: str
+    """A clause to be read after "not cut here:"."""
+    option: str = ""
+    """The argument of ``localize()`` that lifts this reason, such as ``max_cut=2``; empty where none does.
+
+    Another reason may then remain: a border that is no longer too wide may still not be the best one.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A border, which is a point between two operations, and the decision whether to cut the network there."""
+
+    after: str
+    """Name of the last node before the border."""
+    before: str
+    """Name of the first node after the border."""
+    place: str
+    """Node ``after`` in words: the leaf module it calls, or its own name and the module in whose forward it stands."""
+    path: str
+    """Path of that module; empty for the network's own forward."""
+    next_path: str
+    """Path of the module that node ``before`` calls or stands in."""
+    source: str | None
+    """Source line of node ``after``, ``file.py:12``."""
+    width: int
+    """Number of tensors that cross the border."""
+    layer: int | None = None
+    """Index of the local layer that ends here; None where the network is not cut."""
+    refusal: Refusal | None = None
+    """The reason why the network is not cut here; None where it is cut."""
+
+    def __str__(self) -> str:
+        text = f"after {self.place} ({self.width} tensor{'s' if self.width > 1 else ''}): "
+        if self.refusal is None:
+            return f"{text}cut, layer {self.layer} ends here"
+        option = f" ({self.refusal.option} lifts this)" if self.refusal.option else ""
+        return f"{text}not cut: {self.refusal.reason}{option}"
+
+
 @dataclass(frozen=True, slots=True)
 class Partition:
     """Layers and classifier: which nodes belong to which, and the values between them."""
@@ -254,6 +326,8 @@ class Partition:
     """Nodes that do not depend on the input: each local module computes them for itself."""
     portable: frozenset[str]
     """Nodes that depend on the input's shape alone; their values may pass any border beside the cut."""
+    candidates: tuple[Candidate, ...] = ()
+    """Every border of the network, in order, each a cut or with the reason why it is none."""
 
     @property
     def cuts(self) -> tuple[str, ...]:

@@ -1,8 +1,11 @@
-"""Which building blocks are never cut inside: homologous modules are cut alike.
+"""Building blocks that are never cut inside, because modules of one kind are cut alike.
 
-Modules are homologous when their qualified names agree once indices are wildcards (``blocks.*.*``) or when they are of
-one class, generic containers excepted. If one of them cannot be cut, because a skip connection passes round what is
-inside, none of them is. A container that merely wraps such a block says nothing about its own kind.
+Two modules are of one kind (*homologous*) when their paths agree once indices are wildcards (``blocks.*.*``), or when
+they are of one class, generic containers excepted. If one of them cannot be cut, because a skip connection passes round
+what is inside, none of them is. A container that merely wraps such a block says nothing about its own kind.
+
+MobileNetV2 shows why: its blocks of stride 2 have no shortcut and could be cut, the others have one and cannot. Cut
+alike, the network has 19 local layers, one for each block.
 """
 
 from __future__ import annotations
@@ -21,21 +24,50 @@ _CONTAINERS = ("torch.nn.modules.container.",)
 
 @dataclass(frozen=True, slots=True)
 class Occurrence:
-    """One call of an opened module: its path, class, enclosing occurrence, and the positions of its nodes."""
+    """One call of a module whose inside was traced."""
 
     path: str
     type_name: str
     parent: int
+    """Index of the enclosing occurrence; -1 for the network itself."""
     nodes: range
+    """Positions of the nodes that were recorded during the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of the graph that must stay in one local layer."""
+
+    first: int
+    """Segment of its first mixing operation."""
+    last: int
+    """Segment of its last mixing operation."""
+    start: int
+    """Position in the graph of its first mixing operation."""
+    stop: int
+    """Position in the graph of its last mixing operation."""
+    subject: str
+    """The module that stays whole, or the parameter that is used throughout."""
+    because: str = ""
+    """Path of the module of the same kind that cannot be cut; empty where the span stays whole for another reason."""
+    needed: int = 0
+    """Tensors that would have to be allowed to cross, for that module to be cut."""
 
 
 def wildcard(path: str) -> str:
-    """``layers.3.blocks.0`` -> ``layers.*.blocks.*``."""
+    """Replace the indices in a path by wildcards: ``layers.3.blocks.0`` -> ``layers.*.blocks.*``."""
     return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
 class BuildingBlocks:
-    """The calls of opened modules, and the mixing operations in each."""
+    """The calls of opened modules, and the mixing operations in each.
+
+    Args:
+        captured: The graph.
+        segments: Its segments and borders.
+        mixing: Names of the nodes that mix channels: convolutions, linear layers, attentions.
+        width: Tensors that may cross a border.
+    """
 
     def __init__(self, captured: Captured, segments: Segments, mixing: frozenset[str], width: int) -> None:
         self.captured, self.segments, self.width = captured, segments, width
@@ -44,52 +76,69 @@ class BuildingBlocks:
             Occurrence(call.path, call.type_name, call.parent, range(call.first, call.last + 1))
             for call in captured.calls
         ]
-        where = sorted(i for i, name in enumerate(self.names) if name in mixing)
+        positions = sorted(i for i, name in enumerate(self.names) if name in mixing)
         self.held = [
-            where[bisect_left(where, o.nodes.start) : bisect_left(where, o.nodes.stop)] for o in self.occurrences
+            positions[bisect_left(positions, o.nodes.start) : bisect_left(positions, o.nodes.stop)]
+            for o in self.occurrences
         ]
+        """Positions of the mixing operations in each occurrence."""
         self.children: dict[int, list[int]] = {}
         for index, occurrence in enumerate(self.occurrences):
             self.children.setdefault(occurrence.parent, []).append(index)
 
-    def span(self, index: int) -> tuple[int, int]:
-        """First and last segment of a call's mixing operations."""
-        inside = [self._segment(n) for n in self.held[index]]
-        return min(inside), max(inside)
+    def span(self, index: int, because: str = "", needed: int = 0) -> Span:
+        """Return the span from the first to the last mixing operation of an occurrence."""
+        start, stop = self.held[index][0], self.held[index][-1]
+        segments = [self._segment(position) for position in self.held[index]]
+        path = self.occurrences[index].path
+        return Span(min(segments), max(segments), start, stop, path, because=because, needed=needed)
 
     def _segment(self, position: int) -> int:
         return self.segments.index[self.names[position]]
 
-    def indivisible(self) -> list[tuple[int, int]]:
-        """First and last segment of every block that must stay whole, since one of its kind cannot be cut."""
-        kinds: set[str] = set()
+    def indivisible(self) -> list[Span]:
+        """Return the spans of all blocks that must stay whole, since one of their kind cannot be cut."""
+        uncuttable: dict[str, int] = {}
         for index, occurrence in enumerate(self.occurrences):
+            # All of its mixing operations in one segment: no border inside is narrow enough.
             whole = len(self.held[index]) > 1 and len({self._segment(n) for n in self.held[index]}) == 1
             if whole and not self._merely_wraps(index):
-                kinds |= set(_kinds(occurrence))
-        return [
-            self.span(index)
-            for index, occurrence in enumerate(self.occurrences)
-            if self.held[index] and kinds & set(_kinds(occurrence))
-        ]
+                for kind in _kinds(occurrence):
+                    uncuttable.setdefault(kind, index)
+        needed = {index: self._needed(index) for index in set(uncuttable.values())}
+        spans = []
+        for index, occurrence in enumerate(self.occurrences):
+            example = next((uncuttable[kind] for kind in _kinds(occurrence) if kind in uncuttable), None)
+            if self.held[index] and example is not None:
+                spans.append(self.span(index, self.occurrences[example].path, needed[example]))
+        return spans
 
-    def listed(self) -> list[tuple[int, int]]:
-        """Spans of the blocks a network lists: elements of containers with several mixing operations, the innermost."""
-        found = {index for index, held in enumerate(self.held) if len(held) > 1 and self._is_listed(index)}
+    def _needed(self, index: int) -> int:
+        """Return how many tensors cross the narrowest border inside an occurrence; 0 where there is none."""
+        start, stop = self.held[index][0], self.held[index][-1]
+        borders = self.segments.flow.borders
+        return min((len(b.live) for b in borders if b.tensors and start <= b.position < stop), default=0)
+
+    def listed(self) -> list[Span]:
+        """Return the spans of the blocks that a network lists.
+
+        These are the elements of containers that hold several mixing operations each; the innermost where they nest.
+        """
+        listed = {index for index, held in enumerate(self.held) if len(held) > 1 and self._is_listed(index)}
         outer = set()
-        for index in found:
+        for index in listed:
             parent = self.occurrences[index].parent
             while parent >= 0:
                 outer.add(parent)
                 parent = self.occurrences[parent].parent
-        return [self.span(index) for index in sorted(found - outer)]
+        return [self.span(index) for index in sorted(listed - outer)]
 
     def _is_listed(self, index: int) -> bool:
         parent, _, _ = self.occurrences[index].path.rpartition(".")
         return isinstance(self.captured.model.get_submodule(parent), (nn.Sequential, nn.ModuleList, nn.ModuleDict))
 
-    def of_class(self, kinds: tuple[type[nn.Module], ...]) -> list[tuple[int, int]]:
-        """Spans of all modules of the given classes."""
+    def of_class(self, kinds: tuple[type[nn.Module], ...]) -> list[Span]:
+        """Return the spans of all modules of the given classes."""
         model = self.captured.model
         return [
             self.span(index)
@@ -98,13 +147,17 @@ class BuildingBlocks:
         ]
 
     def _merely_wraps(self, index: int) -> bool:
-        """Whether a block within holds all mixing operations and could not be cut even if it stood alone."""
+        """Return whether a block inside holds all mixing operations and could not be cut even if it stood alone."""
         for child in self.children.get(index, ()):
             if self.held[child] == self.held[index]:
                 return self._whole_alone(child) or self._merely_wraps(child)
         return False
 
     def _whole_alone(self, index: int) -> bool:
+        """Return whether no border between two mixing operations of an occurrence is narrow, seen by itself.
+
+        Tensors that pass round the occurrence are left out: they are no property of the block.
+        """
         flow = self.segments.flow
         nodes = [n for n in self.captured.nodes[slice(*_bounds(self.occurrences[index]))] if n.name in flow.tensors]
         parents = {n.name: [p.name for p in n.all_input_nodes if p.name in flow.tensors] for n in nodes}
@@ -120,7 +173,8 @@ def _bounds(occurrence: Occurrence) -> tuple[int, int]:
 
 
 def _kinds(occurrence: Occurrence) -> Iterable[str]:
-    # A name without an index has no homologues by name: "layer1" and "layer2" are siblings, not copies.
+    """Yield what an occurrence may have in common with others of its kind."""
+    # A path without an index has no homologues by name: "layer1" and "layer2" are siblings, not copies.
     if any(part.isdigit() for part in occurrence.path.split(".")):
         yield wildcard(occurrence.path)
     if not occurrence.type_name.startswith(_CONTAINERS):

@@ -28,7 +28,9 @@ class Border:
     position: int
     """Index in the graph of the last node before it."""
     live: tuple[str, ...]
-    """Tensors that cross, newest first."""
+    """Names of the values that cross, newest first."""
+    tensors: bool = True
+    """Whether all that crosses are tensors; tuples of tensors and the like cannot be handed from layer to layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,8 @@ class Flow:
         """Nodes that only the model's further outputs need."""
         self.line = [n.name for n in self.nodes if n.name in graph and n.name not in self.aside]
         self.graph = graph
-        self._borders = list(self._walk(result))
+        self.borders = tuple(self._walk(result))
+        """All borders, whatever crosses them, in order; the last is the output."""
 
     def _trace(self) -> tuple[nx.DiGraph[str], set[str]]:
         numbers, source = self.shapes.numbers, self.captured.input
@@ -100,12 +103,12 @@ class Flow:
                 aside -= nx.ancestors(graph, node.name) | {node.name}
         return frozenset(aside)
 
-    def _walk(self, result: str) -> Iterator[tuple[Border, bool]]:
-        """Borders in order, and whether all that crosses is tensors."""
+    def _walk(self, result: str) -> Iterator[Border]:
+        """Yield all borders, in order."""
         last = {name: i for i, name in enumerate(self.line) for name in (name, *self.graph.predecessors(name))}
         last[result] = len(self.line)
         live: dict[str, None] = {}
-        pending: tuple[Border, bool] | None = None
+        pending: Border | None = None
         for i, name in enumerate(self.line):
             for parent in self.graph.predecessors(name):
                 if last[parent] <= i:
@@ -114,16 +117,16 @@ class Flow:
                 live[name] = None
             crossing = tuple(reversed(live))
             # The same tensors after a change in place: the later point is the border.
-            if pending is not None and pending[0].live != crossing:
+            if pending is not None and pending.live != crossing:
                 yield pending
-            border = Border(self.order[name], crossing)
-            pending = border, all(self.shapes.specs[value] is not None for value in crossing)
+            tensors = all(self.shapes.specs[value] is not None for value in crossing)
+            pending = Border(self.order[name], crossing, tensors)
         assert pending is not None
         yield pending
 
     def segments(self, width: int) -> Segments:
         """Segments between the borders that at most ``width`` live tensors cross."""
-        borders = [b for b, tensors in self._borders if len(b.live) <= width and tensors]
+        borders = [b for b in self.borders if len(b.live) <= width and b.tensors]
         positions = [b.position for b in borders]
         segment = {name: bisect_left(positions, self.order[name]) for name in self.line}
         segment |= dict.fromkeys(self.aside, len(borders) - 1)
@@ -133,7 +136,7 @@ class Flow:
     def width_after(self, name: str) -> int | None:
         """How many live tensors cross right after node ``name``; None where it does not flow to the output."""
         position = self.order.get(name, -1)
-        return next((len(b.live) for b, _ in self._borders if b.position == position), None)
+        return next((len(b.live) for b in self.borders if b.position == position), None)
 
     def _place_others(self, segment: dict[str, int], borders: Sequence[Border]) -> None:
         # Sizes stand with what they are computed from; the size of a value that crosses a border stands in the segment

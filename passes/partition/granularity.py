@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 from torch import fx, nn
 
 from passes.errors import PartitionError
-from passes.partition.building_blocks import BuildingBlocks
+from passes.ir import Captured
+from passes.partition.building_blocks import BuildingBlocks, Span
 from passes.partition.flow import Segments
 
 Granularity: TypeAlias = str | type[nn.Module] | Sequence[str | type[nn.Module]]
@@ -45,7 +46,7 @@ def check_granularity(value: Any) -> Granularity | Named:
     )
 
 
-def whole_spans(blocks: BuildingBlocks, granularity: Granularity | Named) -> list[tuple[int, int]]:
+def whole_spans(blocks: BuildingBlocks, granularity: Granularity | Named) -> list[Span]:
     """First and last segment of what stays whole beyond the minimal units.
 
     Raises:
@@ -66,7 +67,7 @@ def whole_spans(blocks: BuildingBlocks, granularity: Granularity | Named) -> lis
 
 
 def named_borders(
-    segments: Segments, granularity: Named, mixing: Sequence[int], tied: Sequence[tuple[int, int]]
+    segments: Segments, granularity: Named, mixing: Sequence[int], tied: Sequence[Span]
 ) -> Iterator[tuple[str, int]]:
     """Each name with the index of the border right after what it names, input to output.
 
@@ -89,7 +90,7 @@ def named_borders(
                 where=name,
                 remedy="Leave it out, or cut later",
             )
-        if any(first <= index < last for first, last in tied):
+        if any(span.first <= index < span.last for span in tied):
             raise PartitionError(
                 f"a cut after {name!r} lies between two uses of the same parameters or buffers",
                 where=name,
@@ -101,7 +102,7 @@ def named_borders(
 
 def _border_after(segments: Segments, name: str) -> int:
     flow = segments.flow
-    node = _value_of(segments, name)
+    node = _value_of(flow.captured, name)
     if node is None:
         known = [call.path for call in flow.captured.calls]
         known += [str(n.target) for n in flow.nodes if n.op == "call_module"]
@@ -127,13 +128,24 @@ def _border_after(segments: Segments, name: str) -> int:
     )
 
 
-def _value_of(segments: Segments, name: str) -> fx.Node | None:
-    """The node of what the module or value of this name gives, the last time it is called."""
-    captured = segments.flow.captured
+def _value_of(captured: Captured, name: str) -> fx.Node | None:
+    """Return the node of what the module or value of this name gives, the last time it is called."""
     for call in reversed(captured.calls):
         if call.path == name and isinstance(call.result, fx.Node):
             return call.result
-    for node in reversed(segments.flow.nodes):
+    for node in reversed(captured.nodes[:-1]):
         if (node.op == "call_module" and node.target == name) or node.name == name:
             return node
     return None
+
+
+def path_after(captured: Captured, node: fx.Node) -> str | None:
+    """Return the name by which ``granularity=`` asks for a cut after a node.
+
+    That is the path of the leaf module it calls or of the outermost module that returns its value; else its own name.
+    None where the name leads to another node, since what it names is called again later.
+    """
+    calls = [call.path for call in captured.calls if call.result is node]
+    path = str(node.target) if node.op == "call_module" else next(iter(calls), node.name)
+    named = _value_of(captured, path)
+    return path if named is node else None

@@ -27,7 +27,8 @@ from torch import fx, nn
 from passes.common.parameters import own_tensors, tensors_behind
 from passes.errors import PartitionError
 from passes.ir import Captured, Layer, Partition, Shapes
-from passes.partition.cuts import Cut, Cutter, enclosing
+from passes.partition.candidates import candidates
+from passes.partition.cuts import Choice, Cut, Cutter, enclosing
 from passes.partition.flow import WIDEST, Flow, Segments
 from passes.partition.granularity import Granularity, Named, check_granularity
 
@@ -67,21 +68,21 @@ def partition(
     flow = Flow(captured, shapes)
     if isinstance(wanted, Named):
         cutter = Cutter(flow, max_cut or WIDEST, wanted)
-        return _assemble(cutter.segments, cutter.named())
-    best: tuple[float, Cutter, list[Cut]] | None = None
+        return _assemble(cutter, cutter.named())
+    best: tuple[float, Cutter, Choice] | None = None
     for width in (max_cut,) if max_cut else range(1, WIDEST + 1):
         cutter = Cutter(flow, width, wanted)
-        cuts = cutter.cuts()
-        share = _largest_share(cutter.segments, cuts) if cuts else 2.0
-        enough = len(cuts) >= ENOUGH_LAYERS and share <= 0.5
+        choice = cutter.choose()
+        share = _largest_share(cutter.segments, choice.cuts) if choice.cuts else 2.0
+        enough = len(choice.cuts) >= ENOUGH_LAYERS and share <= 0.5
         if enough or best is None or (share < best[0] and best[0] > 0.5):
-            best = share, cutter, cuts
+            best = share, cutter, choice
         if enough:
             break
     assert best is not None
-    if not best[2]:
+    if not best[2].cuts:
         raise _nothing_to_cut(captured, best[1])
-    return _assemble(best[1].segments, best[2])
+    return _assemble(best[1], best[2])
 
 
 def partition_again(captured: Captured, shapes: Shapes, like: Partition) -> Partition:
@@ -140,8 +141,8 @@ def _largest_share(segments: Segments, cuts: Sequence[Cut]) -> float:
     return max(macs) / max(1, sum(macs))
 
 
-def _assemble(segments: Segments, cuts: Sequence[Cut]) -> Partition:
-    captured, shapes = segments.flow.captured, segments.flow.shapes
+def _assemble(cutter: Cutter, choice: Choice) -> Partition:
+    captured, shapes, segments, cuts = cutter.captured, cutter.shapes, cutter.segments, choice.cuts
     members = _members(segments, cuts)
     carried = tensors_behind(captured, segments.shared)
     names = [cut.name or name for cut, name in zip(cuts, _names(captured, shapes, members), strict=True)]
@@ -152,15 +153,16 @@ def _assemble(segments: Segments, cuts: Sequence[Cut]) -> Partition:
         for index, nodes in enumerate(members[:-1])
     )
     return Partition(
-        layers,
-        tuple(tuple(n.name for n in nodes) for nodes in members[:-1]),
-        live,
-        entries,
-        tuple(n.name for n in members[-1]),
-        _count(captured, members[-1], carried),
-        sum(shapes.costs[n.name].macs for n in members[-1]),
-        tuple(n.name for n in captured.nodes if n.name in segments.shared and n.op != "output"),
-        segments.portable,
+        layers=layers,
+        nodes=tuple(tuple(n.name for n in nodes) for nodes in members[:-1]),
+        live=live,
+        entries=entries,
+        classifier=tuple(n.name for n in members[-1]),
+        classifier_params=_count(captured, members[-1], carried),
+        classifier_macs=sum(shapes.costs[n.name].macs for n in members[-1]),
+        shared=tuple(n.name for n in captured.nodes if n.name in segments.shared and n.op != "output"),
+        portable=segments.portable,
+        candidates=candidates(cutter, choice),
     )
 
 
