@@ -288,6 +288,8 @@ class Candidate:
     """Node ``after`` in words: the leaf module it calls, or its own name and the module in whose forward it stands."""
     path: str
     """Path of that module; empty for the network's own forward."""
+    next_place: str
+    """Node ``before`` in words."""
     next_path: str
     """Path of the module that node ``before`` calls or stands in."""
     source: str | None

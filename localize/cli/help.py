@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "inspect timm:resnet18 -d 2 --batch-size 256",
         "inspect localize:cifar_resnet110 -d 6 --fold",
         "inspect localize:cifar_resnet20 --module 0",
+        "inspect localize:cifar_resnet20 --why layer2.0",
     ),
     "export": (
         "export localize:cifar_resnet20 -o plan.svg --fold",

@@ -51,6 +51,13 @@ def inspect(
     module: Annotated[
         int | None, typer.Option(min=0, help="One local module in full, its generated code too.", metavar="K")
     ] = None,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why",
+            help="Where the network is cut, and why nowhere else; --why NAME: all borders in or next to that module.",
+        ),
+    ] = False,
     fold: FoldOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: plan, totals, obstacles.")] = False,
 ) -> None:
@@ -63,26 +70,37 @@ def inspect(
     Activation bytes are of what layers give, for one image. What auxiliary networks and everything else take on top, a
     forecast says: --batch-size, or localize-cli memory.
 
+    --why lists every border between two operations: a cut, or the reason why it is none and the flag that lifts it.
+
     Nothing is computed and no weights are made. The method's own options are flags, as of train.
     """
     from localize.cli.load import Asked
     from localize.cli.method_flags import options_of
 
-    options = options_of(method, depth, context.args, "inspect")
+    name, arguments = None, context.args
+    if why:
+        from localize.cli.inspect_why import take_name
+
+        name, arguments = take_name(arguments)
+    options = options_of(method, depth, arguments, "inspect")
     cuts = cutting(max_cut, granularity, output)
     keywords = {"method": method, "d": depth, "modules": modules, **cuts, **options}
-    localizes = run_inspect(Asked(model, keywords, classes, image_size), batch_size, module, fold=fold, as_json=as_json)
+    asked = Asked(model, keywords, classes, image_size)
+    localizes = run_inspect(asked, batch_size, module, name, fold=fold, as_json=as_json)
     if not localizes:
         raise typer.Exit(1)
 
 
-def run_inspect(asked: Asked, batch_size: int | None, module: int | None, *, fold: bool, as_json: bool) -> bool:
+def run_inspect(
+    asked: Asked, batch_size: int | None, module: int | None, why: str | None = None, *, fold: bool, as_json: bool
+) -> bool:
     """Prints what a model becomes.
 
     Args:
         asked: The model.
         batch_size: Images of the step whose memory is forecast; none without.
         module: Index of the only local module that is shown, in full.
+        why: The module whose borders are shown, "" for all borders, None for none.
         fold: Whether alike modules are shown once.
         as_json: One JSON object in place of tables.
 
@@ -90,9 +108,11 @@ def run_inspect(asked: Asked, batch_size: int | None, module: int | None, *, fol
         Whether it localizes.
 
     Raises:
-        LocalizeError: The model is unknown or cannot be built, there is no such module, or no forecast.
+        LocalizeError: The model is unknown or cannot be built; there is no such local module, no border in or next to
+            the module named, or no forecast.
     """
     from localize.cli.inspect_module import check_index
+    from localize.cli.inspect_why import borders_of
     from localize.cli.load import found as find
 
     found = find(asked)
@@ -100,19 +120,24 @@ def run_inspect(asked: Asked, batch_size: int | None, module: int | None, *, fol
     forecast = None
     if local is not None and module is not None:
         check_index(local.plan, module)
+    if local is not None and why:
+        borders_of(local, why)
     if local is not None and batch_size is not None:
         forecast = local.plan.memory(batch_size)
     if as_json:
-        typer.echo(json.dumps(record(asked.name, found, forecast, module)))
+        typer.echo(json.dumps(record(asked.name, found, forecast, module, why)))
     else:
-        _show(asked.name, found, forecast, module, fold=fold)
+        _show(asked.name, found, forecast, module, why, fold=fold)
     return local is not None
 
 
-def record(name: str, found: Found, forecast: MemoryForecast | None, module: int | None) -> dict[str, Any]:
+def record(
+    name: str, found: Found, forecast: MemoryForecast | None, module: int | None, why: str | None = None
+) -> dict[str, Any]:
     """All of it as plain values."""
     from localize.cli.inspect_module import module_record
     from localize.cli.inspect_table import totals
+    from localize.cli.inspect_why import why_record
 
     obstacles = [dataclasses.asdict(obstacle) for obstacle in found.obstacles]
     told: dict[str, Any] = {"model": name, "localizes": found.local is not None}
@@ -120,11 +145,15 @@ def record(name: str, found: Found, forecast: MemoryForecast | None, module: int
         told |= {"plan": json.loads(found.local.plan.to_json()), "totals": totals(found.local.plan).to_dict()}
         told |= {} if forecast is None else {"memory": forecast.to_dict()}
         told |= {} if module is None else {"module": _plain(module_record(found.local, module))}
+        told |= {} if why is None else {"borders": why_record(found.local, why)}
     return {**told, "obstacles": obstacles}
 
 
-def _show(name: str, found: Found, forecast: MemoryForecast | None, module: int | None, *, fold: bool) -> None:
+def _show(
+    name: str, found: Found, forecast: MemoryForecast | None, module: int | None, why: str | None, *, fold: bool
+) -> None:
     from localize.cli.inspect_module import print_module
+    from localize.cli.inspect_why import print_why
     from localize.cli.terminal import Page
 
     page = Page()
@@ -134,6 +163,9 @@ def _show(name: str, found: Found, forecast: MemoryForecast | None, module: int 
         return
     page.text(name)
     page.text(str(found.local.plan).split("\n", 1)[0])
+    if why is not None:
+        print_why(page, found.local, why)
+        return
     if module is not None:
         print_module(page, found.local, module)
         return

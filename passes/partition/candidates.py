@@ -39,6 +39,7 @@ def candidates(cutter: Cutter, choice: Choice) -> tuple[Candidate, ...]:
                 before=before.name,
                 place=place(captured, node),
                 path=_path(captured, node),
+                next_place=place(captured, before),
                 next_path=_path(captured, before),
                 source=captured.sources.get(node.name),
                 width=len(border.live),
