@@ -21,6 +21,7 @@ from localize.bench.zoo import find_model
 from localize.cli import names as _names
 from localize.cli.completion import joined, models, one_of, several_of
 from localize.cli.help import EXAMPLES, PROGRAM
+from localize.cli.inspect_why import take_name
 from localize.cli.main import app, main
 from localize.cli.method_flags import options_of
 from localize.methods import METHODS
@@ -88,8 +89,9 @@ def test_examples_are_commands(example: str, tmp_path: Path, monkeypatch: pytest
     name, *words = shlex.split(example)
     context = COMMANDS[name].make_context(name, words)
     values = context.params
-    if "method" in values and "depth" in values and context.args:
-        options_of(values["method"], values["depth"], context.args)
+    words = take_name(context.args)[1] if values.get("why") else context.args
+    if "method" in values and "depth" in values and words:
+        options_of(values["method"], values["depth"], words)
     assert set(str(values.get("methods", "bp")).split(",")) <= set(METHODS) or name == "methods"
     for model in filter(None, (values.get("model"), *(values.get("models") or ()))):
         if ".py:" not in model:
