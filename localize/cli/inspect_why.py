@@ -10,7 +10,7 @@ from itertools import groupby
 
 from localize import LocalGraphModule
 from localize.cli.terminal import Page
-from localize.tables import shown
+from localize.text import shown
 from passes.errors import LocalizeError
 from passes.ir import Candidate, Refusal, RefusalKind
 
