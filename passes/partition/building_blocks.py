@@ -91,7 +91,15 @@ class BuildingBlocks:
         start, stop = self.held[index][0], self.held[index][-1]
         segments = [self._segment(position) for position in self.held[index]]
         path = self.occurrences[index].path
-        return Span(min(segments), max(segments), start, stop, path, because=because, needed=needed)
+        return Span(
+            first=min(segments),
+            last=max(segments),
+            start=start,
+            stop=stop,
+            subject=path,
+            because=because,
+            needed=needed,
+        )
 
     def _segment(self, position: int) -> int:
         return self.segments.index[self.names[position]]

@@ -73,7 +73,7 @@ class _TooWide:
             return NO_MIXING_BEFORE
         if position >= self.end:
             return cutter.in_classifier()
-        for span in cutter.tied:
+        for span in reversed(cutter.tied):
             if span.start <= position < span.stop:
                 return cutter.inside("tied", span)
         for span in self.whole:

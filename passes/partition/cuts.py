@@ -330,13 +330,16 @@ def _is_float(shapes: Shapes, name: str) -> bool:
 
 
 def mergeable(shapes: Shapes, name: str) -> bool:
-    """Whether an auxiliary network can read a value: floats, with the input's samples in its first dimension."""
+    """Return whether an auxiliary network can read a value: floats, with the input's samples in the first dimension."""
     spec = shapes.specs[name]
     return spec is not None and spec.dtype.is_floating_point and spec.shape[:1] == shapes.input.shape[:1]
 
 
 def _flat_start(segments: Segments, shapes: Shapes) -> int:
-    """Index of the first border after which nothing has spatial extent; their number if the last one has."""
+    """Return the index of the first border after which nothing has height and width.
+
+    The number of borders where even the last one has them.
+    """
     start = len(segments.borders)
     while start > 0:
         specs = [shapes.specs[name] for name in segments.borders[start - 1].live]
@@ -347,7 +350,12 @@ def _flat_start(segments: Segments, shapes: Shapes) -> int:
 
 
 def _classifier_start(flat: int, mixing: Sequence[int]) -> int:
-    """The first segment whose mixing operations belong to the classifier, given the first border without space."""
+    """Return the first segment whose mixing operations belong to the classifier.
+
+    Args:
+        flat: Index of the first border after which nothing has height and width.
+        mixing: Segments that hold a mixing operation, in order.
+    """
     if not mixing or flat >= mixing[-1] or flat < mixing[0]:
         return mixing[-1] if mixing else 0
     return next(i for i in mixing if i > flat)
@@ -362,9 +370,15 @@ def parameter_spans(captured: Captured, segments: Segments) -> list[Span]:
         if min(indices) < max(indices):
             names = names or _tensor_names(captured.model)
             positions = [captured.positions[name] for name in users]
-            subject = names.get(tensor, "a parameter")
-            spans.append(Span(min(indices), max(indices), min(positions), max(positions), subject))
-    return spans
+            span = Span(
+                first=min(indices),
+                last=max(indices),
+                start=min(positions),
+                stop=max(positions),
+                subject=names.get(tensor, "a parameter"),
+            )
+            spans.append(span)
+    return sorted(spans, key=lambda span: (span.start, span.subject))
 
 
 def _tensor_names(model: nn.Module) -> dict[int, str]:
@@ -372,10 +386,10 @@ def _tensor_names(model: nn.Module) -> dict[int, str]:
 
 
 def enclosing(captured: Captured, name: str) -> frozenset[int]:
-    """Indices of the calls that a node stands in."""
-    found = []
+    """Return the indices of the calls that a node stands in."""
+    around = []
     index = captured.scopes[name]
     while index >= 0:
-        found.append(index)
+        around.append(index)
         index = captured.calls[index].parent
-    return frozenset(found)
+    return frozenset(around)

@@ -1,4 +1,4 @@
-"""Granularity: what the user wants to be a local layer, other than the minimal units."""
+"""Granularity: larger local layers than the minimal ones, or cuts that the user names."""
 
 from __future__ import annotations
 
@@ -20,16 +20,22 @@ Granularity: TypeAlias = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Cuts that the user names."""
+    """Modules after which the user wants the network to be cut."""
 
     names: tuple[str, ...]
 
 
 def check_granularity(value: Any) -> Granularity | Named:
-    """The user's granularity, in a form that is easy to tell apart.
+    """Read the user's ``granularity=``.
+
+    Returns:
+        ``"minimal"``, ``"block"``, a tuple of module classes, or :class:`Named`.
 
     Raises:
-        PartitionError: It is none.
+        PartitionError: ``value`` is none of what :data:`Granularity` lists.
+
+    >>> check_granularity(["stem", "layer1"])
+    Named(names=('stem', 'layer1'))
     """
     if value in ("minimal", "block"):
         return str(value)
@@ -47,10 +53,10 @@ def check_granularity(value: Any) -> Granularity | Named:
 
 
 def whole_spans(blocks: BuildingBlocks, granularity: Granularity | Named) -> list[Span]:
-    """First and last segment of what stays whole beyond the minimal units.
+    """Return the spans that stay whole because of the granularity.
 
     Raises:
-        PartitionError: The model has no module of a class asked for.
+        PartitionError: ``granularity`` names classes of which the model has no module.
     """
     if granularity == "block":
         return blocks.listed()
@@ -69,21 +75,21 @@ def whole_spans(blocks: BuildingBlocks, granularity: Granularity | Named) -> lis
 def named_borders(
     segments: Segments, granularity: Named, mixing: Sequence[int], tied: Sequence[Span]
 ) -> Iterator[tuple[str, int]]:
-    """Each name with the index of the border right after what it names, input to output.
+    """Yield each name with the index of the border right after what it names, from input to output.
 
     Args:
         segments: Segments and borders.
         granularity: Names of modules, or of values in the captured graph.
         mixing: Segments with mixing operations.
-        tied: First and last segments that use one parameter.
+        tied: Spans within which one parameter is used.
 
     Raises:
-        PartitionError: A name is unknown, too many tensors cross there, there is nothing to train on one side, or
-            parameters are used on both.
+        PartitionError: A name is unknown, too many tensors cross after it, one side of the cut holds no mixing
+            operation, or a parameter is used on both sides.
     """
-    found = sorted((_border_after(segments, name), name) for name in dict.fromkeys(granularity.names))
+    borders = sorted((_border_after(segments, name), name) for name in dict.fromkeys(granularity.names))
     previous = -1
-    for index, name in found:
+    for index, name in borders:
         if not any(previous < i <= index for i in mixing) or not any(i > index for i in mixing):
             raise PartitionError(
                 f"a cut after {name!r} leaves a layer without convolution, linear layer or attention",
@@ -101,6 +107,11 @@ def named_borders(
 
 
 def _border_after(segments: Segments, name: str) -> int:
+    """Return the index of the border right after what ``name`` names.
+
+    Raises:
+        PartitionError: There is no module or value of this name, or it is not followed by a border.
+    """
     flow = segments.flow
     node = _value_of(flow.captured, name)
     if node is None:
@@ -123,7 +134,7 @@ def _border_after(segments: Segments, name: str) -> int:
         f"the network cannot be cut after {name!r}",
         where=name,
         source=flow.captured.sources.get(node.name),
-        why=f"{width} tensors are alive there" if width else "what it returns is no tensor that flows to the output",
+        why=f"{width} tensors cross there" if width else "its result is not a tensor that flows to the output",
         remedy=f"Allow wider cuts: max_cut={width}" if width else "Cut elsewhere",
     )
 

@@ -1,7 +1,7 @@
 """Models whose outputs belong together, such as feature pyramids: which output ends the trunk, and where outputs fuse.
 
 The *trunk* is what the primary output needs. What only further outputs need stands with the classifier, and does not
-make cuts wider; so the primary output of such a model should be the one that needs least beside the trunk.
+make cuts wider; so the trunk of such a model should end in the output that shares most nodes with the others.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 
 
 def deepest_first(captured: Captured, shapes: Shapes) -> tuple[Captured, Shapes]:
-    """Makes the deepest of the values that a model returns its primary output.
+    """Make the deepest of the values that a model returns its primary output.
 
-    That is the one with most nodes on every path from the input to it: of a feature pyramid the coarsest level, which
-    all of the backbone leads up to, where a fine level also has short ways through early stages.
+    The deepest value is the one with most nodes on every path from the input to it (its dominators). Of a feature
+    pyramid that is the coarsest level, which all of the backbone leads up to; a fine level also has short ways through
+    early stages. With the coarsest level as primary output, cuts stay one tensor wide; with the finest one, lateral
+    connections make them up to four tensors wide.
 
     Args:
         captured: A graph that returns several values.
         shapes: Its shapes.
+
+    Returns:
+        The graph with another primary output, and its shapes; both as they were if it is the first value already.
     """
     graph = nx.DiGraph([(captured.input, captured.nodes[-1].name)])
     for node in captured.nodes[1:]:
@@ -52,16 +57,15 @@ def deepest_first(captured: Captured, shapes: Shapes) -> tuple[Captured, Shapes]
 
 
 def fusion_points(flow: Flow) -> list[str]:
-    """Where outputs beside the trunk are computed from several of its tensors together, the last tensor of each.
+    """Return the tensors of the trunk from which on further outputs are computed from several of its tensors together.
 
     A feature pyramid's levels are fused from the deepest features and those of earlier stages: from there on
     everything serves all outputs, and no loss on the trunk alone should train it. An output that reads one tensor of
     the trunk, such as an auxiliary classifier's, fuses nothing.
     """
-    beside = flow.graph.subgraph(flow.aside)
-    found = []
-    for part in nx.weakly_connected_components(beside):
+    points = []
+    for part in nx.weakly_connected_components(flow.graph.subgraph(flow.aside)):
         read = {p for name in part for p in flow.graph.predecessors(name) if p not in flow.aside}
         if len(read) > 1:
-            found.append(max(read, key=flow.order.__getitem__))
-    return found
+            points.append(max(read, key=flow.order.__getitem__))
+    return points

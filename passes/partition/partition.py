@@ -4,14 +4,19 @@
    (:mod:`passes.partition.flow`). One tensor is the rule: every path from input to output then goes through it.
    Densely connected networks need more.
 2. A border between two layers needs a mixing operation on either side: norms, activations, pooling, dropout and
-   depthwise convolutions go with the mixing operation they belong to.
+   depthwise convolutions go with the mixing operation they belong to. Of VGG, convolution, norm, ReLU and pooling are
+   one layer; a depthwise convolution and the pointwise one after it are one layer.
 3. Homologous modules are cut alike: where one instance of a building block cannot be cut, because a skip connection
    passes round it, no instance of it is (:mod:`passes.partition.building_blocks`).
 4. Among the points that could be the border, one that fewer tensors cross wins, then the one where control leaves and
    enters most modules, the latest among equals: so a border falls between blocks where there are blocks, and right
    before the next convolution where there are none.
-5. The classifier starts where space is gone (global pooling, flattening, taking the class token), and holds every
-   mixing operation after that; if the model never had space, or never gives it up, it is the last mixing operation.
+5. Two uses of one parameter, or of one module with buffers, lie in one layer.
+6. The classifier starts where height and width are gone (global pooling, flattening, taking the class token), and holds
+   every mixing operation after that: all of VGG's linear layers. If the model never had height and width, or keeps them
+   to the end (FCN), the classifier is the last mixing operation.
+
+The reason for each border that is not a cut stays on the partition: :attr:`passes.ir.Partition.candidates`.
 """
 
 from __future__ import annotations
@@ -33,13 +38,13 @@ from passes.partition.flow import WIDEST, Flow, Segments
 from passes.partition.granularity import Granularity, Named, check_granularity
 
 ENOUGH_LAYERS = 8
-"""Layers that a network should have before wider cuts are looked for."""
+"""Number of layers that is enough: with fewer, wider cuts are tried."""
 
 
 def partition(
     captured: Captured, shapes: Shapes, max_cut: int | None = None, granularity: Granularity = "minimal"
 ) -> Partition:
-    """Finds the local layers.
+    """Find the local layers of a network.
 
     Args:
         captured: The graph.
@@ -53,10 +58,23 @@ def partition(
     Raises:
         PartitionError: Nothing is trainable, or the model is one indivisible unit with its classifier, or ``max_cut``
             or ``granularity`` cannot be met.
+
+    >>> from torch import nn
+    >>> from passes.pipeline import analyse
+    >>> model = nn.Sequential(
+    ...     nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    ... )
+    >>> result = analyse(model, (2, 3, 16, 16)).partition
+    >>> [(layer.name, str(layer.output)) for layer in result.layers]
+    [('0', '8x14x14'), ('2', '8x12x12')]
+    >>> print(result.candidates[1])
+    after 1 (1 tensor): cut, layer 0 ends here
+    >>> print(result.candidates[3])
+    after 3 (1 tensor): not cut: what follows is the classifier: the last mixing operation and all after it
     """
     if max_cut is not None and (not isinstance(max_cut, int) or isinstance(max_cut, bool) or max_cut < 1):
         raise PartitionError(
-            f"max_cut={max_cut!r} is no number of tensors", remedy="Give a whole number of at least 1, or leave it out"
+            f"max_cut must be an integer >= 1, got {max_cut!r}", remedy="Leave it out to let the compiler choose"
         )
     wanted = check_granularity(granularity)
     if not any(p.requires_grad for p in captured.model.parameters()):
@@ -75,10 +93,12 @@ def partition(
         choice = cutter.choose()
         share = _largest_share(cutter.segments, choice.cuts) if choice.cuts else 2.0
         enough = len(choice.cuts) >= ENOUGH_LAYERS and share <= 0.5
+        # The narrowest width counts unless one layer holds more than half of the MACs: then a wider one may be better.
         if enough or best is None or (share < best[0] and best[0] > 0.5):
             best = share, cutter, choice
         if enough:
             break
+    # Where no width is enough, `best` has layers of at most half of the MACs, or else the largest as small as can be.
     assert best is not None
     if not best[2].cuts:
         raise _nothing_to_cut(captured, best[1])
@@ -86,12 +106,12 @@ def partition(
 
 
 def partition_again(captured: Captured, shapes: Shapes, like: Partition) -> Partition:
-    """The same layers of a network of the same graph, node for node, whose layers have other weights.
+    """Partition a network like another one of the same graph, node for node, whose layers have other weights.
 
     Args:
         captured: The graph.
         shapes: Its shapes and costs.
-        like: How the other network was partitioned.
+        like: The partition of the other network.
     """
     nodes = [[captured.by_name[name] for name in names] for names in (*like.nodes, like.classifier)]
     carried = tensors_behind(captured, frozenset(like.shared))
@@ -125,7 +145,7 @@ def _nothing_to_cut(captured: Captured, cutter: Cutter) -> PartitionError:
 
 
 def _members(segments: Segments, cuts: Sequence[Cut]) -> list[list[fx.Node]]:
-    """Nodes of each layer, and of the classifier last."""
+    """Return the nodes of each layer, and of the classifier last."""
     ends = [cut.index for cut in cuts]
     members: list[list[fx.Node]] = [[] for _ in range(len(cuts) + 1)]
     for node in segments.flow.nodes[1:]:
@@ -135,13 +155,14 @@ def _members(segments: Segments, cuts: Sequence[Cut]) -> list[list[fx.Node]]:
 
 
 def _largest_share(segments: Segments, cuts: Sequence[Cut]) -> float:
-    """Part of the MACs that the largest layer, or the classifier, has."""
+    """Return the share of all MACs that the largest layer, or the classifier, has."""
     costs = segments.flow.shapes.costs
     macs = [sum(costs[n.name].macs for n in nodes) for nodes in _members(segments, cuts)]
     return max(macs) / max(1, sum(macs))
 
 
 def _assemble(cutter: Cutter, choice: Choice) -> Partition:
+    """Return the partition that a choice of cuts makes."""
     captured, shapes, segments, cuts = cutter.captured, cutter.shapes, cutter.segments, choice.cuts
     members = _members(segments, cuts)
     carried = tensors_behind(captured, segments.shared)
@@ -167,7 +188,7 @@ def _assemble(cutter: Cutter, choice: Choice) -> Partition:
 
 
 def _entries(segments: Segments, members: Sequence[Sequence[fx.Node]]) -> Iterator[str]:
-    """For each layer the newest tensor it reads of those computed before it."""
+    """Yield, for each layer, the newest tensor that it reads of those computed before it."""
     order, tensors = segments.flow.order, segments.flow.tensors
     for nodes in members[:-1]:
         own = {n.name for n in nodes}
@@ -190,29 +211,34 @@ def _layer(
     assert source is not None and result is not None
     specs = [spec for n in nodes if (spec := shapes.specs[n.name]) is not None]
     return Layer(
-        index,
-        name,
-        _count(captured, nodes, carried),
-        sum(shapes.costs[n.name].macs for n in nodes),
-        sum(spec.bytes_per_sample for spec in specs),
-        source,
-        result,
-        len(live),
+        index=index,
+        name=name,
+        params=_count(captured, nodes, carried),
+        macs=sum(shapes.costs[n.name].macs for n in nodes),
+        activation_bytes=sum(spec.bytes_per_sample for spec in specs),
+        input=source,
+        output=result,
+        width=len(live),
     )
 
 
 def _count(captured: Captured, nodes: Sequence[fx.Node], carried: Mapping[str, list[torch.Tensor]]) -> int:
-    found = {
+    """Return the number of parameter elements that nodes use; a parameter that several of them use counts once."""
+    sizes = {
         id(t): t.numel()
         for n in nodes
         for t in [*own_tensors(captured, n), *(t for p in n.all_input_nodes for t in carried.get(p.name, []))]
         if isinstance(t, nn.Parameter)
     }
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 def _names(captured: Captured, shapes: Shapes, members: Sequence[Sequence[fx.Node]]) -> list[str]:
-    """For each group the outermost module whose mixing operations are just the group's; else its first mixing leaf."""
+    """Return a name for each layer.
+
+    The name is that of the outermost module whose mixing operations are exactly the layer's; else of the first leaf
+    module that mixes.
+    """
     mixing = [[n for n in group if shapes.costs[n.name].mixing] for group in members]
     inside: Counter[int] = Counter(call for group in mixing for n in group for call in enclosing(captured, n.name))
     names = []

@@ -126,7 +126,7 @@ def test_granularity_by_names() -> None:
         (nn.LSTM, "has no LSTM"),
         ([], "is unknown"),
         (["layer9"], "there is no module 'layer9'"),
-        (["layer1.0.conv1"], "2 tensors are alive there.*max_cut=2"),
+        (["layer1.0.conv1"], "2 tensors cross there.*max_cut=2"),
         (["fc"], "leaves a layer without"),
         (["conv1", "bn1"], "leaves a layer without"),
     ],
@@ -139,7 +139,7 @@ def test_granularity_that_cannot_be(granularity: Any, message: str) -> None:
 
 @pytest.mark.parametrize("max_cut", [0, -1, 1.5, True, "2"])
 def test_max_cut_that_is_none(max_cut: Any) -> None:
-    with pytest.raises(PartitionError, match="is no number of tensors"):
+    with pytest.raises(PartitionError, match=r"max_cut must be an integer >= 1, got"):
         network("resnet18", max_cut=max_cut)
 
 
