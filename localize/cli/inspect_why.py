@@ -57,8 +57,7 @@ def borders_of(local: LocalGraphModule, name: str = "") -> tuple[Candidate, ...]
     Raises:
         LocalizeError: No border lies in or next to it.
     """
-    assert local.made is not None
-    borders: tuple[Candidate, ...] = local.made.context.network.partition.candidates
+    borders = local.compiled.network.partition.candidates
     if not name:
         return borders
     chosen = tuple(border for border in borders if _touches(border, name))
