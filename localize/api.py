@@ -165,7 +165,8 @@ def localize(
     if budget is not None:
         forecasts = partial(forecast_of, budget=budget)
         chosen = fit(chosen, budget, forecasts, planned if original is None else None)
-    plan = dataclasses.replace(chosen.plan, forecaster=Forecaster(chosen.compiled))
+    borders = chosen.compiled.network.partition.candidates
+    plan = dataclasses.replace(chosen.plan, forecaster=Forecaster(chosen.compiled), borders=borders)
     local = emit(plan, chosen.compiled, draw)
     expect("codegen", spec.generated(local.graph, len(plan.modules)))
     local.runtime = how

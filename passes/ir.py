@@ -277,7 +277,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class CutCandidate:
     """A border, which is a point between two operations, and the decision whether to cut the network there."""
 
     after: str
@@ -328,7 +328,7 @@ class Partition:
     """Nodes that do not depend on the input: each local module computes them for itself."""
     portable: frozenset[str]
     """Nodes that depend on the input's shape alone; their values may pass any border beside the cut."""
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[CutCandidate, ...] = ()
     """Every border of the network, in order, each a cut or with the reason why it is none."""
 
     @property

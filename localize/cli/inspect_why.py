@@ -12,7 +12,7 @@ from localize import LocalGraphModule
 from localize.cli.terminal import Page
 from localize.text import shown
 from passes.errors import LocalizeError
-from passes.ir import Candidate, Refusal, RefusalKind
+from passes.ir import CutCandidate, Refusal, RefusalKind
 
 KINDS: dict[RefusalKind, str] = {
     "start": "no mixing operation before it",
@@ -47,7 +47,7 @@ def take_name(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return "", list(arguments)
 
 
-def borders_of(local: LocalGraphModule, name: str = "") -> tuple[Candidate, ...]:
+def borders_of(local: LocalGraphModule, name: str = "") -> tuple[CutCandidate, ...]:
     """Return the borders of a localized network; given a name, those in or next to what it names.
 
     Args:
@@ -57,7 +57,7 @@ def borders_of(local: LocalGraphModule, name: str = "") -> tuple[Candidate, ...]
     Raises:
         LocalizeError: No border lies in or next to it.
     """
-    borders = local.compiled.network.partition.candidates
+    borders = local.plan.borders
     if not name:
         return borders
     chosen = tuple(border for border in borders if _touches(border, name))
@@ -71,7 +71,7 @@ def borders_of(local: LocalGraphModule, name: str = "") -> tuple[Candidate, ...]
     return chosen
 
 
-def _touches(border: Candidate, name: str) -> bool:
+def _touches(border: CutCandidate, name: str) -> bool:
     return name in (border.after, border.before, *_paths(border.path), *_paths(border.next_path))
 
 
@@ -99,7 +99,7 @@ def print_why(page: Page, local: LocalGraphModule, name: str = "") -> None:
     _print_summary(page, borders)
 
 
-def _print_border(page: Page, border: Candidate, layers: Sequence[str]) -> None:
+def _print_border(page: Page, border: CutCandidate, layers: Sequence[str]) -> None:
     source = f" ({border.source})" if border.source else ""
     page.text(f"after {shown(border.place)}, before {shown(border.next_place)}{source}", hang=4)
     page.text(_decision(border, layers), indent=2, hang=4)
@@ -107,7 +107,7 @@ def _print_border(page: Page, border: Candidate, layers: Sequence[str]) -> None:
         page.text(f"{flag(border.refusal.option)} lifts this reason.", indent=2, hang=4)
 
 
-def _decision(border: Candidate, layers: Sequence[str]) -> str:
+def _decision(border: CutCandidate, layers: Sequence[str]) -> str:
     if border.layer is not None:
         crossing = "1 tensor crosses" if border.width == 1 else f"{border.width} tensors cross"
         return f"Cut: layer {border.layer}, {shown(layers[border.layer])}, ends here; {crossing}."
@@ -115,7 +115,7 @@ def _decision(border: Candidate, layers: Sequence[str]) -> str:
     return f"Not cut: {shown(border.refusal.reason)}."
 
 
-def _print_table(page: Page, borders: Sequence[Candidate], layers: Sequence[str]) -> None:
+def _print_table(page: Page, borders: Sequence[CutCandidate], layers: Sequence[str]) -> None:
     """Print a row for each cut, and one for all neighbours that are refused for the same reason."""
     page.title("borders between operations, and why each is a cut or not")
     rows = []
@@ -138,7 +138,7 @@ def _print_table(page: Page, borders: Sequence[Candidate], layers: Sequence[str]
     page.table(("layer", "after", "tensors", "decision"), rows, (1, 3))
 
 
-def _print_summary(page: Page, borders: Sequence[Candidate]) -> None:
+def _print_summary(page: Page, borders: Sequence[CutCandidate]) -> None:
     """Print how many borders each reason keeps from being cuts, and the options that lift it."""
     refusals = [border.refusal for border in borders if border.refusal is not None]
     page.title(f"{len(borders)} borders, {len(borders) - len(refusals)} of them cuts; the others by reason")

@@ -17,7 +17,7 @@ from localize.plan.records import Auxiliary, AuxiliaryBlock, Budgeted, Cascade, 
 from localize.plan.show import HEADER, LEFT, budget_lines, crossing, losses_of
 from localize.text import format_count, html_table, shown, text_table
 from passes.errors import PlanError
-from passes.ir import Layer, TensorSpec
+from passes.ir import CutCandidate, Layer, TensorSpec
 
 __all__ = [
     "Auxiliary",
@@ -58,6 +58,8 @@ class Plan:
     """How it keeps to a memory budget, where there is one."""
     forecaster: Forecasting | None = field(default=None, compare=False, repr=False)
     """What :meth:`memory` asks. It knows the model, and is no part of the plan's JSON."""
+    borders: tuple[CutCandidate, ...] = field(default=(), compare=False, repr=False)
+    """All borders between two operations, each a cut or with the reason why it is none; no part of the plan's JSON."""
 
     @property
     def params(self) -> int:
@@ -131,8 +133,8 @@ class Plan:
 
     def to_json(self, indent: int | None = 2) -> str:
         """The plan as JSON text; :meth:`from_json` reads it."""
-        fields = dataclasses.asdict(dataclasses.replace(self, forecaster=None))
-        del fields["forecaster"]
+        fields = dataclasses.asdict(dataclasses.replace(self, forecaster=None, borders=()))
+        del fields["forecaster"], fields["borders"]
         return json.dumps({"format": FORMAT, **fields}, indent=indent, default=_plain)
 
     @classmethod

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import fx
 
-from passes.ir import Candidate, Captured, Refusal
+from passes.ir import Captured, CutCandidate, Refusal
 from passes.partition.cuts import NO_MIXING_BEFORE, Choice, Cutter, place
 from passes.partition.flow import Border
 
 
-def candidates(cutter: Cutter, choice: Choice) -> tuple[Candidate, ...]:
+def candidates(cutter: Cutter, choice: Choice) -> tuple[CutCandidate, ...]:
     """Return all borders between two operations, from input to output, each with its decision.
 
     Args:
@@ -34,7 +34,7 @@ def candidates(cutter: Cutter, choice: Choice) -> tuple[Candidate, ...]:
         if layer is None:
             refusal = too_wide.refusal(border) if i is None else choice.refusals[i]
         recorded.append(
-            Candidate(
+            CutCandidate(
                 after=node.name,
                 before=before.name,
                 place=place(captured, node),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from passes.ir import Candidate, Captured, Layout, Shapes, TensorSpec
+from passes.ir import Captured, CutCandidate, Layout, Shapes, TensorSpec
 from passes.partition.cuts import Cutter, mergeable, parameter_spans
 from passes.partition.flow import Flow
 from passes.partition.granularity import check_granularity
@@ -13,7 +13,7 @@ from passes.partition.partition import partition
 from tests.tools.hand_graphs import HandGraph, chain, network, residual
 
 
-def borders(graph: tuple[Captured, Shapes], max_cut: int = 1) -> dict[str, Candidate]:
+def borders(graph: tuple[Captured, Shapes], max_cut: int = 1) -> dict[str, CutCandidate]:
     return {border.after: border for border in network(graph, max_cut).partition.candidates}
 
 

@@ -190,3 +190,12 @@ def test_a_copy_whose_shortcut_is_another_tensor_of_the_cut_keeps_its_width() ->
             assert block.out_channels == plan.layers[block.source].output.channels
             # Layers 7, 11 and 16 end in a pooled shortcut that none of their own weights lies on: nothing to copy.
             assert block.source not in (7, 11, 16)
+
+
+def test_a_plan_shows_why_it_is_cut_where_it_is(resnet: nn.Module) -> None:
+    plan = localize(resnet, "bp", max_cut=1, example_inputs=EXAMPLE).plan
+    assert [border.layer for border in plan.borders if border.refusal is None] == [0, 1, 2, 3]
+    assert str(plan.borders[3]).startswith("after layer1.0.conv1 (2 tensors): not cut: 2 tensors cross it")
+    read = Plan.from_json(plan.to_json())
+    assert read == plan
+    assert read.borders == ()
