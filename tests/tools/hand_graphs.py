@@ -86,7 +86,8 @@ class HandGraph:
 
     def node(self, name: str) -> fx.Node:
         """Return the node of this name."""
-        return next(node for node in self.graph.nodes if node.name == name)
+        nodes: list[fx.Node] = list(self.graph.nodes)
+        return next(node for node in nodes if node.name == name)
 
     def number(self, name: str, of: fx.Node) -> fx.Node:
         """Add a size: an operation whose value holds no tensor."""

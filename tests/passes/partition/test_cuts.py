@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import fx, nn
 
@@ -99,13 +101,8 @@ def test_a_border_where_modules_end_is_better_than_a_later_one() -> None:
     norm = hand.layer("norm", nn.BatchNorm2d(4), first)
     graph = pooled(hand, hand.conv("b", hand.layer("last", nn.BatchNorm2d(4), norm)))
     hand.call("block", [first])
-    captured = Captured(**{**_fields(graph[0]), "calls": tuple(hand.calls)})
+    captured = dataclasses.replace(graph[0], calls=tuple(hand.calls))
     assert kinds((captured, graph[1]))["block_a"] == "cut"
-
-
-def _fields(captured: Captured) -> dict[str, object]:
-    names = ("model", "graph", "scopes", "sources", "constants")
-    return {name: getattr(captured, name) for name in names}
 
 
 def test_values_without_known_channels_cannot_be_read() -> None:
