@@ -25,6 +25,7 @@ from sybil import Document, Example
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown.codeblock import CodeBlockParser
 
+from localize.cli.inspect_why import take_name
 from localize.cli.main import app, main
 from localize.cli.method_flags import options_of
 from tests.tools.paths import ROOT
@@ -96,8 +97,9 @@ def _check_own(words: list[str]) -> None:
     assert isinstance(program, typer.core.TyperGroup)
     assert words[0] in program.commands, f"{PROGRAM} has no command {words[0]}"
     context = program.commands[words[0]].make_context(words[0], words[1:])
-    if context.args:
-        options_of(context.params["method"], context.params["depth"], context.args, words[0])
+    arguments = take_name(context.args)[1] if context.params.get("why") else context.args
+    if arguments:
+        options_of(context.params["method"], context.params["depth"], arguments, words[0])
 
 
 def _check_make(words: list[str]) -> None:
