@@ -295,7 +295,9 @@ def present(logits: torch.Tensor, target: Any) -> torch.Tensor:
 DETECTORS = {"retinanet_resnet50_fpn": RetinaNetLoss, "fasterrcnn_resnet50_fpn": FasterRCNNLoss}
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name", ["retinanet_resnet50_fpn", pytest.param("fasterrcnn_resnet50_fpn", marks=pytest.mark.slow)]
+)
 @pytest.mark.filterwarnings("ignore:Changing trainable_backbone_layers")
 def test_torchvision(name: str) -> None:
     build: Any = getattr(torchvision.models.detection, name)
@@ -347,7 +349,13 @@ def test_torchvision(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["fcos_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn_v2", "ssd300_vgg16"]
+    "name",
+    [
+        "ssd300_vgg16",
+        pytest.param("fcos_resnet50_fpn", marks=pytest.mark.slow),
+        pytest.param("maskrcnn_resnet50_fpn", marks=pytest.mark.slow),
+        pytest.param("retinanet_resnet50_fpn_v2", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:Changing trainable_backbone_layers")
 def test_other_detectors(name: str) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from localize import LocalGraphModule, localize
 from localize.models import CifarResNet, cifar_resnet
-from tests.models.zoo import Entry, every_model, localized
+from tests.models.zoo import ZOO, Entry, every_model, localized
 
 
 def reached(module: nn.Module) -> set[str]:
@@ -43,10 +43,16 @@ def assert_isolated(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -
 
 
 @every_model
-@pytest.mark.parametrize("modules", [None, 3])
-def test_every_model(entry: Entry, modules: int | None) -> None:
-    local = localized(entry, modules=modules)
-    assert len(local.plan.modules) == (modules or len(local.plan.layers) - 1)
+def test_every_model(entry: Entry) -> None:
+    local = localized(entry)
+    assert len(local.plan.modules) == len(local.plan.layers) - 1
+    assert_isolated(local, *entry.batch())
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ZOO if "drop" in entry.name], ids=lambda entry: entry.name)
+def test_three_modules(entry: Entry) -> None:
+    local = localized(entry, modules=3)
+    assert len(local.plan.modules) == 3
     assert_isolated(local, *entry.batch())
 
 

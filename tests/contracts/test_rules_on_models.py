@@ -23,7 +23,7 @@ MODELS: dict[str, dict[str, Any]] = {
 """With what is changed of them: less of the same, to be quick."""
 SHALLOW: dict[str, dict[str, Any]] = {
     "resnet26": {},
-    "swin_tiny_patch4_window7_224": {"depths": (2, 2, 2, 2)},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 2, 1)},
     "deit_tiny_distilled_patch16_224": {"depth": 4},
 }
 SIZE = 64

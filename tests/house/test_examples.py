@@ -28,7 +28,7 @@ RESULTS = {
 }
 
 
-QUICK = ("loop_by_hand", "unchanged_loop")
+QUICK = ("loop_by_hand",)
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_evaluate(data: Data) -> None:
     assert model.training
 
 
-@pytest.mark.parametrize("method", ["auglocal", "bp"])
+@pytest.mark.parametrize("method", ["auglocal", pytest.param("bp", marks=pytest.mark.slow)])
 def test_it_learns(tmp_path: Path, method: str) -> None:
     data = load_data("digits", limit=600, image_size=8)
     local = localized(method, lambda: cifar_resnet(8, width=8))

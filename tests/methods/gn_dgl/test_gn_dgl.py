@@ -309,7 +309,11 @@ TIMM: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", TIMM)
+QUICK = ("resnet18", "densenet121")
+"""By default, since one step of all of them is taken in tests/contracts/test_every_method.py."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.registry]) for n in TIMM])
 def test_models_of_timm_take_a_step(name: str) -> None:
     model = timm.create_model(name, num_classes=10, **TIMM[name])
     batch = torch.randn(2, 3, 64, 64), torch.tensor([1, 7])
