@@ -26,7 +26,8 @@ from tests.tools.paths import ROOT
 
 def test_the_text_of_help_and_tables_needs_no_torch() -> None:
     script = "import sys; import localize.text; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONPATH": str(ROOT)})
+    done = subprocess.run([sys.executable, "-c", script], check=False, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
 
 
 # Sizes and counts

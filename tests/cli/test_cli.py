@@ -306,7 +306,7 @@ def test_a_checkpoint_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert [path.name for path in Path("x").iterdir()] == ["checkpoint.pt"]
 
 
-# check (more of it in test_cli_models.py), demo, help
+# check (more of it in test_check_and_sweep.py), demo, help
 
 
 def test_check(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from tests.tools.exports import images, require_alike, require_program, state_of
 
 EXAMPLE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 CHECKED = [entry for entry in ZOO if entry.name == "convnext_atto-drop"]
-"""With dropout and stochastic depth; thirty models are in test_export_registry.py."""
+"""With dropout and stochastic depth; thirty models are in test_programs_registry.py."""
 
 
 def small(model: nn.Module, method: str = "auglocal", **options: Any) -> LocalGraphModule:

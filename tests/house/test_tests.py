@@ -29,3 +29,31 @@ def test_no_file_imports_a_test(name: str) -> None:
     """Models that tests share are in tests/models, assertions and oracles in tests/tools."""
     tests = {other.removesuffix(".py").replace("/", ".") for other in FILES if Path(other).name.startswith("test_")}
     assert imported(FILES[name]) & tests == set()
+
+
+VISIBLE = ("assert_", "require_", "check_", "raises", "warns", "fail")
+
+
+def visible(test: ast.FunctionDef) -> bool:
+    """Return whether a reader sees what a test asserts: by itself, or by a helper whose name says that it does."""
+    for node in ast.walk(test):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            if name.startswith(VISIBLE):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_test_asserts_something_that_is_seen(name: str) -> None:
+    nodes = ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8")))
+    tests = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    assert [test.name for test in tests if not visible(test)] == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_test_measures_time(name: str) -> None:
+    """How long something takes depends on what else the machine does."""
+    assert not imported(FILES[name]) & {"time", "timeit"}
