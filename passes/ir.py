@@ -7,6 +7,7 @@ every path from input to output goes through. A *cut* is such a value, chosen as
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -175,7 +176,7 @@ class Captured:
 
     def attribute(self, path: str) -> Any:
         """The parameter, buffer or constant that a ``get_attr`` node of this target reads."""
-        return read_attribute(self.model, path, self.constants)
+        return self.constants[path] if path in self.constants else operator.attrgetter(path)(self.model)
 
     def feeding(self, names: Collection[str], among: Collection[str]) -> set[str]:
         """Which nodes of ``among`` the nodes ``names`` need, directly or through others of ``among``."""
@@ -192,14 +193,6 @@ class Captured:
         """Path of the opened module in whose forward the node stands; empty for the root."""
         index = self.scopes[name]
         return "" if index < 0 else self.calls[index].path
-
-
-def read_attribute(root: nn.Module, path: str, constants: Mapping[str, torch.Tensor]) -> Any:
-    """Return the constant of this name, or else the attribute of ``root`` or of a module in it."""
-    if path in constants:
-        return constants[path]
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
 
 
 @dataclass(frozen=True, slots=True)

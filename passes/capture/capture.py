@@ -15,13 +15,14 @@ from typing import Any
 from torch import fx, nn
 
 from passes.capture.leaf_policy import LeafPolicy
+from passes.capture.outputs import find_output
 from passes.capture.size_decisions import Undecided
 from passes.capture.tracer import Tracer
 from passes.common.restore import same_randomness, set_mode, untouched
 from passes.common.source_lines import line_of, source_of
 from passes.errors import CaptureError, first_line
 from passes.ir import Captured, Opaque, TensorSpec
-from passes.structure import Output, choices, find, slots
+from passes.structure import Output, choices, slots
 
 
 def capture(
@@ -185,7 +186,7 @@ def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], outp
             remedy="Wrap it in a module that returns the tensor the loss is computed from",
         )
     if output is not None:
-        return find(tracer.structure, output, where, source)
+        return find_output(tracer.structure, output, where, source)
     if len(values) == 1 or joint:
         return 0
     in_eval = _value_in_eval(model, tracer)

@@ -15,13 +15,14 @@ from torch.nn.modules import transformer
 
 from passes.capture.assertions import asserted, assertion
 from passes.capture.leaf_policy import LeafPolicy
+from passes.capture.outputs import flatten
 from passes.capture.proxies import Sized, store
 from passes.capture.size_decisions import Sizes, Undecided, guard
 from passes.capture.torch_patches import Builtins, slow_attention, watched
 from passes.common.inplace import changes_first_argument, is_view
 from passes.common.source_lines import calling_line
 from passes.ir import Call, TensorSpec
-from passes.structure import Structure, flatten
+from passes.structure import Structure
 
 _LOOK_AT_SIZES = (transformer._get_seq_len,)
 """Functions of torch whose control flow is of no consequence: they stay one node."""
@@ -92,8 +93,8 @@ class Tracer(fx.Tracer):
         def values(x: fx.Proxy) -> tuple[Any, ...]:
             # fx knows neither named tuples nor dataclasses: it is given what they hold.
             result = forward(x)
-            self.structure, found = flatten(result, _is_value, type(self.root).__name__)
-            return tuple(found)
+            self.structure, returned = flatten(result, (fx.Proxy, torch.Tensor), type(self.root).__name__)
+            return tuple(returned)
 
         return values, [self.create_proxy("placeholder", first.name, (), {})]
 
@@ -278,10 +279,6 @@ def _holds_several(value: Any) -> bool:
     return isinstance(value, (tuple, list, dict)) and any(
         isinstance(item, fx.Proxy) for item in (value.values() if isinstance(value, dict) else value)
     )
-
-
-def _is_value(value: Any) -> bool:
-    return isinstance(value, (fx.Proxy, torch.Tensor))
 
 
 def _type_name(module: nn.Module) -> str:

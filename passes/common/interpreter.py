@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
-
-from passes.ir import read_attribute
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a call."""
@@ -46,7 +45,6 @@ class Interpreter:
         root: The module whose submodules and attributes the graph names.
         constants: Further tensors, by the name under which the graph reads them.
 
-    >>> import operator
     >>> graph = fx.Graph()
     >>> x = graph.placeholder("x")
     >>> end = graph.output(graph.call_function(operator.mul, (x, 2)))
@@ -126,7 +124,8 @@ class Interpreter:
 
     def get_attr(self, node: fx.Node) -> Any:
         """Return the parameter, buffer or constant that a node reads."""
-        return read_attribute(self.root, str(node.target), self.constants)
+        path = str(node.target)
+        return self.constants[path] if path in self.constants else operator.attrgetter(path)(self.root)
 
     def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a submodule."""
