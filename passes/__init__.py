@@ -1,8 +1,8 @@
-"""Compiler passes over torch.fx graphs: a value in, a new value out.
+"""Compiler passes over torch.fx graphs: each takes a value and returns a new one, and none edits the user's model.
 
-The package knows torch, torch.fx and networkx. It knows no learning rule, no data and no training, and it never
-edits the user's model. Users import :mod:`localize`, which re-exports what they need.
+May import torch and networkx; nothing here knows a learning rule, data or training. Users import :mod:`localize`, which
+re-exports what they need.
 """
 
 OWNER = "localize"
-"""Says whose ``passes`` this is: the name is common, and :mod:`localize` checks it at import."""
+"""The project that this package belongs to. Its name is a common one, so :mod:`localize` checks this at import."""

@@ -1,4 +1,4 @@
-"""Errors for users: what is wrong, where, why, and what to do next. Bugs of our own are assertions instead."""
+"""Errors for users: what is wrong, where, why, and what to do next. Bugs of the compiler are assertions instead."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import torch
 
 
 class LocalizeError(ValueError):
-    """Root of every error that a user of the compiler can cause and mend.
+    """Base class of all errors that a user can cause and mend.
 
     Args:
-        what: The fact, in one clause.
-        where: Module path in the user's model, such as ``layer1.0``.
-        source: Source line, ``file.py:12``.
+        what: What is wrong, in one clause.
+        where: Path of the module in the user's model, such as ``layer1.0``.
+        source: Line of the user's code, such as ``file.py:12``.
         why: The cause, when it is not evident from ``what``.
         remedy: What to do next.
+
+    >>> print(LocalizeError("stride must be 1", where="layer1.0", source="net.py:12", why="it is 2"))
+    stride must be 1 (in layer1.0, at net.py:12): it is 2
     """
 
     def __init__(
@@ -53,13 +56,13 @@ class LocalizeError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else's says, in one line; its class where it says nothing."""
+    """Return the first line of an error's message; its class where the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is for want of memory, on whatever device: the CPU's allocator has no class of its own."""
+    """Return whether an error means that memory ran out, on any device: the CPU's allocator has no class for it."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error).lower()
@@ -69,7 +72,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
 class OutOfMemoryError(LocalizeError, torch.OutOfMemoryError):
     """A training step needs more memory than there is.
 
-    Also one of torch's, with the original's words in it, so that what looks for the largest batch by trial finds it.
+    It is also one of torch's own errors and quotes the original message, so that programs which look for the largest
+    batch size by trial recognize it.
     """
 
 
@@ -77,7 +81,7 @@ class CaptureError(LocalizeError):
     """The model cannot be turned into a graph."""
 
     opaque: tuple[Any, ...] = ()
-    """Submodules found untraceable before."""
+    """Submodules that had been found untraceable before this error."""
 
 
 class PartitionError(LocalizeError):
@@ -85,19 +89,19 @@ class PartitionError(LocalizeError):
 
 
 class AdaptError(LocalizeError):
-    """A layer cannot be made to fit behind another input."""
+    """A layer cannot be made to fit after another input."""
 
 
 class SplitError(LocalizeError):
-    """The layers of a network cannot be split in groups of channels."""
+    """The layers of a network cannot be split into groups of channels."""
 
 
 class MethodError(LocalizeError):
-    """A learning rule is unknown, or its options or the model do not fit it."""
+    """A learning rule is unknown, or does not work with these options or this model."""
 
 
 class InputError(LocalizeError):
-    """A tensor handed to the localized model does not fit it."""
+    """A tensor given to the localized model has a wrong shape, type or value."""
 
 
 class PlanError(LocalizeError):

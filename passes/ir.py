@@ -18,12 +18,17 @@ from torch import fx, nn
 from passes.structure import Structure
 
 Layout = Literal["NCHW", "NHWC", "NCDHW", "NLC", "NC", "other"]
-"""Where channels are: images channels-first and -last, volumes or clips, tokens, plain features, or nothing we know."""
+"""Order of dimensions: images with channels first or last, volumes or clips, tokens, plain features, or unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Shape (batch first), dtype and layout of a value."""
+    """Shape (batch first), dtype and layout of a value.
+
+    >>> spec = TensorSpec((2, 64, 8, 8), layout="NCHW")
+    >>> spec.channels, spec.spatial, spec.bytes_per_sample
+    (64, (8, 8), 16384)
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -41,7 +46,7 @@ class TensorSpec:
 
     @property
     def spatial(self) -> tuple[int, ...]:
-        """Height and width, depth before them for volumes; for tokens their number; empty for features."""
+        """Height and width of images, depth before them for volumes; the number of tokens; empty for features."""
         if self.layout in ("NCHW", "NCDHW"):
             return self.shape[2:]
         if self.layout in ("NHWC", "NLC"):
@@ -50,7 +55,7 @@ class TensorSpec:
 
     @property
     def bytes_per_sample(self) -> int:
-        """Bytes that one sample of this value takes."""
+        """Bytes that one sample of the value takes."""
         count = 1
         for size in self.shape[1:]:
             count *= size
@@ -62,14 +67,14 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a node costs at batch 1, as seen at the level of ATen operators."""
+    """Cost of a node at batch 1, counted at the level of ATen operators."""
 
     macs: int = 0
     """Multiply-accumulates of convolutions and linear layers."""
     mixing: bool = False
-    """Whether it mixes all channels: a convolution that is not depthwise, a linear layer, an attention."""
+    """Whether the node mixes all channels: a convolution that is not depthwise, a linear layer, an attention."""
     depthwise: bool = False
-    """Whether it holds a depthwise convolution."""
+    """Whether the node contains a depthwise convolution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +93,20 @@ class Call:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """Names of the nodes among its arguments."""
-        found: list[str] = []
+        """Names of the nodes among the call's arguments."""
+        names: list[str] = []
 
         def note(node: fx.Node) -> fx.Node:
-            found.append(node.name)
+            names.append(node.name)
             return node
 
         fx.map_arg((self.args, self.kwargs), note)
-        return tuple(found)
+        return tuple(names)
 
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A submodule kept whole because its forward could not be traced. It still runs its own code."""
+    """A submodule that stays one node because its forward could not be traced. It still runs its own code."""
 
     path: str
     source: str | None
@@ -110,30 +115,31 @@ class Opaque:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """The user's model as a graph: every tensor operation of one training forward pass, leaf modules unopened."""
+    """The user's model as a graph of one forward pass in training; a leaf module is one node."""
 
     model: nn.Module
     graph: fx.Graph
     calls: tuple[Call, ...]
-    """Invocations of opened modules, outermost first."""
+    """Calls of modules that were traced into, in the order in which they start."""
     scopes: Mapping[str, int]
-    """Node name -> index of the innermost call it was recorded in; -1 for the root's own forward."""
+    """Node name -> index of the innermost call that the node belongs to; -1 for the root's own forward."""
     sources: Mapping[str, str]
     """Node name -> source line of the user's code, ``file.py:12``."""
     constants: Mapping[str, torch.Tensor]
-    """Tensors made in the forward itself, by the name under which the graph reads them."""
+    """Tensors created in the forward itself, by the name under which the graph reads them."""
     in_place: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Node name -> the function that the user's code calls there, where it changes in place what the graph copies."""
     opaque: tuple[Opaque, ...] = ()
     structure: Structure = Structure()  # noqa: RUF009 - frozen
-    """How what the model returns in train mode is made of the values of :attr:`result` and :attr:`heads`, in order."""
+    """Containers that the model returns in train mode; its slots are :attr:`result` and :attr:`heads`, in order."""
     primary: int = 0
     """Index of the primary output among the values that the graph's output node returns."""
     joint: bool = False
-    """Whether all that the model returns goes into one loss: then no value is the output, and others beside it."""
+    """Whether all values that the model returns go into one loss, so that none of them is the output by itself."""
     nodes: tuple[fx.Node, ...] = field(init=False)
-    """All nodes, in execution order; the first is the input, the last the output."""
+    """All nodes in execution order: first the input, last the output node."""
     by_name: Mapping[str, fx.Node] = field(init=False)
+    """Node name -> node."""
     positions: Mapping[str, int] = field(init=False)
     """Node name -> index in :attr:`nodes`."""
 
@@ -149,12 +155,12 @@ class Captured:
 
     @property
     def result(self) -> fx.Node:
-        """The node whose value the model returns."""
+        """The node of the primary output."""
         return self._returned[0]
 
     @property
     def heads(self) -> tuple[fx.Node, ...]:
-        """Nodes of what the model returns beside its primary output: auxiliary logits and the like."""
+        """Nodes of the further values that the model returns: auxiliary logits and the like."""
         return self._returned[1:]
 
     @property
@@ -171,15 +177,15 @@ class Captured:
         return values[self.primary], *values[: self.primary], *values[self.primary + 1 :]
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """The leaf module a node calls; None for other nodes."""
+        """Return the leaf module that a node calls; None for other nodes."""
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def attribute(self, path: str) -> Any:
-        """The parameter, buffer or constant that a ``get_attr`` node of this target reads."""
+        """Return the parameter, buffer or constant that a ``get_attr`` node with this target reads."""
         return self.constants[path] if path in self.constants else operator.attrgetter(path)(self.model)
 
     def feeding(self, names: Collection[str], among: Collection[str]) -> set[str]:
-        """Which nodes of ``among`` the nodes ``names`` need, directly or through others of ``among``."""
+        """Return the nodes of ``among`` that the nodes ``names`` need, directly or through others of ``among``."""
         needed: set[str] = set()
         pending = [self.by_name[name] for name in names]
         while pending:
@@ -190,20 +196,21 @@ class Captured:
         return needed
 
     def scope_path(self, name: str) -> str:
-        """Path of the opened module in whose forward the node stands; empty for the root."""
+        """Return the path of the module in whose forward a node was recorded; empty for the root."""
         index = self.scopes[name]
         return "" if index < 0 else self.calls[index].path
 
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """What every node yields and costs, inferred on fake tensors."""
+    """Shape and cost of every node, inferred on fake tensors."""
 
     specs: Mapping[str, TensorSpec | None]
-    """Node name -> spec; None where the value is no tensor."""
+    """Node name -> spec of its value; None where the value is not a tensor."""
     costs: Mapping[str, Cost]
+    """Node name -> cost."""
     numbers: frozenset[str]
-    """Nodes whose value holds no tensor, also no tuple of tensors: sizes and the like."""
+    """Names of nodes whose value contains no tensor: sizes and the like."""
     input: TensorSpec
     output: TensorSpec
 
@@ -217,15 +224,15 @@ class Layer:
     params: int
     """Number of parameter elements."""
     macs: int
-    """Convolution and linear multiply-accumulates at batch 1."""
+    """Multiply-accumulates of convolutions and linear layers at batch 1."""
     activation_bytes: int
-    """Bytes of all values the layer computes, for one sample."""
+    """Bytes of all values that the layer computes, for one sample."""
     input: TensorSpec
-    """The newest tensor it reads."""
+    """The newest tensor that the layer reads."""
     output: TensorSpec
-    """The tensor that its auxiliary network reads."""
+    """The tensor that the layer's auxiliary network reads."""
     width: int = 1
-    """Tensors that cross from it to what follows."""
+    """Number of tensors that cross from the layer to what follows."""
 
 
 RefusalKind = Literal[
@@ -304,35 +311,35 @@ class CutCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Layers and classifier: which nodes belong to which, and the values between them."""
+    """Assignment of nodes to layers and classifier, and the values that pass between these."""
 
     layers: tuple[Layer, ...]
     nodes: tuple[tuple[str, ...], ...]
     """Node names of each layer, in execution order."""
     live: tuple[tuple[str, ...], ...]
-    """``live[i]`` are the tensors that cross from layer i to what follows, first what its auxiliary network reads."""
+    """``live[i]``: the tensors that cross from layer i to what follows; its auxiliary network reads the first."""
     entries: tuple[str, ...]
-    """``entries[i]`` is the newest tensor that layer i reads of those computed before it."""
+    """``entries[i]``: the newest tensor computed before layer i that the layer reads."""
     classifier: tuple[str, ...]
     """Node names of the classifier."""
     classifier_params: int
     classifier_macs: int
     shared: tuple[str, ...]
-    """Nodes that do not depend on the input: each local module computes them for itself."""
+    """Names of nodes that do not depend on the input: each local module computes those it needs itself."""
     portable: frozenset[str]
-    """Nodes that depend on the input's shape alone; their values may pass any border beside the cut."""
+    """Names of nodes that depend on the input's shape alone; their values may cross any border."""
     candidates: tuple[CutCandidate, ...] = ()
-    """Every border of the network, in order, each a cut or with the reason why it is none."""
+    """Every border of the network, in order: each is a cut, or has the reason why it is not."""
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """``cuts[i]`` is the tensor that leaves layer i and that its auxiliary network reads."""
+        """``cuts[i]``: the tensor that leaves layer i and that its auxiliary network reads."""
         return tuple(names[0] for names in self.live)
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A captured, measured and partitioned model: what learning rules plan on."""
+    """A captured and partitioned model with its shapes: the input of every learning rule."""
 
     captured: Captured
     shapes: Shapes

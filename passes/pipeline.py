@@ -1,4 +1,4 @@
-"""Runs the passes that make a Network of a model, and verifies each stage's value before the next one sees it."""
+"""The passes that turn a model into a Network, each one's value verified before the next pass sees it."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def analyse(
     granularity: Granularity = "minimal",
     like: Network | None = None,
 ) -> Network:
-    """Capture, shapes, partition.
+    """Capture a model, infer its shapes and partition it into local layers.
 
     Args:
-        model: The user's model; left as it is.
+        model: The user's model; it is not changed.
         shape: Shape of an example input, batch first, the batch at least 2.
         dtype: Type of the input.
         policy: What stays a leaf when tracing.
         output: See :func:`passes.capture.capture.capture`.
         joint: See :func:`passes.capture.capture.capture`. Without ``output``, the deepest value is then the primary
             output.
-        verify: Whether the graph is held against the model on random input.
+        verify: Whether graph and model are compared on random input.
         max_cut: See :func:`passes.partition.partition.partition`.
         granularity: See :func:`passes.partition.partition.partition`.
-        like: A network that this one was made of by changing leaf layers: it is partitioned as that one is.
+        like: A network from which ``model`` was made by changing leaf layers; its partition is used again.
 
     Raises:
         CaptureError: See :func:`passes.capture.fidelity.capture_verified` and :func:`passes.shapes.infer.infer_shapes`.
@@ -70,7 +70,7 @@ def analyse(
 
 
 def _with_hidden(error: PartitionError, captured: Captured) -> PartitionError:
-    """Where nothing can be cut because layers are hidden in a module that could not be traced, the error says so."""
+    """Return the error with a list of the modules that could not be traced and hide layers in which cuts might lie."""
     hidden = [leaf for leaf in captured.opaque if weighted_layers(captured.model.get_submodule(leaf.path)) > 1]
     if not hidden:
         return error
@@ -82,5 +82,5 @@ def _with_hidden(error: PartitionError, captured: Captured) -> PartitionError:
 
 
 def expect(stage: str, violations: Sequence[str]) -> None:
-    """Asserts that a stage's value meets its specification; names the stage that failed."""
+    """Assert that a stage's value has no violations; the message names the stage that failed."""
     assert not violations, f"{stage} produced an invalid value: " + "; ".join(violations)

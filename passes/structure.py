@@ -1,4 +1,4 @@
-"""How a model's outputs are built: the containers that it returns, with a slot for each value.
+"""Structure of a model's outputs: the containers that it returns, with a slot for each value.
 
 A *slot* stands for a value in the user's own tuple, list, dict, named tuple or dataclass. A *path* leads to a slot:
 keys, attributes and indices, from the outside in.

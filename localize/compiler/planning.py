@@ -24,7 +24,7 @@ def make_plan(context: Context, method: ChosenMethod, original: Network | None) 
     wiring = wire(network, [module.layers for module in planned])
     planned = tuple(_with_merged(network, module, wires) for module, wires in zip(planned, wiring, strict=True))
     owned = parameters_of(network, wiring)
-    expect("plan", spec.ownership(network, owned))
+    expect("plan", spec.ownership(owned))
     planned = tuple(_with_parameters(network, module, wiring, owned) for module in planned)
     return Plan(
         model=type(network.captured.model).__name__,

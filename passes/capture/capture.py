@@ -1,9 +1,9 @@
 """Capture: nn.Module -> Captured, by torch.fx.
 
-The model is traced in train mode, because inference always goes through the user's own module. Which modules stay
-whole is a policy that is passed in. Decisions that depend on sizes alone are taken for the example, and guarded. A
-submodule whose forward cannot be traced for other reasons becomes a leaf as well, runs its own code, and is reported
-(*progressive leafing*). The model is handed back as it was: mode, attributes, buffers.
+The model is traced in train mode, because inference always goes through the user's own module. A policy says which
+modules are leaves. Decisions that depend on sizes alone are taken for the example, and guarded. A submodule whose
+forward cannot be traced for other reasons becomes a leaf as well, runs its own code, and is reported (*progressive
+leafing*). The model is left as it was: mode, attributes, buffers.
 """
 
 from __future__ import annotations
@@ -34,24 +34,28 @@ def capture(
     example: TensorSpec | None = None,
     closed: Iterable[Opaque] = (),
 ) -> Captured:
-    """Traces ``model`` into a graph.
+    """Trace ``model`` into a graph.
 
     Args:
         model: Any module whose forward takes one tensor (further arguments must have defaults, and keep them).
-        policy: What stays a leaf besides torch.nn's layers and modules without parameters.
+        policy: Which modules are leaves, besides the layers of torch.nn and modules without parameters.
         output: Which of the values that the model returns in train mode is its primary output: a key or attribute, an
-            index, or several from the outside in. By default the only one; or, where the model in eval mode returns
-            one, that which is computed likewise, else the first.
-        joint: Whether all that it returns goes into one loss; then nothing has to say which is the primary output.
+            index, or several from the outside in. By default the only value. Where there are several and the model in
+            eval mode returns one, the value that the same module or function computes; else the first.
+        joint: Whether all values that the model returns go into one loss; then ``output`` may be left out.
         example: Shape and type of an input. Without it, no decision on sizes can be taken.
-        closed: Modules known to be untraceable.
+        closed: Modules that are known to be untraceable.
 
     Returns:
         The graph with the calls, source lines and constants that later stages need.
 
     Raises:
-        CaptureError: The model's own forward cannot be traced, or it does not take one tensor, or it returns none, or
-            ``output`` does not say which.
+        CaptureError: The model's own forward cannot be traced, does not take one tensor, or returns no tensor; or
+            ``output`` is needed, or does not lead to one value.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    >>> [node.name for node in capture(model).nodes]
+    ['input_1', '_0', '_1', 'output']
     """
     _check_signature(model)
     leaves = _Leaves(model, policy or LeafPolicy(), closed)
@@ -76,7 +80,7 @@ def capture(
 
 
 class _Leaves:
-    """What stays whole: by policy, and because it failed."""
+    """Modules that stay one node: by the policy, or because tracing them failed."""
 
     def __init__(self, model: nn.Module, policy: LeafPolicy, closed: Iterable[Opaque]) -> None:
         self.model, self.policy = model, policy
@@ -86,11 +90,11 @@ class _Leaves:
             self.close(opaque)
 
     def is_leaf(self, module: nn.Module, path: str, several: bool = False) -> bool:
-        """Whether ``module``, reached at ``path`` and perhaps given containers of tensors, stays one node."""
+        """Return whether a module stays one node; see :meth:`passes.capture.leaf_policy.LeafPolicy.is_leaf`."""
         return path in self.failed or type(module) in self.kinds or self.policy.is_leaf(module, path, several)
 
     def close(self, opaque: Opaque) -> None:
-        """Closes a module; all of its class if that is known to be hard, or if another of it has failed before."""
+        """Close a module, and all of its class if the policy doubts it or another module of it has failed before."""
         kind = type(self.model.get_submodule(opaque.path))
         alike = any(type(self.model.get_submodule(path)) is kind for path in self.failed)
         if kind in self.policy.doubtful or (alike and kind is not nn.Sequential):
@@ -98,18 +102,18 @@ class _Leaves:
         self.failed[opaque.path] = opaque
 
     def report(self, graph: fx.Graph) -> tuple[Opaque, ...]:
-        """What of the graph is whole because it failed, in order."""
-        found: dict[str, Opaque] = {}
+        """Return the modules in the graph that stay one node because tracing failed, in execution order."""
+        closed: dict[str, Opaque] = {}
         for node in graph.nodes:
             path = str(node.target)
-            if node.op != "call_module" or path in found:
+            if node.op != "call_module" or path in closed:
                 continue
             kind = self.kinds.get(type(self.model.get_submodule(path)))
             if path in self.failed:
-                found[path] = self.failed[path]
+                closed[path] = self.failed[path]
             elif kind is not None:
-                found[path] = Opaque(path, kind.source, kind.reason)
-        return tuple(found.values())
+                closed[path] = Opaque(path, kind.source, kind.reason)
+        return tuple(closed.values())
 
 
 def _trace(model: nn.Module, tracer: Tracer, training: bool) -> fx.Graph:
@@ -176,7 +180,7 @@ def _finish(
 
 
 def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], output: Output | None, joint: bool) -> int:
-    """Index of the primary output among the values that the model returns in train mode."""
+    """Return the index of the primary output among the values that the model returns in train mode."""
     where, source = type(model).__name__, line_of(type(model).forward)
     if not values:
         raise CaptureError(
@@ -191,9 +195,9 @@ def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], outp
         return 0
     in_eval = _value_in_eval(model, tracer)
     if in_eval is None:
-        found = sum(1 for _ in slots(tracer.structure.template))
+        count = sum(1 for _ in slots(tracer.structure.template))
         raise CaptureError(
-            f"the model must return one tensor; in train mode it returns {found} values",
+            f"the model must return one tensor; in train mode it returns {count} values",
             where=where,
             source=source,
             remedy=f"Say which of them is the output. {choices(tracer.structure)}. Where all of them go into one loss, "
@@ -204,7 +208,7 @@ def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], outp
 
 
 def _value_in_eval(model: nn.Module, tracer: Tracer) -> fx.Node | None:
-    """The one value that the model returns in eval mode; None where it is not one."""
+    """Return the node of the value that the model returns in eval mode; None if it does not return one value."""
     other = Tracer(tracer.is_leaf, tracer.policy, tracer.example, tracer.builtins is not None)
     try:
         values: Any = _trace(model, other, training=False).output_node().args[0]

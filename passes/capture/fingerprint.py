@@ -5,19 +5,25 @@ from __future__ import annotations
 import math
 import random
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
 
-def fingerprint(module: nn.Module, value: Any, env: dict[fx.Node, Any] | None = None) -> Any:
-    """What a module is given or gives, its own buffers, and the generators."""
+def fingerprint(module: nn.Module, value: object, env: Mapping[fx.Node, object] | None = None) -> object:
+    """Return the fingerprint of a module's input or output, of its own buffers, and of the random generators."""
     return digest(value, env), digest(list(module._buffers.values())), generators()
 
 
-def digest(value: Any, env: dict[fx.Node, Any] | None = None) -> Any:
-    """Of a value: tensors by shape, type and bits, containers by what they hold. ``env`` says what nodes stand for."""
+def digest(value: object, env: Mapping[fx.Node, object] | None = None) -> object:
+    """Return the fingerprint of a value: of tensors by shape, type and bits, of containers by their contents.
+
+    Args:
+        value: The value.
+        env: Values that nodes and proxies in ``value`` stand for.
+    """
     if env is not None and isinstance(value, (fx.Node, fx.Proxy)):
         value = env[value.node if isinstance(value, fx.Proxy) else value]
     if isinstance(value, torch.Tensor):
@@ -33,12 +39,12 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: tor
 
 
 def _checksum(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Sums over the bits of all elements, each weighed by where it is."""
+    """Return sums over the bits of all elements, each weighted by its position."""
     flat = tensor.detach().contiguous().reshape(-1)
     if flat.dtype.is_complex:
         flat = torch.view_as_real(flat).reshape(-1)
     bits = flat.view(_BITS[flat.dtype.itemsize])
-    # In a square the place of an element is its row and its column: sums along both are cheap, and need no memory.
+    # In a square the position of an element is its row and its column: sums along both are cheap, and take no memory.
     side = math.isqrt(bits.numel())
     square, rest = bits[: side * side].view(side, side), bits[side * side :]
     sums = (square.sum(0, dtype=torch.int64), square.sum(1, dtype=torch.int64), rest.to(torch.int64))
@@ -46,7 +52,7 @@ def _checksum(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def generators() -> tuple[int, ...]:
-    """Of the states of torch's, Python's and numpy's random number generators."""
+    """Return the fingerprints of the states of torch's, Python's and numpy's random number generators."""
     numpy: Any = sys.modules.get("numpy")
     states = [hash(random.getstate()), hash(torch.get_rng_state().numpy().tobytes())]
     if numpy is not None:
@@ -57,8 +63,8 @@ def generators() -> tuple[int, ...]:
     return tuple(states)
 
 
-def python_state(model: nn.Module) -> dict[tuple[int, str], Any]:
-    """Attributes of modules that are neither parameters nor buffers nor modules, in a form that shows a change."""
+def python_state(model: nn.Module) -> dict[tuple[int, str], object]:
+    """Return all attributes of modules but tensors and modules, in a form that shows whether they changed."""
     return {
         (id(module), name): _mark(value)
         for module in model.modules()
@@ -67,7 +73,7 @@ def python_state(model: nn.Module) -> dict[tuple[int, str], Any]:
     }
 
 
-def _mark(value: Any) -> tuple[Literal["value", "size", "version", "id"], Any]:
+def _mark(value: object) -> tuple[Literal["value", "size", "version", "id"], object]:
     if isinstance(value, (int, float, str, type(None))):
         return "value", value
     if isinstance(value, (list, dict, set, tuple)):

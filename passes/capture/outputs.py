@@ -1,4 +1,4 @@
-"""What a model returned while it was traced: values are taken out of its containers, and one is the primary output."""
+"""Outputs of a model while it is traced: values are taken out of its containers, and the primary one is found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proxies that behave like tensors where fx's do not: they answer for sizes, and can be changed."""
+"""Proxies that do two things which fx's cannot: answer questions about sizes, and be changed in place."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from passes.common.inplace import is_size, is_view
 
 
 def store(buffer: torch.Tensor, value: torch.Tensor) -> None:
-    """Stands in the graph for ``self.buffer = value``."""
+    """Copy a value into a buffer; the graph calls this for ``self.buffer = value``."""
     with torch.no_grad():
         buffer.copy_(value)
 
 
-def set_item(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
-    """Stands in the graph for ``tensor[index] = value``."""
+def set_item(tensor: torch.Tensor, index: Any, value: float | torch.Tensor) -> torch.Tensor:
+    """Assign to items of a tensor; the graph calls this for ``tensor[index] = value``."""
     tensor[index] = value
     return tensor
 
 
+BinaryFunction = Callable[[Any, Any], Any]
+
+
 class Sized(fx.Proxy):
-    """A proxy that Python may ask for numbers that depend on sizes alone."""
+    """A proxy that Python may convert to numbers where these depend on sizes alone."""
 
     tracer: Any
 
@@ -45,15 +48,16 @@ class Sized(fx.Proxy):
     def __float__(self) -> float:
         return float(self.tracer.decide(self, "float"))
 
-    def __setitem__(self, index: Any, value: Any) -> None:
+    def __setitem__(self, index: object, value: object) -> None:
         changed = self.tracer.create_proxy("call_function", set_item, (self, index, value), {})
-        # Who reads this tensor from here on reads it changed.
+        # Every later use of this tensor reads it changed.
         object.__setattr__(self, "node" if type(self) is Sized else "_node", changed.node)
 
-    def _change(self, in_place: Callable[[Any, Any], Any], other: Any) -> Any:
-        """``self += other``: all who hold this tensor hold it changed. Numbers are not changed, but replaced.
+    def _change(self, in_place: BinaryFunction, other: object) -> object:
+        """Record ``self += other``, after which every variable that refers to this tensor refers to the changed one.
 
-        Out of place, so that cuts may fall around it; but in place where the memory is another tensor's.
+        Tensors are recorded out of place, so that cuts may fall around the operation; only a view, whose memory is
+        another tensor's, is recorded in place. Numbers are immutable: the result replaces this one variable's value.
         """
         plain = type(self) is not Sized or self.node.op == "get_attr" or is_size(self.node)
         if not plain and is_view(self.node):
@@ -66,20 +70,20 @@ class Sized(fx.Proxy):
         self.node = result.node
         return self
 
-    def __iadd__(self, other: Any) -> Any:
+    def __iadd__(self, other: object) -> object:
         return self._change(operator.iadd, other)
 
-    def __isub__(self, other: Any) -> Any:
+    def __isub__(self, other: object) -> object:
         return self._change(operator.isub, other)
 
-    def __imul__(self, other: Any) -> Any:
+    def __imul__(self, other: object) -> object:
         return self._change(operator.imul, other)
 
-    def __itruediv__(self, other: Any) -> Any:
+    def __itruediv__(self, other: object) -> object:
         return self._change(operator.itruediv, other)
 
 
-_OUT_OF_PLACE: dict[Any, Callable[[Any, Any], Any]] = {
+_OUT_OF_PLACE: dict[BinaryFunction, BinaryFunction] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,

@@ -1,4 +1,4 @@
-"""A model run in both ways: as it is, and as its captured graph, with fingerprints of all that happens."""
+"""A model run in two ways, as it is and as its captured graph, with fingerprints of all that happens."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ from passes.errors import first_line
 from passes.ir import Call, Captured
 
 SEED = 20240229
+"""Where random number generators start in both runs."""
 
 
 def replay(captured: Captured, x: torch.Tensor) -> tuple[Any, ...]:
-    """Values of ``captured.result`` and ``captured.heads``, in order."""
+    """Run a captured graph and return the values of ``captured.result`` and ``captured.heads``, in order."""
     result = Interpreter(captured.model, captured.constants).run(captured.graph, x)
     return captured.primary_first(result)
 
 
 @dataclass(slots=True)
-class Record:
-    """What one way of running the model gave."""
+class Trace:
+    """Everything that one way of running the model computed."""
 
-    values: list[Any] = field(default_factory=list)
-    """What it returned, pass by pass."""
-    state: Any = None
-    """Fingerprint of the generators and of all buffers, at the end."""
-    calls: dict[str, list[tuple[Any, Any]]] = field(default_factory=lambda: defaultdict(list))
-    """For each module watched, and each time it was called, fingerprints before and after."""
+    values: list[object] = field(default_factory=list)
+    """Values that the model returned, pass by pass."""
+    state: object = None
+    """Fingerprint of the random generators and of all buffers at the end."""
+    calls: dict[str, list[tuple[object, object]]] = field(default_factory=lambda: defaultdict(list))
+    """Path of a module -> fingerprints before and after each of its calls."""
     passes: int = 1
+    """Number of forward passes."""
     error: Exception | None = None
     failed: int | None = None
-    """The node whose running failed."""
+    """Position of the node that failed."""
 
-    def same(self, other: Record) -> bool:
-        """Whether both are the same, bit for bit."""
+    def same(self, other: Trace) -> bool:
+        """Return whether both runs agree bit for bit; calls that only the other one watched do not count."""
         if self.error is not None or other.error is not None:
             return False
         return (
@@ -54,87 +56,87 @@ class Record:
 
 
 @contextlib.contextmanager
-def _staged(captured: Captured, record: Record) -> Iterator[None]:
-    """One state to start from; the model in train mode, its buffers copies; the final state is recorded."""
+def _staged(captured: Captured, trace: Trace) -> Iterator[None]:
+    """Run the model from a fixed state in train mode, on copies of its buffers, and note the final state."""
     with untouched(captured.model), same_randomness(SEED), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         set_mode(captured.model, True)
         yield
-        record.state = generators(), digest(list(captured.model.buffers()))
+        trace.state = generators(), digest(list(captured.model.buffers()))
 
 
-def run_eager(captured: Captured, x: torch.Tensor, leaves: bool = False) -> Record:
-    """Runs the model itself in train mode, twice where a pass changes its Python attributes.
+def run_eager(captured: Captured, x: torch.Tensor, leaves: bool = False) -> Trace:
+    """Run the model itself in train mode, twice if a pass changes its Python attributes.
 
     Args:
-        captured: Its graph, which says what is watched.
+        captured: The model's graph, which says which modules are watched.
         x: The input.
-        leaves: Whether modules that were not looked into are watched too.
+        leaves: Whether leaf modules are watched too.
     """
-    model, record = captured.model, Record()
-    with _staged(captured, record):
-        _watch(captured, record, leaves)
+    model, trace = captured.model, Trace()
+    with _staged(captured, trace):
+        _watch(captured, trace, leaves)
         state = python_state(model)
         try:
             results = [model(x.clone())]
             if python_state(model) != state:
-                # It keeps count of something: will it do the same the next time?
-                record.passes = 2
+                # The model counts something, and may do something else in its second pass.
+                trace.passes = 2
                 results.append(model(x.clone()))
         except Exception as error:
-            record.error = error
-            return record
+            trace.error = error
+            return trace
         for result in results:
             try:
-                record.values += captured.structure.read(result)
+                trace.values += captured.structure.read(result)
             except ValueError as error:
-                record.values.append(first_line(error))
-    return record
+                trace.values.append(first_line(error))
+    return trace
 
 
-def _watch(captured: Captured, record: Record, leaves: bool) -> None:
+def _watch(captured: Captured, trace: Trace, leaves: bool) -> None:
     watched = {call.path for call in captured.calls}
     if leaves:
         watched |= {str(node.target) for node in captured.nodes if node.op == "call_module"}
-    before: list[Any] = []
+    before: list[object] = []
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(module: nn.Module, args: object, kwargs: object) -> None:
         before.append(fingerprint(module, (args, kwargs)))
 
     for path, module in captured.model.named_modules():
         if path not in watched:
             continue
 
-        def leave(module: nn.Module, args: Any, kwargs: Any, result: Any, path: str = path) -> None:
-            record.calls[path].append((before.pop(), fingerprint(module, result)))
+        def leave(module: nn.Module, args: object, kwargs: object, result: object, path: str = path) -> None:
+            trace.calls[path].append((before.pop(), fingerprint(module, result)))
 
         module.register_forward_pre_hook(enter, with_kwargs=True)
         module.register_forward_hook(leave, with_kwargs=True)
 
 
-def run_graph(captured: Captured, x: torch.Tensor, passes: int, leaves: bool = False) -> Record:
-    """Runs the graph likewise, ``passes`` times."""
-    record = Record(passes=passes)
-    with _staged(captured, record):
+def run_graph(captured: Captured, x: torch.Tensor, passes: int, leaves: bool = False) -> Trace:
+    """Run the graph as :func:`run_eager` runs the model, ``passes`` times."""
+    trace = Trace(passes=passes)
+    with _staged(captured, trace):
         for _ in range(passes):
-            runner = _Recorder(captured, record, leaves)
+            runner = _Recorder(captured, trace, leaves)
             try:
                 result = runner.run(captured.graph, x.clone())
             except Exception as error:
-                record.error, record.failed = error, runner.position
+                trace.error, trace.failed = error, runner.position
                 break
-            record.values += captured.primary_first(result)
-    return record
+            trace.values += captured.primary_first(result)
+    return trace
 
 
 class _Recorder(Interpreter):
-    """Takes fingerprints where calls start and end."""
+    """Runs a graph and takes fingerprints where calls start and end."""
 
-    def __init__(self, captured: Captured, record: Record, leaves: bool) -> None:
+    def __init__(self, captured: Captured, trace: Trace, leaves: bool) -> None:
         super().__init__(captured.model, captured.constants)
-        self.captured, self.record, self.leaves = captured, record, leaves
+        self.captured, self.trace, self.leaves = captured, trace, leaves
         self.position = -1
-        self.before: dict[int, Any] = {}
+        self.before: dict[int, object] = {}
         self.starts: dict[int, list[int]] = defaultdict(list)
         self.ends: dict[int, list[int]] = defaultdict(list)
         for index, call in enumerate(captured.calls):
@@ -160,7 +162,7 @@ class _Recorder(Interpreter):
             later[captured.nodes[position]].append(node)
         return later
 
-    def run_node(self, node: fx.Node) -> Any:
+    def run_node(self, node: fx.Node) -> object:
         """Run a node; take the fingerprints of the calls that start or end with it."""
         position = self.position = self.captured.positions[node.name]
         for index in self.starts[position]:
@@ -172,20 +174,20 @@ class _Recorder(Interpreter):
         before = fingerprint(leaf, (node.args, node.kwargs), self.values) if leaf is not None else None
         self.values[node] = value = super().run_node(node)
         if leaf is not None:
-            self.record.calls[str(node.target)].append((before, fingerprint(leaf, value)))
+            self.trace.calls[str(node.target)].append((before, fingerprint(leaf, value)))
         for index in self.ends[position]:
             self._leave(index)
         return value
 
     def _leave(self, index: int) -> None:
         call = self.captured.calls[index]
-        self.record.calls[call.path].append((self.before.pop(index), self._print(call, call.result)))
+        self.trace.calls[call.path].append((self.before.pop(index), self._print(call, call.result)))
 
-    def _print(self, call: Call, value: Any) -> Any:
+    def _print(self, call: Call, value: object) -> object:
         return fingerprint(self.captured.model.get_submodule(call.path), value, self.values)
 
 
-def _nodes_in(value: Any) -> list[fx.Node]:
+def _nodes_in(value: object) -> list[fx.Node]:
     if isinstance(value, fx.Node):
         return [value]
     if isinstance(value, fx.Proxy):

@@ -1,9 +1,9 @@
 """Decisions on sizes while tracing.
 
 A forward that asks ``if x.shape[2] > 4``, ``range(x.shape[1])`` or ``len(x.shape)`` needs numbers where fx has proxies.
-The nodes recorded so far are run on fake inputs of two batch sizes, and the answer is taken where both agree. A
-*guard* goes into the graph beside it: on an input for which the answer would be another one, running the graph is an
-error, and never a wrong result.
+The nodes recorded so far are run on fake inputs of two batch sizes, and the answer is used if both runs agree. A
+*guard* in the graph then checks it in each run: an input for which the answer would be another one raises an error, and
+never gives a wrong result.
 """
 
 from __future__ import annotations
@@ -25,26 +25,34 @@ from passes.ir import TensorSpec
 
 
 class Undecided(Exception):
-    """The code being traced asks for what is not known before it runs; the message says what."""
+    """The traced code needs something that is not known before it runs; the message says what."""
 
 
 ASKS: dict[str, Callable[[Any], Any]] = {
     "bool": bool, "int": int, "float": float, "len": len, "index": operator.index
 }  # fmt: skip
-"""What Python may ask a proxy for."""
+"""Conversions that Python may apply to a proxy."""
 
 
-def guard(value: Any, ask: str, expected: Any, source: str) -> None:
-    """Stands in the graph for a decision that was taken when it was captured.
+def guard(value: object, ask: str, expected: object, source: str) -> None:
+    """Check a decision that was taken during capture; the graph calls this wherever it depends on one.
+
+    Args:
+        value: The value that was asked.
+        ask: The conversion, a key of :data:`ASKS`.
+        expected: The answer during capture.
+        source: Line of the user's code that asked.
 
     Raises:
-        InputError: The decision would be another one now.
+        InputError: The answer is not ``expected``.
+
+    >>> guard(torch.zeros(2, 3).shape, "len", 2, "net.py:7")
     """
-    found = ASKS[ask](value)
-    if found != expected:
+    answer = ASKS[ask](value)
+    if answer != expected:
         raise InputError(
             f"the network takes another path for an input of this size (at {source})",
-            why=f"{found} where the example has {expected}",
+            why=f"{answer} where the example has {expected}",
             remedy="Give example_inputs of this size to localize()",
         )
 
@@ -55,13 +63,13 @@ class Decision:
 
     answer: Any
     varies: bool
-    """Whether an input of another size might answer otherwise."""
+    """Whether an input of another size might give another answer."""
     on_batch: bool
-    """Whether the batch size went into it."""
+    """Whether the answer is computed from the batch size."""
 
 
 class Sizes:
-    """What the nodes of a graph that is being recorded yield on fake inputs of two batch sizes."""
+    """Answers questions about the nodes of a graph that is being recorded, from runs on two fake inputs."""
 
     def __init__(self, root: nn.Module, example: TensorSpec, constants: Mapping[str, torch.Tensor]) -> None:
         device = device_of(root)
@@ -70,10 +78,14 @@ class Sizes:
         self.runs = [_FakeRun(root, constants, *given) for given in inputs]
 
     def decide(self, node: fx.Node, ask: str) -> Decision:
-        """What ``node`` answers.
+        """Return the answer of ``node``.
+
+        Args:
+            node: A node of the graph.
+            ask: The question, a key of :data:`ASKS`.
 
         Raises:
-            Undecided: It cannot be told from sizes, or is another for a larger batch.
+            Undecided: The answer depends on more than sizes, or on the batch size, or the node cannot be run.
         """
         for run in self.runs:
             run.advance(node)
@@ -83,55 +95,61 @@ class Sizes:
                 raise Undecided(first_line(value)) from value
         if isinstance(first, torch.Tensor) and ask != "len":
             raise Undecided("its path depends on the values of a tensor")
-        numbers, asked = self._made_of(node)
-        if not asked <= SIZES:
-            raise Undecided(f"its path depends on {', '.join(sorted(asked - SIZES))} of a tensor")
+        numbers, attributes = self._made_of(node)
+        if not attributes <= SIZES:
+            raise Undecided(f"its path depends on {', '.join(sorted(attributes - SIZES))} of a tensor")
         answers = [ASKS[ask](value) for value in (first, second)]
         if answers[0] != answers[1]:
             raise Undecided(f"its path depends on the batch size ({answers[0]} or {answers[1]})")
-        rank_only = isinstance(first, torch.Size) or (bool(asked) and asked <= _RANK)
-        batch = any(self.runs[0].values[one] != self.runs[1].values[one] for one in numbers)
-        return Decision(answers[0], not rank_only, batch)
+        rank_only = isinstance(first, torch.Size) or (bool(attributes) and attributes <= _RANK)
+        on_batch = any(self.runs[0].values[number] != self.runs[1].values[number] for number in numbers)
+        return Decision(answers[0], not rank_only, on_batch)
 
     def is_number(self, node: fx.Node) -> bool:
-        """Whether ``node`` yields a number that follows from sizes."""
+        """Return whether the value of ``node`` is a number that follows from sizes."""
         for run in self.runs:
             run.advance(node)
         known = all(isinstance(run.values[node], (int, float)) for run in self.runs)
         return known and self._made_of(node)[1] <= SIZES
 
     def is_none(self, node: fx.Node) -> bool:
-        """Whether ``node`` yields None, whatever the batch."""
+        """Return whether the value of ``node`` is None for both batch sizes."""
         for run in self.runs:
             run.advance(node)
         return all(run.values[node] is None for run in self.runs)
 
     def _made_of(self, node: fx.Node) -> tuple[list[fx.Node], set[str]]:
-        """The numbers that a number is computed from, and what they were read off tensors by."""
+        """Trace a number back to tensors.
+
+        Returns:
+            The numbers that it is computed from, and the names of the attributes, methods and functions that gave
+            the first of them.
+        """
         values = self.runs[0].values
         numbers: list[fx.Node] = []
-        found: set[str] = set()
-        pending, seen = [node], {node}
+        attributes: set[str] = set()
+        pending, visited = [node], {node}
         while pending:
-            one = pending.pop()
-            if isinstance(values[one], torch.Tensor):
+            part = pending.pop()
+            if isinstance(values[part], torch.Tensor):
                 continue
-            if isinstance(values[one], (int, float)):
-                numbers.append(one)
-            if any(isinstance(values[parent], torch.Tensor) for parent in one.all_input_nodes):
-                found.add(str(one.args[1] if one.target is getattr else getattr(one.target, "__name__", one.target)))
-            fresh = [parent for parent in one.all_input_nodes if parent not in seen]
-            seen.update(fresh)
-            pending += fresh
-        return numbers, found
+            if isinstance(values[part], (int, float)):
+                numbers.append(part)
+            if any(isinstance(values[parent], torch.Tensor) for parent in part.all_input_nodes):
+                reader = part.args[1] if part.target is getattr else getattr(part.target, "__name__", part.target)
+                attributes.add(str(reader))
+            parents = [parent for parent in part.all_input_nodes if parent not in visited]
+            visited.update(parents)
+            pending += parents
+        return numbers, attributes
 
 
 _RANK = {"ndim", "dim", "ndimension", "is_nested"}
-"""What of a tensor depends on its rank alone."""
+"""Attributes and methods of a tensor that depend on its rank alone."""
 
 
 class _FakeRun(Interpreter):
-    """One run on a fake input, continued as the graph is recorded. An error is the value of the node that raised it."""
+    """A run on a fake input, continued as the graph is recorded. An error is the value of the node that raised it."""
 
     def __init__(
         self,
@@ -150,7 +168,7 @@ class _FakeRun(Interpreter):
         with quiet(), self.mode, torch.no_grad():
             self.value_of(node)
 
-    def run_node(self, node: fx.Node) -> Any:
+    def run_node(self, node: fx.Node) -> object:
         """Return the value of a node, or the error that it raised: only who asks for that value gets the error."""
         try:
             return super().run_node(node)
@@ -172,6 +190,6 @@ class _FakeRun(Interpreter):
         """Return the fake input."""
         return torch.empty(self.shape, dtype=self.dtype, device=self.device)
 
-    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, node: fx.Node, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Call a function or method; a guard is skipped, because it only holds for the example's batch size."""
         return None if node.target is guard else super().call(node, args, kwargs)

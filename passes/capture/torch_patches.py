@@ -1,4 +1,4 @@
-"""While tracing: what fx lets pass is caught, or recorded."""
+"""Patches of torch while tracing, so that what fx would miss is rejected or recorded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -18,28 +19,30 @@ _MADE_OF_SIZES = (
     "arange", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn", "randperm", "tensor",
     "tril_indices", "triu_indices", "zeros",
 )  # fmt: skip
-"""Functions of torch that make a tensor from numbers: they take no proxy of their own accord."""
+"""Functions of torch that make a tensor from numbers and do not accept a proxy unless they are patched."""
 
 
 class Recorder(Protocol):
-    """What records: a tracer."""
+    """A tracer, which records operations."""
 
     deciding: bool
-    """Whether code runs for real just now."""
+    """Whether code runs on values now, so that nothing may be recorded."""
 
     def assign(self, owner: nn.Module, name: str, value: fx.Proxy) -> None:
-        """Records ``owner.name = value``, where ``name`` is a buffer."""
+        """Record ``owner.name = value``, where ``name`` is a buffer."""
 
     def is_number(self, obj: fx.Proxy) -> bool:
-        """Whether a proxy is known to stand for a number."""
+        """Return whether a proxy is known to stand for a number."""
 
-    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Records a node."""
+    def create_proxy(
+        self, kind: str, target: fx.node.Target, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Any:
+        """Record a node and return its proxy."""
 
 
 @contextlib.contextmanager
 def slow_attention() -> Iterator[None]:
-    """Turns off torch's inference-only fast path of attention, whose conditions cannot be traced."""
+    """Turn off torch's inference-only fast path of attention, whose conditions cannot be traced."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -49,8 +52,16 @@ def slow_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched(tracer: Recorder) -> Iterator[None]:
-    """Catches assignments to buffers, functions with a backward of their own and autocast; records new tensors."""
+def patched(tracer: Recorder) -> Iterator[None]:
+    """Patch torch inside: assignments to buffers and functions that create tensors are recorded.
+
+    Two things that a graph does not show raise :class:`Undecided`, so that the module becomes a leaf: a function with a
+    backward of its own, and a change of autocasting. Of torch's activation checkpointing only the function that it runs
+    is recorded.
+
+    Args:
+        tracer: The tracer that is recording.
+    """
     set_attribute, apply = nn.Module.__setattr__, torch.autograd.Function.apply
     enter = torch.amp.autocast_mode.autocast.__enter__
 
@@ -60,56 +71,56 @@ def watched(tracer: Recorder) -> Iterator[None]:
         else:
             set_attribute(module, name, value)
 
-    def apply_traced(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply_traced(cls: Any, *args: Any, **kwargs: Any) -> object:
         if not _holds_proxy((args, kwargs)):
             return apply.__func__(cls, *args, **kwargs)
         if cls is CheckpointFunction:
             return args[0](*args[2:], **kwargs)
         if cls.__module__ == CheckpointFunction.__module__:
-            # Without a grad_fn it makes torch run the checkpointed function as it is.
+            # A result without grad_fn makes torch run the checkpointed function as it is.
             return torch.empty(0)
         raise Undecided(f"it calls {cls.__name__}, whose backward pass a graph does not show")
 
-    def enter_traced(mode: Any) -> Any:
+    def enter_traced(mode: torch.autocast) -> object:
         if tracer.deciding:
             return enter(mode)
         raise Undecided("it changes autocasting, which a graph does not show")
 
-    patched: tuple[tuple[Any, str, Any], ...] = (
+    patches: tuple[tuple[type | ModuleType, str, object], ...] = (
         (nn.Module, "__setattr__", assign),
         (torch.autograd.Function, "apply", classmethod(apply_traced)),
         (torch.amp.autocast_mode.autocast, "__enter__", enter_traced),
         *((torch, name, _recorded(tracer, getattr(torch, name))) for name in _MADE_OF_SIZES),
     )
-    before = [kind.__dict__[name] for kind, name, _ in patched]
+    before = [owner.__dict__[name] for owner, name, _ in patches]
     try:
-        for kind, name, value in patched:
-            setattr(kind, name, value)
+        for owner, name, value in patches:
+            setattr(owner, name, value)
         yield
     finally:
-        for (kind, name, _), value in zip(patched, before, strict=True):
-            setattr(kind, name, value)
+        for (owner, name, _), value in zip(patches, before, strict=True):
+            setattr(owner, name, value)
 
 
 class Builtins:
-    """Functions of Python that give plain numbers, replaced in the modules whose code is traced.
+    """Replaces ``len`` and ``int`` in the Python modules whose code is traced.
 
-    ``x.view(len(x), -1)`` and ``int(x.shape[0])`` then stay in the graph, and hold for every batch.
+    ``x.view(len(x), -1)`` and ``int(x.shape[0])`` are then recorded, and hold for every batch size.
     """
 
     def __init__(self, tracer: Recorder) -> None:
-        def length(value: Any) -> Any:
+        def length(value: Any) -> object:
             return (
                 tracer.create_proxy("call_function", len, (value,), {}) if isinstance(value, fx.Proxy) else len(value)
             )
 
         class Kind(type):
-            def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            def __call__(cls, *args: Any, **kwargs: Any) -> object:
                 if args and isinstance(args[0], fx.Proxy) and tracer.is_number(args[0]):
                     return tracer.create_proxy("call_function", int, args, kwargs)
                 return int(*args, **kwargs)
 
-            def __instancecheck__(cls, instance: Any) -> bool:
+            def __instancecheck__(cls, instance: object) -> bool:
                 return isinstance(instance, int)
 
             def __subclasscheck__(cls, subclass: type) -> bool:
@@ -122,10 +133,10 @@ class Builtins:
                 return hash(int)
 
         self.replaced = {"len": length, "int": Kind("int", (int,), {})}
-        self.changed: list[tuple[dict[str, Any], str]] = []
+        self.changed: list[tuple[dict[str, object], str]] = []
 
-    def replace_in(self, function: Any) -> None:
-        """Replaces them in the file that ``function`` is from."""
+    def replace_in(self, function: Callable[..., object]) -> None:
+        """Replace both functions in the file that ``function`` is from, unless it belongs to torch or this package."""
         names = getattr(inspect.unwrap(getattr(function, "__func__", function)), "__globals__", None)
         if names is None or str(names.get("__name__")).startswith(("torch.", "passes.")):
             return
@@ -135,15 +146,15 @@ class Builtins:
                 self.changed.append((names, name))
 
     def restore(self) -> None:
-        """Takes them out again."""
+        """Remove all replacements."""
         for names, name in self.changed:
             names.pop(name, None)
         self.changed.clear()
 
 
-def _recorded(tracer: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:
+def _recorded(tracer: Recorder, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
-    def record(*args: Any, **kwargs: Any) -> Any:
+    def record(*args: Any, **kwargs: Any) -> object:
         if not _holds_proxy((args, kwargs)):
             return function(*args, **kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs)
@@ -151,7 +162,7 @@ def _recorded(tracer: Recorder, function: Callable[..., Any]) -> Callable[..., A
     return record
 
 
-def _holds_proxy(value: Any) -> bool:
+def _holds_proxy(value: object) -> bool:
     if isinstance(value, fx.Proxy):
         return True
     items = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()

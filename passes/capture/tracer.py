@@ -1,4 +1,4 @@
-"""The tracer: one forward pass on proxies, with calls, scopes, source lines and constants beside the graph."""
+"""The tracer: records one forward pass on proxies, together with calls, scopes, source lines and constants."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from passes.capture.leaf_policy import LeafPolicy
 from passes.capture.outputs import flatten
 from passes.capture.proxies import Sized, store
 from passes.capture.size_decisions import Sizes, Undecided, guard
-from passes.capture.torch_patches import Builtins, slow_attention, watched
+from passes.capture.torch_patches import Builtins, patched, slow_attention
 from passes.common.inplace import changes_first_argument, is_view
 from passes.common.source_lines import calling_line
 from passes.ir import Call, TensorSpec
 from passes.structure import Structure
 
 _LOOK_AT_SIZES = (transformer._get_seq_len,)
-"""Functions of torch whose control flow is of no consequence: they stay one node."""
+"""Functions of torch that stay one node, because their control flow does not matter."""
 
 
 class Tracer(fx.Tracer):
-    """Records calls, scopes, source lines and constants beside the graph, and never writes to the model.
+    """Records a graph with its calls, scopes, source lines and constants, and never writes to the model.
 
     The output node holds the tuple of all values that the model returns, in the order of ``structure``'s slots.
 
     Args:
-        is_leaf: Whether a module, reached at a path and perhaps given containers of tensors, stays one node.
-        policy: Whose functions stay one node.
-        example: Shape and type of an input; with it, decisions that depend on sizes alone are taken.
+        is_leaf: Whether a module stays one node; see :meth:`passes.capture.leaf_policy.LeafPolicy.is_leaf`.
+        policy: Names the functions that stay one node.
+        example: Shape and type of an input; without it, no decision on sizes can be taken.
         builtins: Whether Python's ``len`` and ``int`` are recorded.
     """
 
@@ -58,7 +58,7 @@ class Tracer(fx.Tracer):
         self.node_scopes: dict[str, int] = {}
         self.node_sources: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
-        self.in_place: dict[str, Callable[..., Any]] = {}
+        self.in_place: dict[str, Callable[..., object]] = {}
         self.failed_path: str | None = None
         self.paths: dict[int, str] = {}
         self.attributes: frozenset[str] = frozenset()
@@ -66,21 +66,24 @@ class Tracer(fx.Tracer):
         self.deciding = False
         self.builtins = Builtins(self) if builtins else None
         self.missed_number = False
-        """Whether ``len`` or ``int`` was asked of what depends on the batch: recorded, they hold for every batch."""
+        """Whether the trace failed at ``len`` or ``int`` of a value that depends on the batch size."""
 
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """Records one forward pass of ``root`` in the mode it is in."""
+    def trace(self, root: Any, concrete_args: dict[str, object] | None = None) -> fx.Graph:
+        """Record one forward pass of ``root`` in its present mode."""
         try:
-            with torch.enable_grad(), slow_attention(), watched(self):
+            with torch.enable_grad(), slow_attention(), patched(self):
                 return super().trace(root, concrete_args)
         finally:
             if self.builtins is not None:
                 self.builtins.restore()
 
     def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        """One input; further arguments keep their defaults. As proxies they would take every "is not None" branch."""
+        self, root_fn: Callable[..., object], is_module: bool, concrete_args: object = None
+    ) -> tuple[Callable[..., object], list[fx.Proxy]]:
+        """Return a forward with one input; further arguments keep their defaults.
+
+        As proxies they would take every "is not None" branch.
+        """
         forward = self.root.forward
         if self.builtins is not None:
             self.builtins.replace_in(forward)
@@ -90,8 +93,8 @@ class Tracer(fx.Tracer):
         if self.example is not None:
             self.sizes = Sizes(self.root, self.example, self.constants)
 
-        def values(x: fx.Proxy) -> tuple[Any, ...]:
-            # fx knows neither named tuples nor dataclasses: it is given what they hold.
+        def values(x: fx.Proxy) -> tuple[object, ...]:
+            # fx knows neither named tuples nor dataclasses, so it is given the values in them.
             result = forward(x)
             self.structure, returned = flatten(result, (fx.Proxy, torch.Tensor), type(self.root).__name__)
             return tuple(returned)
@@ -101,17 +104,17 @@ class Tracer(fx.Tracer):
     # Modules ----------------------------------------------------------------------------------------------------------
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module stays one node."""
+        """Return whether a module stays one node."""
         return self.is_leaf(m, module_qualified_name, False)
 
     def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, m: nn.Module, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
     ) -> Any:
-        """Records a leaf, or the call of a module that is looked into."""
+        """Record a leaf as one node, or trace into a module and note its call."""
         if self.deciding:
             return forward(*args, **kwargs)
         if m not in (self.submodule_paths or {}) and next(m.parameters(), None) is None:
-            # Made in the forward: nn.ReLU()(x).
+            # Created in the forward: nn.ReLU()(x).
             return m.forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf(m, path, any(_holds_several(a) for a in (*args, *kwargs.values()))):
@@ -125,7 +128,7 @@ class Tracer(fx.Tracer):
         if self.builtins is not None:
             self.builtins.replace_in(m.forward)
         try:
-            # Not through __call__, which fx has patched: the call is recorded here.
+            # Not by __call__, which fx has patched: the call is noted here.
             result = m.forward(*args, **kwargs)
         except Exception:
             self.failed_path = self.failed_path or path
@@ -139,7 +142,11 @@ class Tracer(fx.Tracer):
     # Nodes ------------------------------------------------------------------------------------------------------------
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Records a node, its scope and its source line."""
+        """Record a node, its scope and its source line.
+
+        Raises:
+            Undecided: The operation does something that a graph does not show.
+        """
         node = super().create_node(*args, **kwargs)
         if not torch.is_grad_enabled():
             raise Undecided("it computes something without gradients (torch.no_grad), which a graph does not show")
@@ -160,21 +167,25 @@ class Tracer(fx.Tracer):
         return isinstance(source, fx.Node) and source.op == "get_attr" and source.target in self.attributes
 
     def assign(self, owner: nn.Module, name: str, value: fx.Proxy) -> None:
-        """``owner.name = value`` in a forward, where ``name`` is a buffer."""
+        """Record ``owner.name = value``, where ``name`` is a buffer.
+
+        Raises:
+            Undecided: The assignment is not in the root's own forward.
+        """
         buffer: Any = getattr(owner, name)
         node = value.node
         if node.args and node.args[0] is buffer.node and changes_first_argument(node):
-            # The second half of ``self.buffer += 1``.
+            # The second half of ``self.buffer += 1``, whose first half has changed the buffer.
             return
         if self.open:
             raise Undecided(f"it assigns to its buffer {buffer.node.target}")
         self.create_proxy("call_function", store, (buffer, value), {})
 
-    def create_arg(self, a: Any) -> Any:
-        """The node, or the constant, that stands for an argument."""
-        made_here = isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs
-        if made_here and id(a) not in self.paths:
-            # fx would store it on the user's model.
+    def create_arg(self, a: object) -> Any:
+        """Return the node or constant that stands for an argument."""
+        unknown = id(a) not in self.paths
+        if unknown and isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
+            # The forward created it. fx would store it on the user's model.
             return self._constant(a)
         return super().create_arg(a)
 
@@ -186,8 +197,8 @@ class Tracer(fx.Tracer):
         self.constants[name] = value
         return self.create_node("get_attr", name, (), {})
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Parameters and buffers are read in the graph; anything else is what it is."""
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Return an attribute of a module: parameters and buffers as nodes, anything else as it is."""
         path = self.paths.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) and not self.deciding else None
         if path is None:
             return attr_val
@@ -198,14 +209,17 @@ class Tracer(fx.Tracer):
     def create_proxy(
         self,
         kind: str,
-        target: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        target: fx.node.Target,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
         name: str | None = None,
-        type_expr: Any = None,
-        proxy_factory_fn: Any = None,
+        type_expr: object = None,
+        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
-        """Records a node; None for an item of what a whole module returned that is None: code asks ``is None``."""
+        """Record a node and return its proxy.
+
+        An item of a leaf's result that is None is returned as None, because code asks ``is None``.
+        """
         proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
         if target is operator.getitem and self.sizes is not None and isinstance(proxy.node.args[1], int):
             source = proxy.node.args[0]
@@ -220,11 +234,11 @@ class Tracer(fx.Tracer):
     # Decisions --------------------------------------------------------------------------------------------------------
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """A proxy that may be asked for sizes."""
+        """Return a proxy that answers questions about sizes."""
         return Sized(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """What ``if obj`` decides; an assertion goes on in any case, and is recorded."""
+        """Return the branch that ``if obj`` takes; ``assert obj`` is recorded, and takes the branch that goes on."""
         expected = asserted()
         if expected is None:
             return bool(self.decide(obj, "bool"))
@@ -234,15 +248,19 @@ class Tracer(fx.Tracer):
     def _line(self) -> str:
         return calling_line(fx.Tracer.trace.__code__) or "an unknown line"
 
-    def iter(self, obj: Any) -> Iterator[Any]:
-        """What ``for item in obj`` goes through."""
+    def iter(self, obj: Any) -> Iterator[fx.Proxy]:
+        """Return an iterator over the items of ``obj``, whose number must follow from sizes."""
         return iter([obj[i] for i in range(self.decide(obj, "len"))])
 
     def decide(self, obj: fx.Proxy, ask: str) -> Any:
-        """The number that follows from sizes, with a guard in the graph where other sizes may give another.
+        """Return the answer of a proxy, and record a guard where other sizes may give another answer.
+
+        Args:
+            obj: The proxy.
+            ask: The question, a key of :data:`passes.capture.size_decisions.ASKS`.
 
         Raises:
-            Undecided: It does not follow from sizes, or there is no example.
+            Undecided: The answer does not follow from sizes alone, or there is no example.
         """
         if self.sizes is None:
             raise Undecided("its path depends on a tensor")
@@ -252,14 +270,14 @@ class Tracer(fx.Tracer):
         if not decision.on_batch:
             self.missed_number = missed
         elif self.open:
-            # Whole, it may go on deciding for every batch.
+            # As a leaf the module decides again for every batch.
             raise Undecided("its path depends on the batch size")
         if decision.varies:
             self.create_proxy("call_function", guard, (obj, ask, decision.answer, self._line()), {})
         return decision.answer
 
     def is_number(self, obj: fx.Proxy) -> bool:
-        """Whether a proxy is known to stand for a number that follows from sizes."""
+        """Return whether a proxy is known to stand for a number that follows from sizes."""
         if self.sizes is None:
             return False
         with self._deciding():
@@ -267,7 +285,7 @@ class Tracer(fx.Tracer):
 
     @contextlib.contextmanager
     def _deciding(self) -> Iterator[None]:
-        """What runs inside, runs: nothing is recorded."""
+        """Run code on values inside: nothing is recorded."""
         self.deciding = True
         try:
             yield
@@ -275,7 +293,7 @@ class Tracer(fx.Tracer):
             self.deciding = False
 
 
-def _holds_several(value: Any) -> bool:
+def _holds_several(value: object) -> bool:
     return isinstance(value, (tuple, list, dict)) and any(
         isinstance(item, fx.Proxy) for item in (value.values() if isinstance(value, dict) else value)
     )
@@ -286,7 +304,7 @@ def _type_name(module: nn.Module) -> str:
 
 
 def _nodes(value: Any) -> Any:
-    """The same structure with proxies replaced by their nodes; what is neither stays as it is."""
+    """Return the same containers with each proxy replaced by its node."""
     if isinstance(value, fx.Proxy):
         return value.node
     if type(value) in (tuple, list):

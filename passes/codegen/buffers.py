@@ -1,4 +1,4 @@
-"""Buffers that a forward pass changes (running statistics), kept as they are where it runs a second time."""
+"""Buffers that a forward pass changes (running statistics), put back where layers run a second time in one step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Buffer = tuple[nn.Module, str]
 
 
 def buffers_of(code: fx.GraphModule) -> tuple[Buffer, ...]:
-    """The buffers of all modules that generated code calls, and those it reads, each once."""
-    found: dict[tuple[int, str], Buffer] = {}
+    """Return the buffers of all modules that generated code calls, and the buffers that it reads, each once."""
+    buffers: dict[tuple[int, str], Buffer] = {}
     for node in code.graph.nodes:
         if node.op == "call_module":
             owners = [(m, n) for m in code.get_submodule(str(node.target)).modules() for n in m._buffers]
@@ -24,20 +24,21 @@ def buffers_of(code: fx.GraphModule) -> tuple[Buffer, ...]:
             owners = [(owner, name)] if name in owner._buffers else []
         else:
             continue
-        found.update({(id(owner), name): (owner, name) for owner, name in owners})
-    return tuple(found.values())
+        buffers.update({(id(owner), name): (owner, name) for owner, name in owners})
+    return tuple(buffers.values())
 
 
 def buffers_in(module: nn.Module) -> tuple[Buffer, ...]:
-    """The buffers of a module and all within it."""
+    """Return the buffers of a module and of all modules in it."""
     return tuple((owner, name) for owner in module.modules() for name in owner._buffers)
 
 
 @contextmanager
 def buffers_kept(buffers: Iterable[Buffer]) -> Iterator[None]:
-    """Whatever happens inside, the buffers are afterwards what they were: the same tensors with the same values.
+    """Restore buffers on leaving: the same tensors with the same values.
 
-    Their version counters stay: graphs that were recorded before may still go backward.
+    Batch norm's statistics must move once a step, also where cascades or recomputed activations run a layer again.
+    Values are written past the version counters, so that graphs recorded before may still go backward.
     """
     held = []
     for owner, name in buffers:

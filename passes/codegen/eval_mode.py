@@ -1,29 +1,31 @@
-"""Code that was traced in train mode, for inference: training flags of functional calls are switched off."""
+"""Inference with code that was traced in train mode: the training flags of its functional calls are switched off.
+
+Train and eval mode are two graphs: functional dropout and stochastic depth write the training flag into a trace.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
 _FLAGS = ("training", "train")
-"""Names of the arguments by which functions are told that they run in training."""
+"""Names of the arguments that tell a function that it runs in training."""
 _ATTENTION_DROPOUT = 4
 """Position of ``dropout_p`` among the arguments of scaled dot product attention, which has no Python signature."""
 _TWIN = "inference_twin"
-"""Where a module keeps its twin."""
+"""Attribute under which a module keeps its twin."""
 
 
 def for_inference(module: fx.GraphModule) -> fx.GraphModule:
-    """The twin of ``module`` over the same submodules and parameters, whose functional calls run as in inference.
+    """Return a twin of ``module`` over the same submodules and parameters, whose functional calls run as in inference.
 
-    It is made once. Submodules follow their own ``training`` flag. A forward that branches on that flag was traced in
-    one way and stays so: compare results where that may be.
+    The twin is made once. Submodules follow their own ``training`` flag. A forward that branches on the flag keeps the
+    branch that it took in training: where that may be, compare results with the user's model.
     """
     if _TWIN not in module.__dict__:
         module.__dict__[_TWIN] = _twin(module)
@@ -39,14 +41,14 @@ def _twin(module: fx.GraphModule) -> fx.GraphModule:
         if node.op == "call_function":
             _switch_off(node)
     twin = fx.GraphModule(module, graph, type(module).__name__)
-    # The very tables: what is put in the place of a parameter later is the twin's too.
+    # The same tables, so that a parameter that is replaced later is replaced in the twin too.
     twin._modules, twin._parameters, twin._buffers = module._modules, module._parameters, module._buffers
     return twin
 
 
 @contextmanager
 def as_in_inference(network: nn.Module) -> Iterator[None]:
-    """Inside, all generated code in a network runs as in inference."""
+    """Run all generated code in a network as in inference while inside."""
     generated = [module for module in network.modules() if isinstance(module, fx.GraphModule)]
     for module in generated:
         module.__dict__["forward"] = for_inference(module).forward
@@ -63,10 +65,13 @@ def _switch_off(node: fx.Node) -> None:
         _set(node, *flag, 0.0 if node.target is F.scaled_dot_product_attention else False)
 
 
-def training_flag(function: Callable[..., Any] | str) -> tuple[str, int] | None:
-    """Name and position of the argument that tells a function that it runs in training; None where it has none.
+def training_flag(function: Callable[..., object] | str) -> tuple[str, int] | None:
+    """Return name and position of the argument that tells a function that it runs in training; None if it has none.
 
-    Of scaled dot product attention it is a probability, 0 in inference.
+    For scaled dot product attention it is the probability of dropout, 0 in inference.
+
+    >>> training_flag(F.dropout)
+    ('training', 2)
     """
     if function is F.scaled_dot_product_attention:
         return "dropout_p", _ATTENTION_DROPOUT
@@ -79,7 +84,7 @@ def training_flag(function: Callable[..., Any] | str) -> tuple[str, int] | None:
     return next(((name, i) for i, name in enumerate(names) if name in _FLAGS), None)
 
 
-def _set(node: fx.Node, name: str, position: int, value: Any) -> None:
+def _set(node: fx.Node, name: str, position: int, value: float) -> None:
     if position < len(node.args):
         node.update_arg(position, value)
     else:

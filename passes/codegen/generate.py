@@ -1,7 +1,11 @@
-"""Codegen: a set of nodes -> a GraphModule that calls the user's own modules.
+"""Code generation: a set of nodes -> a GraphModule that calls the user's own modules.
 
 A call whose nodes all lie in the set becomes one ``call_module``: the user's module runs its own forward, with its
-hooks, its train/eval behaviour and its Python control flow. Only what stands between such modules is written out.
+hooks, its train/eval behaviour and its Python control flow. Only the operations between such modules are written out.
+
+Nothing is dropped but reads of attributes: fx's dead-code elimination also drops in-place calls whose result nobody
+uses, and outputs then change without an error. GraphModules are built again from a plan, never pickled or copied,
+because unpickling one traces its source again.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from passes.common.inplace import mutates_input
 from passes.ir import Call, Captured
 
 PRIMARY = "primary"
-"""Name under which generated code finds the user's model."""
+"""Name of the submodule of generated code that is the user's model."""
 
 
 def generate(
@@ -30,20 +34,20 @@ def generate(
     outputs: Sequence[str],
     name: str,
 ) -> fx.GraphModule:
-    """A module that computes ``outputs`` from ``inputs`` by running ``members``.
+    """Build a module that computes ``outputs`` from ``inputs`` by running ``members``.
 
     Args:
         captured: The graph, and the model whose modules the code calls.
-        members: Nodes to run.
-        shared: Nodes that do not depend on the input; those needed are run too.
-        inputs: Values handed in, in order.
-        outputs: Values returned; one is returned as it is, several as a tuple.
+        members: Names of the nodes to run.
+        shared: Names of nodes that do not depend on the input; those that are needed are run too.
+        inputs: Names of the values passed in, in order.
+        outputs: Names of the values returned: one by itself, several as a tuple.
         name: Class name of the module.
 
     Returns:
         A GraphModule whose submodule ``primary`` is the user's model itself, so that code sees what changes in it.
     """
-    writer = _Writer(captured, frozenset(members), frozenset(shared), inputs, outputs)
+    writer = _GraphWriter(captured, frozenset(members), frozenset(shared), inputs, outputs)
     graph = writer.write()
     root: dict[str, Any] = {}
     for node in graph.nodes:
@@ -56,26 +60,27 @@ def generate(
 
 
 def fits_code(path: str) -> bool:
-    """Whether code that torch generates can hold a name, part by part as an attribute, or in quotes as it is."""
+    """Return whether code that torch generates can hold a path, as attributes and in quotes."""
     return path.isprintable() and not {'"', "\\"} & {*path} and not any(map(keyword.iskeyword, path.split(".")))
 
 
 def opened(
     captured: Captured, members: Collection[str], shared: Collection[str], inputs: Sequence[str], outputs: Sequence[str]
 ) -> fx.Graph:
-    """The same with every node written out, as torch's own operation: a graph, for those who write code themselves.
+    """Return the graph of :func:`generate`, with every node written out as torch's own operation.
 
-    Arguments as for :func:`generate`. Targets are paths in the user's model behind ``primary.``, whatever the names.
+    Exports write code of their own from it. Arguments are those of :func:`generate`. Targets are paths in the user's
+    model after ``primary.``, whatever their names.
     """
-    return _Writer(captured, frozenset(members), frozenset(shared), inputs, outputs, opened=True).write()
+    return _GraphWriter(captured, frozenset(members), frozenset(shared), inputs, outputs, opened=True).write()
 
 
 def returned(outputs: Sequence[str], result: Any) -> tuple[Any, ...]:
-    """What generated code gave, one value for each of its outputs."""
+    """Return the result of generated code as a tuple with one value for each of its outputs."""
     return (result,) if len(outputs) == 1 else tuple(result)
 
 
-class _Writer:
+class _GraphWriter:
     def __init__(
         self,
         captured: Captured,
@@ -95,7 +100,7 @@ class _Writer:
         self.values: dict[str, fx.Node] = {}
         self.shared = shared
         self.aliases: dict[str, str] = {}
-        """Names that stand for paths which no line of code can hold."""
+        """Alias -> path, for paths that generated code cannot hold."""
         kept = {name for name in shared if self._belongs_here(name)}
         self.wanted = members | kept | captured.feeding(members | kept, shared)
         self.visited = sorted(captured.positions[name] for name in self.wanted)
@@ -103,7 +108,11 @@ class _Writer:
         self.folds = {call.first: call for call in reversed(within) if self._folds(call)}
 
     def _belongs_here(self, name: str) -> bool:
-        """Whether it changes a tensor that does not depend on the input (a counter), and stands in this code's part."""
+        """Return whether a node changes a tensor that does not depend on the input, and belongs to this code.
+
+        Such a tensor is a counter, say. The node belongs to the code of the next node that depends on the input, or of
+        the last one if there is no next.
+        """
         node = self.captured.by_name[name]
         if not mutates_input(self.captured, node):
             return False
@@ -131,7 +140,7 @@ class _Writer:
         return self.graph
 
     def _calls_within(self) -> Sequence[Call]:
-        """Calls that may lie in the set: they start within its extent. Calls stand in the order of their start."""
+        """Return the calls that may lie in the set, which start within its extent; calls are sorted by their start."""
         calls = self.captured.calls
         if not self.visited:
             return ()
@@ -140,7 +149,7 @@ class _Writer:
         return [call for call in calls[first:last] if call.last <= self.visited[-1]]
 
     def _folds(self, call: Call) -> bool:
-        """Whether the call can stand as one node: all of it is wanted, and others use only what it returns."""
+        """Return whether a call can become one node: all of it is wanted, and others use only what it returns."""
         if call.last < call.first or not isinstance(call.result, fx.Node):
             return False
         inside = {node.name for node in self.nodes[call.first : call.last + 1]}
@@ -154,7 +163,7 @@ class _Writer:
         return _plain((call.args, call.kwargs)) and all(self._at_hand(name) for name in call.given)
 
     def _at_hand(self, name: str) -> bool:
-        # An argument that a module does not use is not among the inputs, and may be out of reach.
+        # Also an argument that the module's inside does not use is passed to it, and may be out of reach.
         return name in self.wanted or name in self.inputs or self.captured.by_name[name].op == "get_attr"
 
     def _write_call(self, call: Call) -> None:
@@ -165,10 +174,7 @@ class _Writer:
         )
 
     def _target(self, path: str) -> str:
-        """What a module or tensor of the user's model is called in the code.
-
-        Names that generated code cannot hold get another.
-        """
+        """Return the name of a module or tensor of the user's model in the code: an alias if code cannot hold it."""
         if self.opened:
             return f"{PRIMARY}.{path}"
         if fits_code(path):
@@ -193,19 +199,19 @@ class _Writer:
 
     def _value(self, node: fx.Node) -> fx.Node:
         if node.name not in self.values:
-            # A parameter that fx read once, inside a call that is now folded, and that is used outside it too.
+            # A parameter that fx read once, inside a call that is now one node, and that is also used outside of it.
             self._write_node(node)
         return self.values[node.name]
 
     def _drop_unused_constants(self) -> None:
-        # Only reads of attributes: anything else might change a tensor that is used later.
+        # Anything else than a read of an attribute might change a tensor that is used later.
         for node in reversed(list(self.graph.nodes)):
             if node.op == "get_attr" and not node.users:
                 self.graph.erase_node(node)
 
 
 def _plain(value: Any) -> bool:
-    """Whether fx can write the value as an argument."""
+    """Return whether fx can write a value as an argument."""
     if isinstance(value, (fx.Node, int, float, bool, str, type(None), torch.dtype, torch.device)):
         return True
     if type(value) in (tuple, list):

@@ -1,9 +1,9 @@
-"""Activations that are computed anew in the backward pass instead of being kept.
+"""Recomputation: activations are computed again in the backward pass instead of being kept.
 
-Chen, Xu, Zhang, Guestrin: "Training Deep Nets with Sublinear Memory Cost", 2016: of a piece of a network only what goes
-in and what comes out is kept. Leaner than ``torch.utils.checkpoint``: what a piece gives is alive anyway, so it is not
-made a second time, and the second run ends as soon as the last tensor that is missing has been made, mostly before the
-last norm of a piece.
+Chen, Xu, Zhang, Guestrin: "Training Deep Nets with Sublinear Memory Cost", 2016. Of a piece of a network only inputs
+and outputs are kept. This takes less memory than ``torch.utils.checkpoint``: outputs are alive anyway, so they are not
+computed a second time; the second run ends as soon as the last missing tensor has been computed, mostly before the last
+norm of a piece; and arguments are released one by one.
 """
 
 from __future__ import annotations
@@ -24,43 +24,50 @@ from passes.codegen.buffers import Buffer, buffers_kept
 
 
 def recomputed(run: Callable[..., Any], arguments: Sequence[Any], statistics: Sequence[Buffer] = ()) -> Any:
-    """What ``run(*arguments)`` gives; its backward runs it once more for the tensors that it needs.
+    """Return ``run(*arguments)``; the backward pass calls ``run`` once more for the tensors that it needs.
 
     Args:
-        run: Gives the same for the same arguments and state of the random generators, and changes none of them.
-        arguments: Kept until the backward pass.
-        statistics: Buffers that it changes, which the second run leaves alone.
+        run: A function whose result follows from its arguments and the states of the random generators, and which
+            changes none of its arguments.
+        arguments: Its arguments; they are kept until the backward pass.
+        statistics: Buffers that ``run`` changes; the second call does not change them.
+
+    >>> x = torch.ones(3, requires_grad=True)
+    >>> recomputed(lambda x: (x * x).sin(), (x,)).sum().backward()
+    >>> torch.allclose(x.grad, 2 * torch.ones(3).cos())
+    True
     """
     if not torch.is_grad_enabled():
         return run(*arguments)
-    record = _Record(run, arguments, statistics)
+    piece = _RecordedRun(run, arguments, statistics)
     versions = [a._version for a in arguments if isinstance(a, torch.Tensor)]
-    _RUNNING.records.append(record)
+    _RUNNING.pieces.append(piece)
     try:
-        with saved_tensors_hooks(record.pack, record.unpack):
+        with saved_tensors_hooks(piece.pack, piece.unpack):
             result = run(*arguments)
     finally:
-        _RUNNING.records.pop()
+        _RUNNING.pieces.pop()
     assert versions == [a._version for a in arguments if isinstance(a, torch.Tensor)], "an argument was overwritten"
-    record.keep(result)
+    piece.keep(result)
     return result
 
 
 def part_here() -> None:
-    """Called inside of a run: what is needed from here on, and what was needed before, is not made anew at one time.
+    """Divide the piece that is running in two, which the backward pass recomputes one after the other.
 
-    The backward pass needs the former first. It costs one more run of the first part.
+    The backward pass needs the tensors of the second part first, so those of both are never alive together. It costs
+    one more run of the first part. Without effect outside of :func:`recomputed`.
     """
-    if _RUNNING.records:
-        record = _RUNNING.records[-1]
-        record.border = len(record.slots)
+    if _RUNNING.pieces:
+        piece = _RUNNING.pieces[-1]
+        piece.border = len(piece.slots)
 
 
 class _Enough(BaseException):
-    """Nothing is missing any more, the second run may end. No Exception, which a forward might catch."""
+    """Ends the second run once nothing is missing. Not an Exception, which a forward might catch."""
 
 
-class _Slot:
+class _RecomputeSlot:
     """One tensor that the graph needs."""
 
     __slots__ = ("__weakref__", "given", "index", "kept", "storage", "value", "version", "view")
@@ -75,11 +82,15 @@ class _Slot:
         self.given: weakref.ref[torch.UntypedStorage] | None = None
 
     def keep(self, tensor: torch.Tensor) -> None:
-        """Holds a tensor that is alive for other reasons."""
+        """Hold a tensor that is alive for other reasons."""
         self.kept, self.value = True, tensor
 
     def give(self) -> torch.Tensor | None:
-        """Hands the tensor to the backward pass, which may ask again while it holds it; nobody else keeps it alive."""
+        """Return the tensor and release it; a second request finds it in the memory that the backward pass still holds.
+
+        Returns:
+            The tensor; None where it has not been computed, or where its memory is gone.
+        """
         if self.value is None:
             memory = self.given() if self.given is not None else None
             offset, size, stride, dtype = self.view
@@ -92,18 +103,18 @@ class _Slot:
         return value
 
     def saved(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is the one that was saved, unchanged since."""
+        """Return whether a tensor is the one that was saved, unchanged since."""
         same = tensor._version == self.version and self.storage() is tensor.untyped_storage()
         return same and _view(tensor) == self.view
 
 
-class _Record:
-    """One run of a piece, and how to run it again."""
+class _RecordedRun:
+    """One run of a piece of a network, and all that it takes to run it again."""
 
     def __init__(self, run: Callable[..., Any], arguments: Sequence[Any], statistics: Sequence[Buffer]) -> None:
         self.run, self.statistics = run, statistics
         self.arguments: tuple[Any, ...] | None = tuple(arguments)
-        self.slots: list[weakref.ref[_Slot]] = []
+        self.slots: list[weakref.ref[_RecomputeSlot]] = []
         self.border = 0
         kinds = {a.device.type for a in arguments if isinstance(a, torch.Tensor)}
         self.autocasts = [_autocast_now(kind) for kind in sorted({"cpu", *kinds} - {"meta"})]
@@ -111,9 +122,9 @@ class _Record:
         self.devices, self.device_random = get_device_states(*arguments)
         self.device_type = next(iter(kinds - {"cpu", "meta"}), "cuda")
 
-    def pack(self, tensor: torch.Tensor) -> _Slot:
-        """Called for each tensor that the graph needs, in the first run."""
-        slot = _Slot(tensor, len(self.slots))
+    def pack(self, tensor: torch.Tensor) -> _RecomputeSlot:
+        """Note a tensor that the graph needs; autograd calls this in the first run."""
+        slot = _RecomputeSlot(tensor, len(self.slots))
         if isinstance(tensor, nn.Parameter):
             slot.keep(tensor)
         elif _is_small(tensor) or any(_shares(tensor, argument) for argument in self.arguments or ()):
@@ -122,7 +133,7 @@ class _Record:
         return slot
 
     def keep(self, result: Any) -> None:
-        """Holds what the piece gives, where the graph needs it."""
+        """Hold the outputs of the piece where the graph needs them."""
         slots = [slot for ref in self.slots if (slot := ref()) is not None and not slot.kept]
         for tensor in tree_leaves(result):
             for slot in slots:
@@ -131,8 +142,8 @@ class _Record:
         if all(slot.kept for slot in slots):
             self.arguments = None
 
-    def unpack(self, slot: _Slot) -> torch.Tensor:
-        """Called in the backward pass, whenever it comes to a tensor that it needs."""
+    def unpack(self, slot: _RecomputeSlot) -> torch.Tensor:
+        """Return a tensor that the graph needs; autograd calls this in the backward pass."""
         value = slot.give()
         if value is None:
             self._run_again(slot.index >= self.border)
@@ -145,11 +156,11 @@ class _Record:
             )
         return value
 
-    def _run_again(self, behind: bool) -> None:
+    def _run_again(self, second_part: bool) -> None:
         if self.arguments is None:
-            raise RuntimeError("a graph that is freed was to go backward a second time; give retain_graph=True")
+            raise RuntimeError("cannot go backward a second time through a freed graph; give retain_graph=True")
         empty = {i: s for i, ref in enumerate(self.slots) if (s := ref()) is not None and s.value is None}
-        missing = {i: slot for i, slot in empty.items() if (i >= self.border) == behind}
+        missing = {i: slot for i, slot in empty.items() if (i >= self.border) == second_part}
         last, count = max(missing), 0
 
         def pack(tensor: torch.Tensor) -> None:
@@ -176,39 +187,39 @@ class _Record:
             stack.enter_context(saved_tensors_hooks(pack, _never))
             self.run(*self.arguments)
         if len(missing) == len(empty) and not torch._C._autograd._get_current_graph_task_keep_graph():
-            # What the graph needs of them it holds itself, and lets go of one by one.
+            # The graph itself holds what it still needs of the arguments, and releases it tensor by tensor.
             self.arguments = None
 
 
 class _Running(threading.local):
-    """The runs that go on in a thread, the innermost last."""
+    """Pieces that are running in this thread, the innermost last."""
 
     def __init__(self) -> None:
-        self.records: list[_Record] = []
+        self.pieces: list[_RecordedRun] = []
 
 
-def _view(tensor: torch.Tensor) -> tuple[Any, ...]:
+def _view(tensor: torch.Tensor) -> tuple[int | torch.SymInt, torch.Size, tuple[int, ...], torch.dtype]:
     return tensor.storage_offset(), tensor.size(), tensor.stride(), tensor.dtype
 
 
 def _is_small(tensor: torch.Tensor) -> bool:
-    """Whether it is next to nothing at any batch size: mean and variance of a norm, a factor a sample."""
+    """Return whether a tensor takes little memory at any batch size: mean and variance of a norm, a factor a sample."""
     return tensor.ndim < 2 or tensor.shape[-1] == 1
 
 
-def _shares(tensor: torch.Tensor, other: Any) -> bool:
+def _shares(tensor: torch.Tensor, other: object) -> bool:
     return isinstance(other, torch.Tensor) and other.untyped_storage() is tensor.untyped_storage()
 
 
 def _autocast_now(kind: str) -> Callable[[], torch.autocast]:
-    """The autocast region that is open on a kind of device, to be opened again."""
+    """Return a function that enters the autocast region which is open now on a kind of device."""
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     caches = torch.is_autocast_cache_enabled()
     return lambda: torch.autocast(kind, dtype, enabled=enabled, cache_enabled=caches)
 
 
-def _never(nothing: Any) -> torch.Tensor:
-    raise AssertionError("the second run's own graph goes nowhere")
+def _never(packed: object) -> torch.Tensor:
+    raise AssertionError("nothing goes backward through the second run")
 
 
 _RUNNING = _Running()

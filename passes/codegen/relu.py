@@ -15,11 +15,11 @@ from passes.common.layer_kinds import MAX_POOLS
 
 
 def frugal_relu(module: nn.ReLU, x: torch.Tensor) -> torch.Tensor:
-    """What ``module(x)`` gives; its backward overwrites the gradient that comes in, which nobody else may need.
+    """Return ``module(x)``; the backward pass overwrites the gradient that comes in, which nobody else may need.
 
-    A stem's ReLU is often where a step takes most memory: its input's gradient is as large as a map can be. Where the
-    module has hooks it is called as it is. Where activations are recomputed, those before it wait until its backward is
-    done.
+    A step often takes most memory at a stem's ReLU, since its gradient is a map of the highest resolution. Where the
+    module has hooks it is called as it is. Where activations are recomputed, those before the ReLU are recomputed after
+    its backward pass (:func:`passes.codegen.recompute.part_here`).
     """
     if torch.compiler.is_compiling() or _is_hooked(module) or not torch.is_grad_enabled() or not x.requires_grad:
         result: torch.Tensor = module(x)
@@ -29,11 +29,11 @@ def frugal_relu(module: nn.ReLU, x: torch.Tensor) -> torch.Tensor:
     return result
 
 
-Hook = TypeVar("Hook", bound=Callable[..., Any])
+Hook = TypeVar("Hook", bound=Callable[..., object])
 
 
 def harmless(hook: Hook) -> Hook:
-    """Marks a hook that neither keeps nor changes what it sees: a ReLU may go without it."""
+    """Mark a hook that neither keeps nor changes what it is given: a ReLU may be run without it."""
     hook.__dict__["is_harmless"] = True
     return hook
 
@@ -56,16 +56,15 @@ class _ReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (result,) = ctx.saved_tensors
-        # Not where one value stands for many, as behind a mean.
-        own = gradient.untyped_storage().nbytes() == gradient.nbytes
-        if not own:
+        # A gradient that is expanded, as after a mean, has fewer values in memory than entries.
+        if gradient.untyped_storage().nbytes() != gradient.nbytes:
             gradient = gradient.clone()
         torch.ops.aten.threshold_backward.grad_input(gradient, result, 0, grad_input=gradient)
         return gradient, None
 
 
 def spares_its_gradient(code: HasModules, node: fx.Node) -> bool:
-    """Whether a node is a ReLU that only a maximum over windows reads: that one's gradient is made for it alone."""
+    """Return whether a node is a ReLU that only a max-pooling reads: the gradient of that one is made for it alone."""
     if type(code.module(node)) is not nn.ReLU or len(node.users) != 1 or len(node.args) != 1 or node.kwargs:
         return False
     (user,) = node.users

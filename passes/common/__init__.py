@@ -1,4 +1,4 @@
-"""What any pass may use: fake tensors, restoring a model, source lines, in-place operations, fresh weights.
+"""Helpers that any pass may use, one for each task: running a graph, fake tensors, kinds of layers, fresh weights.
 
 May import ``passes.errors``, ``passes.structure`` and ``passes.ir``.
 """

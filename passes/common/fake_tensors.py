@@ -1,11 +1,10 @@
-"""Tensors without values: a module whose parameters and buffers are fake for a while, and what can be said of such."""
+"""Fake tensors, which have a shape and no values: modules run on them at no cost in time or memory."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,26 +13,30 @@ from torch.nn.parameter import is_lazy
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters are; the CPU for one that has none."""
+    """Return the device of a module's first parameter; the CPU if it has no parameters."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def has_values(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds numbers: not on the meta device, where it is fake, or before it is initialized."""
+    """Return whether a tensor has values: not on the meta device, not if it is fake, not before it is initialized."""
     return not (tensor.is_meta or isinstance(tensor, FakeTensor) or is_lazy(tensor))
 
 
 @contextlib.contextmanager
 def faked(module: nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, torch.Tensor]]:
-    """Inside, parameters and buffers are fake; tied ones stay tied, uninitialized ones are left.
+    """Replace a module's parameters and buffers by fake ones for a while; tied tensors stay tied.
 
-    A mode that admits real tensors makes fakes of them too, but operation by operation, and remembers none of their
-    results: this is several times as fast.
+    A fake mode that admits real tensors converts them again in each operation that reads them, and remembers no result
+    for them. Replacing them once is several times as fast. Parameters that are not initialized yet are left alone.
+
+    Args:
+        module: The module.
+        mode: The fake mode, which must be active inside.
 
     Yields:
         The real tensor of each fake one, by the identity of the fake.
     """
-    tables: list[dict[str, Any]] = [
+    tables: list[dict[str, torch.Tensor | None]] = [
         table
         for owner in module.modules()
         if not isinstance(owner, torch.jit.ScriptModule)
@@ -62,15 +65,20 @@ def faked(module: nn.Module, mode: FakeTensorMode) -> Iterator[dict[int, torch.T
 def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter):
         return mode.from_tensor(tensor.detach())
-    # What the mode would do by itself, at a third of the cost.
+    # The mode would do the same by itself, at three times the cost.
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 @contextlib.contextmanager
 def fake_mode() -> Iterator[FakeTensorMode]:
-    """A mode under which real parameters and buffers are read as fake tensors.
+    """Enter a mode in which every operation runs on fake tensors; real parameters and buffers are read as fake ones.
 
-    Torch logs an error for each operator that refuses its shapes; here that is an answer, and is raised anyway.
+    Torch logs an error for each operator that refuses the shapes of its arguments. That is silenced: the error is also
+    raised, and callers expect it.
+
+    >>> with fake_mode():
+    ...     nn.Linear(4, 3)(torch.empty(2, 4)).shape
+    torch.Size([2, 3])
     """
     with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         yield mode
@@ -78,7 +86,7 @@ def fake_mode() -> Iterator[FakeTensorMode]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps fake tensors from logging what they raise."""
+    """Silence torch's log of the errors that operations on fake tensors raise."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.disabled
     logger.disabled = True

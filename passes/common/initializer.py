@@ -1,9 +1,15 @@
 """Fresh weights in the scale of a layer's own initializer, drawn from an explicit generator.
 
-Which initializer a model used cannot be asked, but it shows: a constant tensor stays that constant (zero-initialized
-norms, layer scale, zero biases). Where the spread of a weight is that of a rule for its fans (:data:`RULES`), it is the
-rule's for the new fans, else it stays what it is; and the largest entry tells a uniform distribution from a normal one
-that was cut off at two deviations, and both from a plain one.
+A model does not say which initializer it used, but its weights show it:
+
+- A constant tensor stays that constant (zero-initialized norms, layer scale, zero biases).
+- Where the standard deviation of a weight is the one that a rule gives for its fans (:data:`RULES`), the new weight
+  gets the one that the same rule gives for the new fans; otherwise it stays what it is.
+- The largest entry tells a uniform distribution from a normal one that was cut off at two standard deviations, and both
+  from a normal one.
+
+The linear classifiers of auxiliary networks are drawn as the model's own output layer was. Otherwise logits would
+differ by orders of magnitude: EVA scales its own by 0.001.
 """
 
 from __future__ import annotations
@@ -27,16 +33,16 @@ RULES: tuple[Callable[[float, float], float], ...] = (
     lambda fan_in, fan_out: math.sqrt(2 / fan_in),  # He et al., fan in
     lambda fan_in, fan_out: math.sqrt(1 / fan_in),  # LeCun et al., 1998
 )
-"""Standard deviations of weights by fan in and fan out; where several hold, the first one counts."""
+"""Standard deviations of weights by fan in and fan out; where several agree with a weight, the first one counts."""
 _CUT = 0.8796256610342398
 """Standard deviation of a standard normal distribution that is cut off at two."""
 _ENOUGH = 64
-"""Entries from which on the largest one tells how they are distributed."""
+"""Number of entries from which on the largest one shows their distribution."""
 
 
 @dataclass(slots=True)
 class Initializer:
-    """Draws fresh parameters; remembers the statistics of the tensors it imitates.
+    """Draws fresh parameters, and remembers the statistics of the tensors that it imitates.
 
     Args:
         generator: Source of randomness on the CPU, whatever device parameters live on; None for torch's global one.
@@ -50,13 +56,13 @@ class Initializer:
     def like(
         self, source: torch.Tensor, shape: tuple[int, ...], *, norm: bool = False, fan_in: int = 0
     ) -> nn.Parameter:
-        """A parameter of ``shape`` that imitates how ``source`` was initialized.
+        """Return a parameter of ``shape`` that is initialized as ``source`` was.
 
         Args:
             source: The parameter to imitate.
             shape: Shape of the new one.
-            norm: Whether it scales or shifts a normalization: then anything but a constant becomes ones.
-            fan_in: Inputs of one output of the layer it belongs to, after retyping; 0 when that has no meaning.
+            norm: Whether the parameter is the scale or shift of a norm: then all but constants become ones.
+            fan_in: Number of inputs of one output of the new layer; 0 where that has no meaning.
         """
         target = torch.empty(shape, dtype=source.dtype, device=source.device)
         if not (has_values(source) and has_values(target)):
@@ -74,22 +80,22 @@ class Initializer:
         return nn.Parameter(target)
 
     def holds(self, source: torch.Tensor, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of ``shape`` that imitates ``source`` has its very values.
+        """Return whether a tensor of ``shape`` that imitates ``source`` gets the values of ``source`` itself.
 
-        Only where the shapes are equal. A layer behind another number of channels reads features that do not correspond
-        one by one to those it was trained on: a slice or a mean of its weights would mean nothing, and change scale.
+        This needs equal shapes. A layer after another number of channels reads features that do not correspond one by
+        one to those it was trained on: a slice or a mean of its weights would mean nothing, and change their scale.
         """
         return self.copies and tuple(source.shape) == shape
 
     def constant(self, source: torch.Tensor) -> float | None:
-        """The number that all entries of a tensor are; None where they differ, or have no values."""
+        """Return the number that all entries of a tensor are equal to; None if they differ or have no values."""
         if not has_values(source):
             return None
         mean, spread, _ = self._measure(source)
         return mean if spread == 0.0 else None
 
     def _measure(self, source: torch.Tensor) -> tuple[float, float, float]:
-        """Mean, standard deviation (0 where all entries are alike) and largest size of the entries."""
+        """Return the mean, the standard deviation (0 if all entries are equal) and the largest absolute value."""
         if id(source) not in self._statistics:
             values = source.detach().float()
             first = float(values.flatten()[0]) if values.numel() else 0.0
@@ -116,7 +122,7 @@ class Initializer:
                 self._normal_(target, 0.0, spread)
 
     def _uniform_(self, target: torch.Tensor, bound: float) -> None:
-        # Drawn on the CPU, so that a seed means the same weights on every device.
+        # Drawn on the CPU, so that a seed gives the same weights on every device.
         drawn = target if target.device.type == "cpu" else torch.empty(target.shape, dtype=target.dtype)
         drawn.uniform_(-bound, bound, generator=self.generator)
         if drawn is not target:
@@ -135,14 +141,14 @@ class Initializer:
             target.copy_(drawn)
 
     def imitate_(self, module: nn.Module, source: nn.Module | None) -> bool:
-        """Initializes a linear layer, or a convolution over one position, in place as another one was.
+        """Initialize a linear layer, or a convolution over one position, in place as another layer was.
 
         Args:
             module: The layer.
-            source: The layer to imitate; may read other channels, as a linear layer or as a convolution.
+            source: The layer to imitate: linear or a convolution, of any number of input channels.
 
         Returns:
-            Whether that could be done: not if ``source`` has no weights of its own with values, or constant ones.
+            Whether that could be done: not if the weights of ``source`` have no values, are constant, or computed.
         """
         weight, theirs = module.get_parameter("weight"), source._parameters.get("weight") if source else None
         if theirs is None or not has_values(weight) or not has_values(theirs) or self.constant(theirs) is not None:
@@ -159,7 +165,7 @@ class Initializer:
         return True
 
     def plain_(self, module: nn.Module) -> nn.Module:
-        """Initializes convolutions (He, fan out: AugLocal, appendix A.2) and linear layers (torch.nn) in place."""
+        """Initialize convolutions (He, fan out: AugLocal, appendix A.2) and linear layers (as torch does) in place."""
         for part in module.modules():
             weight = getattr(part, "weight", None)
             if not isinstance(weight, nn.Parameter) or weight.ndim < 2:
@@ -180,7 +186,7 @@ class Initializer:
 
 
 def _rescaled(source: torch.Tensor, spread: float, shape: Sequence[int]) -> float:
-    """The spread of a weight of ``shape`` by the rule that ``spread`` is that of; unchanged where it is no rule's."""
+    """Return the spread for ``shape`` by the rule that gives ``spread`` for ``source``; ``spread`` if no rule does."""
     old, new = _fans(source.shape), _fans(shape)
     # A deviation estimated from n values is itself off by about 1/sqrt(2n).
     tolerance = max(0.02, 3 / math.sqrt(2 * source.numel()))
@@ -194,8 +200,8 @@ def _fans(shape: Sequence[int]) -> tuple[int, int]:
     return math.prod(shape[1:]), shape[0] * math.prod(shape[2:])
 
 
-def bare(kind: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
-    """A layer with uninitialized weights: drawing them twice would cost time and move torch's global generator."""
+def bare(kind: Callable[..., nn.Module], *args: object, **kwargs: Any) -> nn.Module:
+    """Build a layer whose weights are not initialized: drawing them would cost time and move torch's generator."""
     if _get_current_dispatch_mode_stack():
         return kind(*args, **kwargs)
     if torch.get_default_device().type == "meta":

@@ -11,7 +11,7 @@ from torch import fx, nn
 SIZES = {
     "shape", "ndim", "size", "dim", "ndimension", "len", "numel", "nelement", "chunk", "split", "unbind", "is_nested",
 }  # fmt: skip
-"""What of a tensor depends on its shape alone. Its type, device and flags do not: a real run may have others."""
+"""Attributes and methods of a tensor that depend on its shape alone, unlike type, device and flags."""
 
 VIEWS = {
     "chunk", "contiguous", "detach", "diagonal", "expand", "flatten", "movedim", "narrow", "permute", "reshape",

@@ -20,7 +20,7 @@ def arguments_of(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Arguments
     return tuple(args), dict(kwargs)
 
 
-def call_target(node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def call_target(node: fx.Node, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
     """Call the function or the method that a node names.
 
     Args:
@@ -56,10 +56,10 @@ class Interpreter:
         self.root = root
         self.constants = {} if constants is None else constants
         self.values: dict[fx.Node, Any] = {}
-        self.inputs: Iterator[Any] = iter(())
+        self.inputs: Iterator[object] = iter(())
         self._newest: fx.Node | None = None
 
-    def run(self, graph: fx.Graph, *inputs: Any) -> Any:
+    def run(self, graph: fx.Graph, *inputs: object) -> Any:
         """Run a whole graph and return its output; a value is dropped after the last node that reads it."""
         self.inputs = iter(inputs)
         dead = self.dead_after(graph)
@@ -82,7 +82,7 @@ class Interpreter:
             dead[reader].append(node)
         return dead
 
-    def run_all(self, graph: fx.Graph, *inputs: Any) -> dict[str, Any]:
+    def run_all(self, graph: fx.Graph, *inputs: object) -> dict[str, Any]:
         """Run a whole graph and return the value of every node, by the node's name."""
         self.inputs = iter(inputs)
         for node in graph.nodes:
@@ -101,7 +101,7 @@ class Interpreter:
             self._newest = following
         return self.values[node]
 
-    def run_node(self, node: fx.Node) -> Any:
+    def run_node(self, node: fx.Node) -> object:
         """Return the value of one node, whose arguments have been computed."""
         if node.op == "placeholder":
             return self.placeholder(node)
@@ -118,19 +118,19 @@ class Interpreter:
         """Return the value of a node that has been run."""
         return self.values[node]
 
-    def placeholder(self, node: fx.Node) -> Any:
+    def placeholder(self, node: fx.Node) -> object:
         """Return the value of an input of the graph."""
         return next(self.inputs)
 
-    def get_attr(self, node: fx.Node) -> Any:
+    def get_attr(self, node: fx.Node) -> object:
         """Return the parameter, buffer or constant that a node reads."""
         path = str(node.target)
         return self.constants[path] if path in self.constants else operator.attrgetter(path)(self.root)
 
-    def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_module(self, node: fx.Node, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Call a submodule."""
         return self.root.get_submodule(str(node.target))(*args, **kwargs)
 
-    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, node: fx.Node, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Call a function or a method."""
         return call_target(node, args, kwargs)

@@ -1,4 +1,4 @@
-"""A model is looked at, and put back as it was."""
+"""Context managers that put a model and the random number generators back as they were."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from torch import nn
 
 @contextlib.contextmanager
 def untouched(model: nn.Module, *, hooks: bool = False) -> Iterator[None]:
-    """Silences hooks, and on leaving puts back every attribute, buffer, hook and mode flag of every submodule.
+    """Restore every attribute, buffer, hook and mode flag of every submodule on leaving.
 
-    Inside, buffers are copies: fake modes run in-place operations on real tensors for real (batch norm's counter).
+    Inside, buffers are copies: a fake mode that admits real tensors runs in-place operations on them for real, so that
+    batch norm's counter would move. Hooks are silent, since they expect real runs.
 
     Args:
         model: The model.
         hooks: Whether hooks run inside, as part of what the model computes.
+
+    >>> model = nn.BatchNorm1d(3)
+    >>> with untouched(model):
+    ...     _ = model.eval()(torch.randn(2, 3))
+    >>> model.training
+    True
     """
     registries = ("_parameters", "_buffers", "_modules")
     saved = [
@@ -36,7 +43,7 @@ def untouched(model: nn.Module, *, hooks: bool = False) -> Iterator[None]:
             for name, buffer in buffers.items():
                 if buffer is not None:
                     buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
-            # The user's hooks belong to real runs, not to ours on proxies and fake tensors.
+            # Hooks of the user must not see proxies and fake tensors.
             if not hooks:
                 module.__dict__.update({name: OrderedDict() for name in attributes if is_hook_table(name)})
         yield
@@ -51,7 +58,11 @@ def untouched(model: nn.Module, *, hooks: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_randomness(seed: int | None = None) -> Iterator[None]:
-    """Puts back the states of torch's, Python's and numpy's generators on leaving; with a seed, starts them from it."""
+    """Restore the states of torch's, Python's and numpy's random number generators on leaving.
+
+    Args:
+        seed: Where the generators start inside; None leaves them where they are.
+    """
     numbers = random.getstate()
     numpy: Any = sys.modules.get("numpy")
     state = numpy.random.get_state() if numpy is not None else None
@@ -73,11 +84,14 @@ def same_randomness(seed: int | None = None) -> Iterator[None]:
 
 
 def is_hook_table(name: str) -> bool:
-    """Whether a module's attribute of this name holds hooks."""
+    """Return whether a module's attribute of this name is a table of hooks."""
     return "_hooks" in name and name.startswith(("_forward", "_backward"))
 
 
 def set_mode(model: nn.Module, training: bool) -> None:
-    """Sets every flag by hand: classes override ``train`` (to keep a norm frozen, say), and theirs may do more."""
+    """Set the ``training`` flag of every submodule.
+
+    ``model.train()`` is not called: classes override it, to keep a norm frozen say, and theirs may do more.
+    """
     for module in model.modules():
         module.training = training

@@ -1,4 +1,4 @@
-"""Lines of the user's code, as ``file.py:12``."""
+"""Lines of the user's code, written as ``file.py:12``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import Any
 
 import torch
 
@@ -23,21 +22,21 @@ _FRAMEWORK = (
 
 
 def source_of(error: BaseException) -> str | None:
-    """Line of the innermost frame of the user's own code in ``error``'s traceback."""
+    """Return the line of the user's code in which ``error`` was raised, or from which that line was called."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         if not _is_framework(frame.f_code.co_filename):
             return f"{os.path.basename(frame.f_code.co_filename)}:{line}"
     return None
 
 
-def line_of(function: Callable[..., Any]) -> str | None:
-    """Line where a function starts."""
+def line_of(function: Callable[..., object]) -> str | None:
+    """Return the line where a function starts; None if it has no Python code."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}" if code else None
 
 
 def calling_line(stop: CodeType) -> str | None:
-    """Line of the innermost frame of the user's own code that is running now, inside of a frame of ``stop``."""
+    """Return the innermost line of the user's code that is running now, inside of a frame of ``stop``."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not stop:
         filename = frame.f_code.co_filename

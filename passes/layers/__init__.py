@@ -1,4 +1,4 @@
-"""Modules of our own that passes put into networks: grouped layers, adapters and plain blocks.
+"""Modules that passes add to networks: grouped layers, adapters between layers, and plain blocks.
 
 May import ``passes.common`` and what that may import.
 """

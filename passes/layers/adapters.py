@@ -1,13 +1,14 @@
-"""Modules that a recipe adds to a layer: projections of shortcuts, and what stands in front of a copy.
+"""Modules that a recipe adds to the copy of a layer: projections of its shortcuts, and an adapter in front of it.
 
-In front stand, in this order: channels (1x1 convolution or linear layer, and norm), resolution (2x2 pooling), layout.
+An adapter changes, in this order, channels (1x1 convolution or linear layer, and norm), resolution (2x2 pooling) and
+layout.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -17,10 +18,10 @@ from passes.errors import AdaptError
 from passes.ir import Layout
 
 Downsampling = Literal["stride", "max_pool", "avg_pool"]
-"""How a network halves its resolution."""
+"""The operation by which a network halves its resolution."""
 
 GRIDS: tuple[Layout, ...] = ("NCHW", "NHWC", "NLC")
-"""Layouts of images; of tokens it is assumed that they are a square one's pixels, row by row."""
+"""Layouts of images. Tokens are taken to be the pixels of a square image, row by row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +36,21 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """What stands in front of a block: channels first, then resolution, then layout."""
+    """An adapter in front of a block: it changes channels, then resolution, then layout."""
 
     in_channels: int
     out_channels: int
     pool: Downsampling | None
     layout: Layout
-    """Of what it reads."""
+    """Layout of the value that the adapter reads."""
     factor: int = 2
-    """By how much it pools."""
+    """Size of the pooling windows, and their stride."""
     to: Layout | None = None
-    """The layout it gives; None for the same."""
+    """Layout of the result; None for the same as ``layout``."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether it does nothing."""
+        """Whether the adapter changes nothing."""
         return self.pool is None and self.in_channels == self.out_channels and self.to is None
 
     def __str__(self) -> str:
@@ -64,12 +65,12 @@ class Front:
 
 
 def build_projection(projection: Projection, draw: Initializer) -> nn.Module:
-    """1x1 convolution + batch norm for images, linear + layer norm for what has its channels last.
+    """Build a 1x1 convolution and batch norm for images, or a linear layer and layer norm where channels come last.
 
-    A stride is taken before the linear layer, which a convolution of one pixel does as well.
+    A stride leaves out pixels before the linear layer: a strided 1x1 convolution does the same.
 
     Raises:
-        AdaptError: Tokens cannot be strided, and volumes not projected.
+        AdaptError: The values are volumes, or they are to be strided and are not images.
     """
     inputs, outputs, stride = projection.in_channels, projection.out_channels, projection.stride
     if projection.layout == "NCHW":
@@ -85,10 +86,10 @@ def build_projection(projection: Projection, draw: Initializer) -> nn.Module:
 
 
 def build_front(front: Front, draw: Initializer) -> nn.Module:
-    """Channels and resolution; the layout is :class:`ToLayout`'s.
+    """Build the part of an adapter that changes channels and resolution; :class:`ToLayout` changes the layout.
 
     Raises:
-        AdaptError: Values of this layout cannot be pooled.
+        AdaptError: ``front`` has a pooling, and its layout is not one of :data:`GRIDS`.
     """
     parts: list[nn.Module] = []
     if front.in_channels != front.out_channels:
@@ -96,9 +97,9 @@ def build_front(front: Front, draw: Initializer) -> nn.Module:
     if front.pool:
         if front.layout not in GRIDS:
             raise AdaptError(f"values in {front.layout} cannot be pooled")
-        # Odd sizes round up, as behind a strided 3x3 convolution.
-        kinds: dict[Any, type[nn.Module]] = {"max_pool": nn.MaxPool2d, "avg_pool": nn.AvgPool2d}
-        pool = kinds[front.pool](front.factor, ceil_mode=True)
+        # Odd sizes round up, as after a strided 3x3 convolution.
+        kind = nn.MaxPool2d if front.pool == "max_pool" else nn.AvgPool2d
+        pool = kind(front.factor, ceil_mode=True)
         parts.append(pool if front.layout == "NCHW" else Pooled(pool, front.layout))
     return nn.Sequential(*parts)
 
@@ -111,11 +112,11 @@ class Strided(nn.Module):
         self.stride = stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Leaves out pixels."""
+        """Leave out pixels."""
         return x[:, :: self.stride, :: self.stride]
 
     def extra_repr(self) -> str:
-        """The stride."""
+        """Return the stride as text."""
         return f"stride={self.stride}"
 
 
@@ -128,35 +129,38 @@ class Pooled(nn.Module):
         self.layout = layout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, H, W, C) or (N, T, C), with fewer positions in the same layout."""
+        """Pool values of shape (N, H, W, C) or (N, T, C); the result has fewer positions and the same layout."""
         return from_image(self.pool(to_image(x, self.layout)), self.layout)
 
     def extra_repr(self) -> str:
-        """The layout."""
+        """Return the layout as text."""
         return f"layout={self.layout}"
 
 
 class ToLayout(nn.Module):
-    """The same values in another layout."""
+    """A change of layout that keeps all values."""
 
     def __init__(self, source: Layout, target: Layout) -> None:
         super().__init__()
         self.source, self.target = source, target
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images with their channels first or last, or their pixels as tokens, made into another of the three."""
+        """Return the values of ``x`` in the target layout, contiguous in memory."""
         return from_image(to_image(x, self.source), self.target).contiguous()
 
     def extra_repr(self) -> str:
-        """Both layouts."""
+        """Return both layouts as text."""
         return f"{self.source} -> {self.target}"
 
 
 def to_image(x: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """(N, C, H, W); tokens must be a square image's.
+    """Return an image of shape (N, C, H, W) that shares the memory of ``x`` where it can.
 
     Raises:
-        ValueError: The number of tokens is no square, or the layout no image's.
+        ValueError: ``layout`` is not one of :data:`GRIDS`, or the number of tokens is not a square number.
+
+    >>> to_image(torch.zeros(2, 16, 3), "NLC").shape
+    torch.Size([2, 3, 4, 4])
     """
     if layout == "NCHW":
         return x
@@ -164,16 +168,20 @@ def to_image(x: torch.Tensor, layout: Layout) -> torch.Tensor:
         return x.permute(0, 3, 1, 2)
     side = math.isqrt(x.shape[1]) if layout == "NLC" else 0
     if not side or side * side != x.shape[1]:
-        raise ValueError(f"values in {layout} of shape {tuple(x.shape[1:])} are no square image")
+        raise ValueError(f"values in {layout} of shape {tuple(x.shape[1:])} do not form a square image")
     return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], side, side)
 
 
 def from_image(x: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """From (N, C, H, W) to a layout of :data:`GRIDS`."""
+    """Return an image of shape (N, C, H, W) in a layout of :data:`GRIDS`.
+
+    Raises:
+        ValueError: ``layout`` is not one of :data:`GRIDS`.
+    """
     if layout == "NCHW":
         return x
     if layout == "NHWC":
         return x.permute(0, 2, 3, 1)
     if layout == "NLC":
         return x.flatten(2).transpose(1, 2)
-    raise ValueError(f"an image has no form in {layout}")
+    raise ValueError(f"an image cannot be laid out as {layout}")

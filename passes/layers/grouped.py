@@ -1,7 +1,7 @@
-"""Layers whose groups of output channels each read input channels of their own: what :mod:`passes.split.split` puts in.
+"""Grouped layers, which :mod:`passes.split.split` puts into networks: each group of outputs reads its own inputs.
 
-A convolution can do that by itself (``groups``); linear layers and norms over channels cannot, and no layer can where
-the channels that a group reads do not stand side by side.
+A convolution can be grouped by itself (``groups``). Linear layers and norms over channels cannot, and no layer can
+where the channels that a group reads are not neighbours.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class GroupedLinear(nn.Linear):
         in_features: C, a multiple of ``groups``.
         out_features: C', a multiple of ``groups``.
         groups: G.
-        bias: Whether there is one.
-        device: Where weights are.
-        dtype: Of the weights.
+        bias: Whether the layer has a bias.
+        device: Device of the weights.
+        dtype: Type of the weights.
     """
 
     def __init__(
@@ -39,29 +39,29 @@ class GroupedLinear(nn.Linear):
         self.in_features, self.groups = in_features, groups
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Runs it as a grouped convolution over one position."""
+        """Run the layer as a grouped convolution over one position."""
         rows = input.reshape(-1, self.in_features, 1)
         return F.conv1d(rows, self.weight.unsqueeze(-1), self.bias, groups=self.groups).view(
             *input.shape[:-1], self.out_features
         )
 
     def extra_repr(self) -> str:
-        """Sizes."""
+        """Return the sizes as text."""
         return f"{super().extra_repr()}, groups={self.groups}"
 
 
 class GroupedLayerNorm(nn.LayerNorm):
-    """A layer norm of each of G groups of channels by itself; weight and bias of all channels.
+    """A layer norm that normalizes each of G groups of channels by itself; weight and bias cover all channels.
 
     Args:
-        channels: Their number, a multiple of ``groups``.
+        channels: Number of channels, a multiple of ``groups``.
         groups: G.
-        dim: The channels' dimension in what it reads.
-        eps: Added to the variance.
-        affine: Whether there is a weight.
-        bias: Whether there is a bias too.
-        device: Where weights are.
-        dtype: Of the weights.
+        dim: Dimension of the channels in the input.
+        eps: Number added to the variance.
+        affine: Whether the norm has a weight.
+        bias: Whether the norm also has a bias.
+        device: Device of the weights.
+        dtype: Type of the weights.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class GroupedLayerNorm(nn.LayerNorm):
         self.groups, self.dim = groups, dim
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The same shape, each group's channels with mean 0 and variance 1 before scale and shift."""
+        """Normalize each group's channels to mean 0 and variance 1, then scale and shift; the shape stays."""
         x = input.movedim(self.dim, -1)
         apart = x.unflatten(-1, (self.groups, -1))
         x = F.layer_norm(apart, apart.shape[-1:], eps=self.eps).flatten(-2)
@@ -91,19 +91,20 @@ class GroupedLayerNorm(nn.LayerNorm):
         return x.movedim(-1, self.dim)
 
     def extra_repr(self) -> str:
-        """Sizes."""
+        """Return the sizes as text."""
         return f"{super().extra_repr()}, groups={self.groups}, dim={self.dim}"
 
 
 class Gathered(nn.Module):
-    """A grouped layer behind a selection of channels: what each of its groups reads, one group after the other.
+    """A selection of channels, then a grouped layer that reads them: group by group the channels that the group reads.
 
-    Channels that several groups read are selected several times.
+    A channel that several groups read is selected several times. This is needed after a concatenation, where each
+    group's channels lie apart, and after a dense connection, where the previous module's channels lie among them.
 
     Args:
         layer: The layer.
-        index: For each of its input channels, the channel of the input.
-        dim: The channels' dimension.
+        index: For each input channel of ``layer``, the channel of this module's input.
+        dim: Dimension of the channels.
     """
 
     index: torch.Tensor
@@ -117,10 +118,10 @@ class Gathered(nn.Module):
         self.channels = tuple(index)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """What the layer gives."""
+        """Return the layer's output for the selected channels."""
         result: torch.Tensor = self.layer(input.index_select(self.dim, self.index))
         return result
 
     def extra_repr(self) -> str:
-        """How many channels."""
+        """Return the numbers of channels as text."""
         return f"{len(set(self.channels))} -> {len(self.channels)} channels, dim={self.dim}"

@@ -31,16 +31,16 @@ class Plain:
     input: TensorSpec
     out_channels: int
     stride: int
-    """Downsampling it performs: a 3x3 convolution by its stride, a 1x1 convolution by average pooling before it."""
+    """Downsampling of the block: a 3x3 convolution by its stride, a 1x1 convolution by average pooling before it."""
 
     @property
     def kernel(self) -> int:
-        """Positions that one output reads."""
+        """Number of positions that one output reads."""
         return 3 ** len(self.input.spatial) if self.kind == "conv3x3" else 1
 
     @property
     def output(self) -> TensorSpec:
-        """What it gives."""
+        """Spec of the block's output."""
         shape = list(self.input.shape)
         shape[self.input.channel_dim] = self.out_channels
         if self.kind != "linear":
@@ -58,14 +58,14 @@ class Plain:
         return self.kernel * self.input.channels * self.out_channels * math.prod(self.output.spatial)
 
 
-def kind_behind(kind: Kind, spec: TensorSpec) -> Kind:
-    """The kind of block behind such a value: where channels come last, or have no positions, a linear layer."""
+def kind_for(kind: Kind, spec: TensorSpec) -> Kind:
+    """Return ``kind`` where a convolution can read the value; else ``"linear"``: channels last, or no positions."""
     return kind if spec.layout in _CONVOLUTIONS else "linear"
 
 
 def stack(kind: Kind, spec: TensorSpec, strides: Sequence[int], channels: int) -> list[Plain]:
-    """Blocks of ``channels`` output channels behind ``spec``, one for each stride; linear layers have none."""
-    kind = kind_behind(kind, spec)
+    """Return blocks of ``channels`` output channels that read ``spec``, one for each stride; linear ones ignore it."""
+    kind = kind_for(kind, spec)
     blocks: list[Plain] = []
     for stride in strides:
         blocks.append(Plain(kind, spec, channels, 1 if kind == "linear" else stride))
@@ -74,11 +74,14 @@ def stack(kind: Kind, spec: TensorSpec, strides: Sequence[int], channels: int) -
 
 
 def nearest_width(cost: Callable[[int], int], target: int) -> int:
-    """The number of channels, at least 1, whose cost is nearest to ``target``; of two the smaller.
+    """Return the number of channels, at least 1, whose cost is nearest to ``target``; the smaller of two such numbers.
 
     Args:
-        cost: Cost by number of channels, growing.
+        cost: Cost by number of channels, an increasing function.
         target: Cost to meet.
+
+    >>> nearest_width(lambda channels: 10 * channels, 34)
+    3
     """
     high = 1
     while cost(high) < target:
@@ -91,7 +94,7 @@ def nearest_width(cost: Callable[[int], int], target: int) -> int:
 
 
 def build_plain(block: Plain, draw: Initializer) -> nn.Sequential:
-    """The block with fresh weights."""
+    """Build the block with fresh weights."""
     inputs, outputs, stride = block.input.channels, block.out_channels, block.stride
     network = nn.Sequential()
     if block.kind == "linear":
@@ -102,7 +105,7 @@ def build_plain(block: Plain, draw: Initializer) -> nn.Sequential:
         size = 3 if block.kind == "conv3x3" else 1
         strided = stride if size > 1 else 1
         if stride > strided:
-            # Without it a strided 1x1 convolution would drop all but one of the values it halves.
+            # A strided 1x1 convolution would ignore all but one value of each window.
             network.add_module("pool", nn.AvgPool2d(stride, ceil_mode=True))
         layer = bare(convolution, inputs, outputs, size, strided, size // 2, bias=False)
         network.add_module("convolution", draw.plain_(layer))

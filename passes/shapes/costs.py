@@ -1,4 +1,4 @@
-"""What nodes cost, counted at the level of ATen operators.
+"""Costs of operations, counted at the level of ATen operators.
 
 A convolution counts wherever it hides: in a leaf module, in a functional call, in a class of the user's own.
 """
@@ -27,7 +27,7 @@ _ATTENTION = {
 
 
 class CostMode(TorchDispatchMode):
-    """Adds up what passes through it; :meth:`take` reads the tally and starts anew."""
+    """Adds up the cost of every operator that runs inside; :meth:`take` returns the sum and starts again from zero."""
 
     def __init__(self, batch: int) -> None:
         super().__init__()
@@ -40,13 +40,13 @@ class CostMode(TorchDispatchMode):
         self.depthwise = False
 
     def take(self) -> Cost:
-        """The cost since the last call, for one sample."""
+        """Return the cost since the last call, for one sample."""
         cost = Cost(self.macs // self.batch, self.mixing, self.depthwise)
         self._clear()
         return cost
 
     def put(self, cost: Cost) -> None:
-        """Adds a cost for one sample that is known without running."""
+        """Add a cost for one sample that is known without running."""
         self.macs += cost.macs * self.batch
         self.mixing |= cost.mixing
         self.depthwise |= cost.depthwise
@@ -58,6 +58,7 @@ class CostMode(TorchDispatchMode):
         packet = getattr(func, "overloadpacket", func)
         if packet is _aten.convolution:
             weight, transposed = args[1], args[6]
+            # Each weight is used once for each position: of the output, or of the input if transposed.
             positions = args[0] if transposed else out
             self.macs += positions.numel() // positions.shape[1] * weight.numel()
             depthwise = weight.shape[1] == 1 and args[8] > 1

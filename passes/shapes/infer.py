@@ -1,7 +1,6 @@
-"""Shapes and costs: Captured -> Shapes, on fake tensors. Nothing is computed, and no real memory is taken.
+"""Shape inference: runs the graph once on fake tensors, which computes nothing and takes no real memory.
 
-Costs are counted at the level of ATen operators, so a convolution counts wherever it hides: in a leaf module, in a
-functional call, in a class of the user's own.
+Leaf layers of one kind, size and input are run once; the rest of the time is Python's.
 """
 
 from __future__ import annotations
@@ -29,21 +28,19 @@ from passes.shapes.layouts import with_layouts
 
 
 def infer_shapes(captured: Captured, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Shapes:
-    """Runs the graph once on fake tensors.
+    """Infer shape, dtype, layout and cost of every node.
 
     Args:
         captured: The graph.
         shape: Shape of the input, batch first; the batch should be at least 2, for batch norm in train mode.
         dtype: Type of the input.
 
-    Returns:
-        Shape, dtype, layout and cost of every node.
-
     Raises:
-        CaptureError: The graph does not run on an input of this shape; names the node's module and source line.
+        CaptureError: The graph does not run on an input of this shape, a result depends on the values of a tensor
+            outside of a leaf, or the model does not return tensors.
     """
     runner = _Runner(captured, max(1, shape[0]))
-    # Parameters live on the model's device: the fake input must say it is there too.
+    # Parameters are on the model's device: the fake input must claim to be there too.
     device = device_of(captured.model)
     with (
         untouched(captured.model),
@@ -70,7 +67,7 @@ def infer_shapes(captured: Captured, shape: Sequence[int], dtype: torch.dtype = 
 
 
 class _Runner(Interpreter):
-    """Runs the graph, keeping a spec and a cost a node, and naming the node that fails."""
+    """Runs the graph, notes spec and cost of each node, and raises errors that name the node that failed."""
 
     def __init__(self, captured: Captured, batch: int) -> None:
         super().__init__(captured.model, captured.constants)
@@ -79,10 +76,10 @@ class _Runner(Interpreter):
         self.specs: dict[str, TensorSpec | None] = {}
         self.costs: dict[str, Cost] = {}
         self.numbers: set[str] = set()
-        self.layers_run: dict[Any, tuple[Any, Cost]] = {}
+        self.layers_run: dict[object, tuple[Any, Cost]] = {}
         self.real: dict[int, torch.Tensor] = {}
 
-    def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_module(self, node: fx.Node, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Run a leaf layer, unless one just like it has been run on such an input."""
         module = self.root.get_submodule(str(node.target))
         key = _signature(module, args, kwargs)
@@ -95,7 +92,7 @@ class _Runner(Interpreter):
         self.cost.put(cost)
         return pytree.tree_map(lambda leaf: leaf.make() if isinstance(leaf, _Form) else leaf, form)
 
-    def run_node(self, node: fx.Node) -> Any:
+    def run_node(self, node: fx.Node) -> object:
         """Run a node, and note its spec and cost."""
         try:
             value = super().run_node(node)
@@ -110,18 +107,18 @@ class _Runner(Interpreter):
                 why=first_line(error),
                 remedy="Give an input of the shape the model expects as example_inputs",
             ) from error
-        is_tensor = isinstance(value, torch.Tensor)
-        self.specs[node.name] = TensorSpec(tuple(value.shape), value.dtype) if is_tensor else None
+        spec = TensorSpec(tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else None
+        self.specs[node.name] = spec
         self.costs[node.name] = self.cost.take()
         if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value)):
             self.numbers.add(node.name)
         return value
 
-    def _by_running(self, node: fx.Node, error: Exception) -> Any:
-        """The value of a leaf whose forward looks at what its tensors hold: a copy of it runs on random real ones.
+    def _by_running(self, node: fx.Node, error: Exception) -> object:
+        """Return the value of a leaf module whose forward depends on values: a copy of it runs on random real tensors.
 
         Raises:
-            CaptureError: The node is no leaf module, or its parameters hold no values.
+            CaptureError: The node does not call a module, or the module's parameters have no values.
         """
         module = self.captured.module(node)
         held = [*module.parameters(), *module.buffers()] if module is not None else []
@@ -143,7 +140,7 @@ class _Runner(Interpreter):
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """All of a fake tensor."""
+    """All that defines a fake tensor."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -154,7 +151,7 @@ class _Form:
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
 
 
-def _form(value: Any) -> Any:
+def _form(value: object) -> object:
     if not isinstance(value, torch.Tensor):
         return value
     return _Form(tuple(value.shape), value.stride(), value.dtype, value.device)
@@ -163,8 +160,8 @@ def _form(value: Any) -> Any:
 _PLAIN_LAYERS = (*DENSE, *NORMS, nn.RNNBase)
 
 
-def _signature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What decides the form of the layer's output; None where that cannot be told from outside."""
+def _signature(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    """Return a key: layers of one key give outputs of one form. None for layers whose code is not known."""
     ours = type(module).__module__.startswith(("torch.nn.", "timm.layers."))
     if not ours or not isinstance(module, _PLAIN_LAYERS) or kwargs:
         return None
@@ -174,7 +171,7 @@ def _signature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return type(module), repr(module), held, tuple(_form(leaf) for leaf in leaves), str(structure)
 
 
-def _random(value: Any) -> Any:
+def _random(value: object) -> object:
     if not isinstance(value, torch.Tensor):
         return value
     if value.is_floating_point():

@@ -1,4 +1,7 @@
-"""Layouts: where the channels of every value are."""
+"""Layouts: where the channels of every value are.
+
+Layers of one network may disagree (Swin: images with channels last, then tokens), so each value has its own layout.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,7 @@ def _layout(
     specs: Mapping[str, TensorSpec | None],
 ) -> Layout:
     rank = len(spec.shape)
+    # The number of dimensions decides, but for images, whose channels come first or last.
     if rank == 5:
         return "NCDHW" if _is_volume(captured, node, layouts) else "other"
     if rank != 4:
@@ -46,6 +50,7 @@ def _layout(
             return "NHWC"
         if isinstance(module, IMAGE_LAYERS):
             return "NCHW"
+    # Other operations: a permutation says where channels go, and anything else leaves them where they were.
     order = _permutation(node)
     source = next((n for n in node.all_input_nodes if layouts.get(n.name) in ("NCHW", "NHWC")), None)
     if order == (0, 2, 3, 1):
@@ -54,13 +59,13 @@ def _layout(
         return "NCHW"
     if source is not None:
         return layouts[source.name]
-    # Tokens folded back into an image: channels are where the tokens' channels went.
+    # Tokens folded back into an image: the dimension of the tokens' size is that of channels.
     tokens = next((specs[n.name] for n in node.all_input_nodes if layouts.get(n.name) == "NLC"), None)
     return "NHWC" if tokens is not None and tokens.shape[-1] == spec.shape[-1] else "NCHW"
 
 
 def _is_volume(captured: Captured, node: fx.Node, layouts: Mapping[str, Layout]) -> bool:
-    """Whether a value of five dimensions is a batch of volumes or clips, its channels first."""
+    """Return whether a value of five dimensions is a batch of volumes or clips with their channels first."""
     module = captured.module(node)
     if node.op == "placeholder" or isinstance(module, VOLUME_LAYERS):
         return True

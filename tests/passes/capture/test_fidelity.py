@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from localize import CaptureError, check, localize
 from localize.api import leaf_policy
 from passes.capture.capture import capture
-from passes.capture.fidelity import capture_verified, difference
+from passes.capture.fidelity import capture_verified, find_difference
 from passes.capture.replay import replay
 from passes.ir import Captured, TensorSpec
 from tests.tools.snapshot import Snapshot
@@ -163,13 +163,13 @@ def test_verification_is_skipped_where_there_are_no_values() -> None:
 def test_a_graph_that_was_tampered_with_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten(), nn.Linear(144, 5))
     captured = capture(model)
-    assert difference(captured, EXAMPLE) is None
+    assert find_difference(captured, EXAMPLE) is None
     dropout = next(node for node in captured.nodes if node.target == "1")
     dropout.replace_all_uses_with(dropout.all_input_nodes[0])
     captured.graph.erase_node(dropout)
     altered = Captured(model, captured.graph, captured.calls, captured.scopes, captured.sources, captured.constants)
     with pytest.raises(CaptureError, match="computes something else"):
-        difference(altered, EXAMPLE)
+        find_difference(altered, EXAMPLE)
 
 
 # Gradients cannot be compared by running without them: what changes them is seen when tracing. -----------------------
