@@ -1,8 +1,12 @@
 """Numbers among the arguments of a layer's operations: channel counts that must change with the input, or must not.
 
-A reshape or a split names sizes, written as numbers or read off some tensor. Behind an input of other channels a number
-that was written may have to follow them (a split in equal parts), and one that was read may have to stay what it was
-(the width in front of an attention's last projection).
+A reshape or a split names sizes, written as numbers or read off a tensor. On an input of other channels
+
+- a number that was written may have to follow: the parts of a split are parts of the new channels;
+- a number that was read may have to stay what it was: the heads of an attention, after its own projection, are as wide
+  as before.
+
+Which of the two holds shows in the tensor that the operation is applied to: does it still have the width it had?
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,16 +23,22 @@ from torch import fx
 from passes.common.interpreter import arguments_of, call_target
 from passes.ir import Captured, Shapes, TensorSpec
 
-Path = tuple[Any, ...]
-"""Where an argument stands: index or keyword, then indices in nested lists."""
+Path = tuple[int | str, ...]
+"""The place of an argument: its index or keyword, then indices in nested lists."""
+Sizes = int | Sequence[int]
+"""Sizes of the parts of a split: one for all, or one for each."""
 
 SPLITS = {"split", "split_with_sizes", torch.split, torch.functional.split, torch.split_with_sizes}
 
 
-def leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
-    """Every argument with its path, those in lists and tuples one by one."""
+def leaves(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Iterator[tuple[Path, object]]:
+    """Yield every argument with its path, those in lists and tuples one by one.
 
-    def walk(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
+    >>> list(leaves((1, [2, 3]), {"dim": 1}))
+    [((0,), 1), ((1, 0), 2), ((1, 1), 3), (('dim',), 1)]
+    """
+
+    def walk(path: Path, value: object) -> Iterator[tuple[Path, object]]:
         if isinstance(value, (list, tuple)):
             for k, item in enumerate(value):
                 yield from walk((*path, k), item)
@@ -42,11 +52,15 @@ def leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[P
 
 
 def replaced(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], new: Mapping[Path, Any]
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], new: Mapping[Path, object]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with other values at some paths."""
+    """Return the arguments with other values at some paths.
 
-    def walk(path: Path, value: Any) -> Any:
+    >>> replaced((1, [2, 3]), {}, {(1, 0): 5})
+    ((1, [5, 3]), {})
+    """
+
+    def walk(path: Path, value: object) -> object:
         if path in new:
             return new[path]
         if isinstance(value, (list, tuple)):
@@ -59,14 +73,17 @@ def replaced(
 
 
 class Numbers:
-    """Values that numbers in the graph have in the primary network, and which of them follow channels."""
+    """The values of numbers in the primary network's graph, and the channels that they were read off."""
 
     def __init__(self, captured: Captured, shapes: Shapes) -> None:
         self.captured, self.shapes = captured, shapes
         self._values: dict[str, Any] = {}
 
     def value(self, node: fx.Node) -> Any:
-        """What the number was; None if that cannot be told."""
+        """Return the value of a number in the primary network; None if it cannot be told.
+
+        A tensor is represented by one without memory, so that its sizes can be read.
+        """
         if node.name not in self._values:
             try:
                 self._values[node.name] = self._evaluate(node)
@@ -83,25 +100,25 @@ class Numbers:
         return call_target(node, *arguments_of(node, self.value))
 
     def reads(self, node: fx.Node) -> list[fx.Node]:
-        """The numbers, read off a tensor's channel dimension, that a number is made of."""
-        found: list[fx.Node] = []
-        pending, seen = [node], set()
+        """Return the numbers, read off a tensor's channel dimension, that a number is computed from."""
+        channels: list[fx.Node] = []
+        pending, visited = [node], set()
         while pending:
             number = pending.pop()
-            if number.name in seen or number.name not in self.shapes.numbers:
+            if number.name in visited or number.name not in self.shapes.numbers:
                 continue
-            seen.add(number.name)
+            visited.add(number.name)
             spec, dim = self._reading(number)
             if spec is None:
                 pending += number.all_input_nodes
             elif dim is not None and spec.layout != "other":
                 rank = len(spec.shape)
                 if dim % rank == spec.channel_dim % rank:
-                    found.append(number)
-        return found
+                    channels.append(number)
+        return channels
 
     def _reading(self, node: fx.Node) -> tuple[TensorSpec | None, int | None]:
-        """The tensor and the dimension whose size a number is; (None, None) where it is something else."""
+        """Return the tensor and the dimension whose size a number is; (None, None) where it is something else."""
         if node.target == "size" and node.op == "call_method":
             tensor = node.args[0]
             dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
@@ -119,7 +136,7 @@ class Numbers:
 
 
 def carries(was: TensorSpec, now: tuple[int, ...], channels: int) -> bool:
-    """Whether a value still is as wide as it was, seen from a number that was made of ``channels``."""
+    """Return whether a value still is as wide as it was, seen from a number that was computed from ``channels``."""
     if len(now) != len(was.shape):
         return False
     dims = [d for d, size in enumerate(was.shape) if size == channels and d > 0]
@@ -130,8 +147,12 @@ def carries(was: TensorSpec, now: tuple[int, ...], channels: int) -> bool:
     return dim is not None and now[dim] == was.shape[dim]
 
 
-def split_again(sizes: Any, was: int, now: int) -> list[int] | int | None:
-    """Sizes of a split of ``now`` in the proportions of one of ``was``; None where parts would be empty."""
+def split_again(sizes: Sizes, was: int, now: int) -> list[int] | int | None:
+    """Return the sizes of a split of ``now`` in the proportions of one of ``was``; None where a part would be empty.
+
+    >>> split_again([2, 6], 8, 16)
+    [4, 12]
+    """
     if isinstance(sizes, int):
         count = math.ceil(was / sizes)
         size = math.ceil(now / count)
@@ -142,23 +163,30 @@ def split_again(sizes: Any, was: int, now: int) -> list[int] | int | None:
 
 
 def follow(literals: Mapping[Path, int], changed: Mapping[int, int]) -> dict[Path, int]:
-    """Numbers of a reshape that must follow the sizes of what is reshaped (old -> new); empty if none can be told.
+    """Return the numbers of a reshape that must follow the sizes of what is reshaped; empty if none can be told.
 
     A number that is the old size becomes the new one; of two neighbours whose product is the old size, the one that the
     new size allows (as many heads of another width, or else other heads).
+
+    Args:
+        literals: Path -> number that stands there.
+        changed: Old size -> new size.
+
+    >>> follow({(1,): 4, (2,): 8}, {32: 64})
+    {(2,): 16}
     """
-    found: dict[Path, int] = {}
+    followed: dict[Path, int] = {}
     for old, new in changed.items():
         alone = [path for path, value in literals.items() if value == old]
         if alone:
-            found.update(dict.fromkeys(alone, new))
+            followed.update(dict.fromkeys(alone, new))
             continue
         items = list(literals.items())
         for (first, a), (second, b) in itertools.pairwise(items):
             if a > 0 and b > 0 and a * b == old:
                 if new % a == 0:
-                    found[second] = new // a
+                    followed[second] = new // a
                 elif new % b == 0:
-                    found[first] = new // b
+                    followed[first] = new // b
                 break
-    return found
+    return followed

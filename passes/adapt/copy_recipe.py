@@ -1,4 +1,4 @@
-"""Recipes: what must be changed in a local layer's graph so that it stands behind another input. Data, no tensors.
+"""The recipe of a copy: the changes to a local layer's graph that make it run on another input. No tensors in here.
 
 Nodes are counted by their position in the layer (first those that do not depend on the input, then the layer's own), so
 that layers of one signature share one recipe.
@@ -28,65 +28,74 @@ PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """All changes to a layer's graph, by node position."""
+    """All changes to a layer's graph, by the position of the node."""
 
     changes: Mapping[int, Changes] = field(default_factory=dict)
-    """New settings of the leaf layers that nodes call."""
+    """Node -> new settings of the leaf layer that it calls."""
     shapes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    """New shapes of parameters that the graph reads directly."""
+    """Node -> new shape of the parameter that it reads."""
     projections: Mapping[tuple[int, int], Projection] = field(default_factory=dict)
-    """(join, operand) -> projection."""
+    """(node of an addition or product, index of an operand) -> projection that the operand goes through."""
     arguments: Mapping[int, Mapping[Path, int]] = field(default_factory=dict)
-    """Numbers among a node's arguments that are others here."""
+    """Node -> place of an argument -> the number that stands there now."""
     bypassed: frozenset[int] = frozenset()
-    """Nodes that hand on their input."""
+    """Nodes that are left out: their first input takes the place of their value."""
 
     def changed(self, i: int, changes: Changes) -> Edits:
-        """The same with new settings of the leaf layer that node ``i`` calls."""
+        """Return these edits with further settings of the leaf layer that node ``i`` calls."""
         return replace(self, changes={**self.changes, i: {**self.changes.get(i, {}), **changes}})
 
 
 @dataclass(frozen=True, slots=True)
 class CopyRecipe:
-    """How to build layer ``source``'s architecture behind ``input``."""
+    """The way to build a copy of a layer's architecture for another input."""
 
     source: int
+    """Index of the layer that is copied; the number of layers for the classifier."""
     input: TensorSpec
     output: TensorSpec
     stride: int
+    """The power of two by which the copy shrinks height and width."""
     edits: Edits
     front: Front | None
+    """Layers in front of the copy: pooling, an adapter of channels, a change of layout."""
     repaired: bool
-    """False where the copy is unchanged and an adapter in front of it does what repair could not."""
+    """False where the copy is unchanged, and an adapter in front of it does what no repair could."""
     projection: bool
     """Whether a shortcut of the block is projected."""
     params: int
+    """Number of parameter elements of the copy."""
     macs: int
+    """Multiply-accumulates of the copy at batch 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A layer's nodes in order, by position, and the value it reads."""
+    """The graph of a layer, and what it reads from outside."""
 
     nodes: tuple[fx.Node, ...]
+    """Nodes in execution order, first those that do not depend on the input."""
     entry: str
+    """The newest tensor that the layer reads."""
     exit: str
+    """The tensor that the layer gives."""
     position: Mapping[str, int]
+    """Name of a node -> its index in :attr:`nodes`."""
     others: frozenset[str] = frozenset()
-    """Further tensors it reads: in a copy, the one input stands for them too."""
+    """Further tensors that the layer reads; a copy has one input, which takes their place too."""
     measured: Mapping[str, Measured] = field(default_factory=dict)
-    """Tensors computed before it of which it asks sizes alone, and how their shapes follow from its input."""
+    """Tensors from before the layer whose sizes alone it asks for, and how their shapes follow from its input."""
 
     def reads(self, name: str) -> bool:
-        """Whether a value is one that the layer reads of those computed before it."""
+        """Return whether the layer reads a value from outside."""
         return name == self.entry or name in self.others
 
     def positions_of(self, nodes: list[fx.Node]) -> list[int]:
-        """Positions of those nodes that stand in the layer."""
+        """Return the positions of those nodes that lie in the layer."""
         return [self.position[node.name] for node in nodes if node.name in self.position]
 
     def live(self, edits: Edits) -> set[int]:
-        """Positions of nodes whose value reaches the layer's output once bypasses hold."""
+        """Return the positions of nodes whose value reaches the layer's output, given the nodes that are left out."""
         live: set[int] = set()
         pending = [self.position[self.exit]]
         while pending:
@@ -101,9 +110,12 @@ class Body:
 
 
 def body_of(network: Network, index: int) -> Body:
-    """The graph of local layer ``index``, preceded by the input-independent nodes and the sizes that it needs.
+    """Return the graph of a local layer, with the constants and sizes that it needs.
 
-    Index L stands for the classifier: what of it the primary output needs.
+    Args:
+        network: The network.
+        index: Index of the layer; the number of layers for the classifier, of which only what the primary output needs
+            is returned.
     """
     part, captured, specs = network.partition, network.captured, network.shapes.specs
     if index < len(part.layers):
@@ -122,21 +134,20 @@ def body_of(network: Network, index: int) -> Body:
     read = specs[entry]
     assert read is not None
     shapes = {name: measured(spec, read) if (spec := specs[name]) else None for name in sorted(outside - used)}
-    # Where nothing can be said of a shape, the input's own is asked for, if the two are laid out alike.
+    # Where a shape does not follow from the input's, the copy asks its input itself, if the two are laid out alike.
     others = frozenset(name for name in outside if shapes.get(name) is None)
     return Body(ordered, entry, leaving, position, others, {k: v for k, v in shapes.items() if v})
 
 
 def shortcut(captured: Captured, shapes: Shapes, body: Body, node: fx.Node) -> tuple[int, ...] | None:
-    """Positions on the way from ``node`` back to the block's input, if that way is a shortcut.
+    """Return the positions on the way from ``node`` back to the block's input, if that way is a shortcut.
 
-    A shortcut is a chain without a spatial convolution and with one mixing operation at most; the identity is the empty
-    one.
+    A shortcut is a chain of nodes without a spatial convolution and with one mixing operation at most.
 
     Returns:
-        Positions, last first; None if the way is no shortcut.
+        Positions, last first, none for the identity; None if the way is not a shortcut.
     """
-    found: list[int] = []
+    positions: list[int] = []
     mixing = 0
     while not body.reads(node.name):
         module = captured.module(node)
@@ -145,14 +156,14 @@ def shortcut(captured: Captured, shapes: Shapes, body: Body, node: fx.Node) -> t
         if isinstance(module, Convolution) and max(module.kernel_size) > 1:
             return None
         mixing += shapes.costs[node.name].mixing
-        found.append(body.position[node.name])
+        positions.append(body.position[node.name])
         node = node.all_input_nodes[0]
-    return tuple(found) if mixing <= 1 else None
+    return tuple(positions) if mixing <= 1 else None
 
 
 def projected_shortcuts(captured: Captured, shapes: Shapes, body: Body) -> list[tuple[int, ...]]:
-    """The block's shortcuts that hold a mixing operation: those that are projections."""
-    found = []
+    """Return the block's shortcuts that hold a mixing operation: those that are projections."""
+    projected = []
     for node in body.nodes:
         operands = [a for a in node.args if isinstance(a, fx.Node)]
         if node.target not in ADDITIONS or len(operands) != 2:
@@ -162,5 +173,5 @@ def projected_shortcuts(captured: Captured, shapes: Shapes, body: Body) -> list[
             continue
         path = paths[0] or paths[1]
         if path and any(shapes.costs[body.nodes[p].name].mixing for p in path):
-            found.append(path)
-    return found
+            projected.append(path)
+    return projected

@@ -1,7 +1,7 @@
-"""Stand-ins: tensors without memory, whose shape is asked for.
+"""Stand-ins for tensors from outside a layer whose sizes it asks for.
 
-A layer may ask for sizes of a tensor that an earlier layer computed (height and width, where it reads tokens). In a
-copy behind another input that tensor does not exist; what it would measure follows from the copy's own input.
+A layer that reads tokens may ask an earlier image for height and width. A copy for another input does not have that
+image; the shape it would have follows from the copy's own input. A tensor without memory of that shape takes its place.
 """
 
 from __future__ import annotations
@@ -19,18 +19,24 @@ class Measured:
     """A tensor outside a layer whose shape the layer asks for, in terms of the layer's input."""
 
     shape: tuple[int, ...]
-    """In the primary network."""
+    """Shape of the tensor in the primary network, batch first."""
     layout: Layout
+    """Layout of the tensor."""
     grid: tuple[int, int]
     """Height and width of the layer's input in the primary network."""
     times: int
-    """How many times as high and wide it is."""
+    """Height of the tensor over that of the layer's input; the same for widths."""
     follows: bool
-    """Whether it has as many channels as the layer's input."""
+    """Whether the tensor has as many channels as the layer's input."""
 
 
 def measured(outside: TensorSpec, entry: TensorSpec) -> Measured | None:
-    """How the shape of ``outside`` follows from ``entry``, the layer's input; None if it cannot be told."""
+    """Return how the shape of ``outside`` follows from ``entry``, the layer's input; None if it does not.
+
+    >>> image, tokens = TensorSpec((2, 8, 4, 4), layout="NCHW"), TensorSpec((2, 16, 8), layout="NLC")
+    >>> measured(image, tokens)
+    Measured(shape=(2, 8, 4, 4), layout='NCHW', grid=(4, 4), times=1, follows=True)
+    """
     images = ("NCHW", "NHWC")
     if not {outside.layout, entry.layout} <= {*images, "NLC"} or not {outside.layout, entry.layout} & set(images):
         return None
@@ -53,19 +59,19 @@ def stand_in(
     times: int,
     follows: bool,
 ) -> torch.Tensor:
-    """A tensor on the meta device with the shape that the measured one has beside ``reference``.
+    """Return a tensor without memory, of the shape that the measured tensor would have for this input of the copy.
 
     Args:
-        reference: What the copy reads, batch first.
+        reference: The copy's input, batch first.
         layout: The layout of ``reference``.
-        shape: Of the measured tensor in the primary network.
-        of: Its layout.
+        shape: Shape of the measured tensor in the primary network.
+        of: Layout of the measured tensor.
         grid: Height and width of the copied layer's input in the primary network.
-        times: How many times as high and wide the measured tensor is.
-        follows: Whether it has the channels of ``reference``; else its own.
+        times: Height of the measured tensor over that of the copied layer's input.
+        follows: Whether the measured tensor has the channels of ``reference``; else it keeps its own.
 
     Raises:
-        ValueError: ``reference`` holds tokens, and not as many as an image of the proportions of ``grid`` has pixels.
+        ValueError: ``reference`` holds tokens, and no image of the proportions of ``grid`` has that number of pixels.
     """
     height, width = (times * side for side in _sides(reference, layout, grid))
     channels = reference.shape[1 if layout == "NCHW" else -1] if follows else shape[1 if of == "NCHW" else -1]
@@ -78,6 +84,7 @@ def stand_in(
 
 
 def _sides(reference: torch.Tensor, layout: Layout, grid: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of the copy's input; tokens form an image of the proportions of ``grid``."""
     if layout == "NCHW":
         return reference.shape[2], reference.shape[3]
     if layout == "NHWC":
@@ -86,5 +93,5 @@ def _sides(reference: torch.Tensor, layout: Layout, grid: tuple[int, int]) -> tu
     height = math.isqrt(tokens * grid[0] // grid[1])
     width = tokens // max(1, height)
     if height * width != tokens or height * grid[1] != width * grid[0]:
-        raise ValueError(f"{tokens} tokens are no image of the proportions {grid[0]}:{grid[1]}")
+        raise ValueError(f"{tokens} tokens do not form an image of the proportions {grid[0]}:{grid[1]}")
     return height, width

@@ -1,4 +1,4 @@
-"""Placing: layers of one network one behind the other, downsampled as a policy says."""
+"""Placement: copies of layers in a row, each fitted to the output of the one before it, downsampled by a policy."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from passes.layers.adapters import Downsampling
 
 
 def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy) -> tuple[list[CopyRecipe], list[str]]:
-    """Fits the selected layers one behind the other, the first behind the output of ``layer``.
+    """Fit the selected layers in a row, the first to the output of ``layer``.
 
-    Where one cannot be placed, the nearest one that can takes its place: a later one first, then an earlier one.
+    Where a layer cannot be fitted, the nearest one that can takes its place: a later one first, then an earlier one.
 
     Args:
         adapter: Fits layers of the network.
-        layer: The layer whose output is read.
+        layer: The layer whose output the first copy reads.
         selected: Indices of the layers to copy, in order.
         policy: When a copy downsamples.
 
     Returns:
-        The recipes, and what was done otherwise than asked, in words.
+        The recipes, and notes in words on layers that were left out or replaced.
     """
     network = adapter.network
     downsampling = adapter.downsampling
     spec = network.layers[layer].output
-    found: list[CopyRecipe] = []
+    recipes: list[CopyRecipe] = []
     notes: list[str] = []
     before, carried = layer, 0
     for position, source in enumerate(selected):
@@ -41,10 +41,11 @@ def place(adapter: Adapter, layer: int, selected: Sequence[int], policy: Policy)
             continue
         if recipe.source != source:
             notes.append(f"layer {recipe.source} instead of {source} ({failure})")
-        found.append(recipe)
+        recipes.append(recipe)
         spec, before = recipe.output, recipe.source
+        # A copy halves once at most, so what it leaves undone is owed by the next.
         carried = max(0, halvings - recipe.stride.bit_length() + 1)
-    return found, notes
+    return recipes, notes
 
 
 def _nearest(
@@ -56,7 +57,10 @@ def _nearest(
     policy: Policy,
     downsampling: Downsampling,
 ) -> tuple[CopyRecipe | None, int, str]:
-    """The first candidate that can be placed behind ``spec``, halvings owed, and why those before it cannot."""
+    """Return the recipe of the first candidate that fits ``spec``, the halvings owed, and the first failure.
+
+    The recipe is None where no candidate can be fitted.
+    """
     failure = ""
     for candidate in candidates:
         halvings = owed(policy, adapter.network, spec, carried, before, candidate)

@@ -1,7 +1,9 @@
-"""Repairs: what can be changed in a layer's graph where it meets an input that it was not made for.
+"""Repairs: changes to a layer's graph where it meets an input that it was not made for.
 
 Each repair looks at one :class:`RepairSite`, a node about to run, and raises :class:`Restart` with new edits if it has
-something to change: the layer then runs again from its start, so that what comes earlier sees the change.
+something to change: the layer then runs again from its start, so that nodes before it see the change. Each repair must
+change something, and no other repair may undo it. An unknown operation is never assumed to be harmless: what cannot be
+repaired is :class:`Unreachable`.
 """
 
 from __future__ import annotations
@@ -28,11 +30,15 @@ T = TypeVar("T")
 
 
 class Unreachable(Exception):
-    """Repair cannot go on; the message says why."""
+    """No repair makes the layer run; the message says why."""
 
 
 class Restart(Exception):
-    """A change was found that an earlier node needs."""
+    """The layer must run again from its start, with other edits.
+
+    Args:
+        edits: All edits, the new one included.
+    """
 
     def __init__(self, edits: Edits) -> None:
         super().__init__()
@@ -40,10 +46,10 @@ class Restart(Exception):
 
 
 def attempt(run: Callable[[], T]) -> T:
-    """Runs a piece of somebody's network on shapes it was not made for.
+    """Run a piece of the user's network on shapes that it was not made for.
 
     Raises:
-        Unreachable: It refused them, in whatever way.
+        Unreachable: It raised an error, of whatever kind.
     """
     try:
         return run()
@@ -55,7 +61,7 @@ def attempt(run: Callable[[], T]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class RepairSite:
-    """A node that is about to run, its arguments, and the values of those before it."""
+    """A node that is about to run, its arguments, and the values of the nodes before it."""
 
     captured: Captured
     shapes: Shapes
@@ -63,30 +69,37 @@ class RepairSite:
     body: Body
     edits: Edits
     values: Mapping[int, Any]
+    """Values of the nodes that have run, by position in the layer."""
     i: int
-    """The node's position in the layer."""
+    """Position of the node in the layer."""
     args: tuple[Any, ...]
+    """Values of its positional arguments."""
     kwargs: Mapping[str, Any]
+    """Values of its keyword arguments."""
 
     @property
     def node(self) -> fx.Node:
-        """The node."""
+        """The node that is about to run."""
         return self.body.nodes[self.i]
 
     @property
     def subject(self) -> tuple[TensorSpec, torch.Tensor] | None:
-        """Its first argument as it was and as it is, if that is a tensor."""
+        """The node's first argument in the primary network and here; None if it is not a tensor."""
         first = self.node.args[0] if self.node.args else None
         was = self.shapes.specs[first.name] if isinstance(first, fx.Node) else None
         now = self.args[0] if self.args else None
         return (was, now) if was is not None and isinstance(now, torch.Tensor) else None
 
     def reshaped(self, position: int, shape: tuple[int, ...]) -> Edits:
-        """The edits, with another shape of a parameter that the graph reads."""
+        """Return the edits with another shape of the parameter that the node at ``position`` reads."""
         return replace(self.edits, shapes={**self.edits.shapes, position: shape})
 
     def renumbered(self, new: Mapping[Path, int]) -> None:
-        """Starts anew with other numbers among the node's arguments; returns where there are none."""
+        """Set other numbers among the node's arguments.
+
+        Raises:
+            Restart: ``new`` has an entry.
+        """
         if new:
             known = self.edits.arguments.get(self.i, {})
             raise Restart(replace(self.edits, arguments={**self.edits.arguments, self.i: {**known, **new}}))
@@ -96,7 +109,11 @@ class RepairSite:
 
 
 def keep_numbers(site: RepairSite) -> None:
-    """Numbers of channels stay what they were where the tensor they are about still has those channels."""
+    """Keep numbers of channels where the tensor that they are applied to still has those channels.
+
+    An attention reshapes its projection by numbers that it read off its input, as it happens to be as wide: on another
+    input the projection is as wide as before, so the numbers must be too.
+    """
     if site.subject is None:
         return
     was, now = site.subject
@@ -110,15 +127,15 @@ def keep_numbers(site: RepairSite) -> None:
 
 
 def follow_split(site: RepairSite) -> None:
-    """A split of other channels is made in the same proportions."""
+    """Split other channels in the same proportions."""
     if site.node.target not in SPLITS or site.subject is None or site.i in site.edits.arguments:
         return
     was, now = site.subject
     dim = site.kwargs.get("dim", site.args[2] if len(site.args) > 2 else 0)
-    key: Any = 1 if len(site.args) > 1 else next((name for name in site.kwargs if name != "dim"), None)
+    key: int | str | None = 1 if len(site.args) > 1 else next((name for name in site.kwargs if name != "dim"), None)
     if key is None or was.shape[dim] == now.shape[dim]:
         return
-    sizes = site.args[1] if key == 1 else site.kwargs[key]
+    sizes = site.args[1] if isinstance(key, int) else site.kwargs[key]
     if isinstance(sizes, (list, tuple)) and sum(sizes) == now.shape[dim]:
         return
     parts = split_again(sizes, was.shape[dim], now.shape[dim])
@@ -128,14 +145,14 @@ def follow_split(site: RepairSite) -> None:
 
 
 def renumber(site: RepairSite) -> None:
-    """After an operation has failed: numbers read off channels stay, or numbers written follow what they are of."""
+    """Change numbers after an operation has failed: those read stay as they were, or those written follow a size."""
     site.renumbered({path: was for path, _, was in _moved(site)})
     if site.subject is None or len(site.subject[0].shape) != site.subject[1].ndim:
         return
     was, now = site.subject
     sizes = list(zip(was.shape, now.shape, strict=True))
     if was.shape[0] == site.shapes.input.shape[0]:
-        del sizes[0]  # samples
+        del sizes[0]  # the number of samples is not one of channels
     known = site.edits.arguments.get(site.i, {})
     written = {
         path: value
@@ -146,22 +163,26 @@ def renumber(site: RepairSite) -> None:
 
 
 def _moved(site: RepairSite) -> list[tuple[Path, set[int], int]]:
-    """Arguments that are numbers made of channels, and not what they were: path, those channels, what it was."""
+    """Return the arguments that are numbers computed from channels and differ from the primary network's.
+
+    Returns:
+        For each its place, those numbers of channels, and its value in the primary network.
+    """
     current = dict(leaves(site.args, site.kwargs))
     known = site.edits.arguments.get(site.i, {})
-    found = []
+    moved = []
     for path, number in leaves(site.node.args, site.node.kwargs):
         if not isinstance(number, fx.Node) or path in known or not isinstance(current.get(path), int):
             continue
         was = site.numbers.value(number)
         channels = {site.numbers.value(read) for read in site.numbers.reads(number) if _is_other(site, read)}
         if isinstance(was, int) and was != current[path] and channels:
-            found.append((path, channels, was))
-    return found
+            moved.append((path, channels, was))
+    return moved
 
 
 def _is_other(site: RepairSite, number: fx.Node) -> bool:
-    """Whether a number is not what it was."""
+    """Return whether a number differs from its value in the primary network."""
     i = site.body.position.get(number.name)
     return i is not None and site.values.get(i) != site.numbers.value(number)
 
@@ -170,7 +191,7 @@ def _is_other(site: RepairSite, number: fx.Node) -> bool:
 
 
 def widen_weight(site: RepairSite) -> None:
-    """The weight of a functional layer takes the channels, where it is a parameter itself."""
+    """Give the weight of a functional layer the channels of its input, where it is a parameter itself."""
     node = site.node
     weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
     i = _parameter(site, weight)
@@ -183,7 +204,7 @@ def widen_weight(site: RepairSite) -> None:
 
 
 def widen_concatenated(site: RepairSite) -> None:
-    """Parameters beside tensors of other channels (class tokens) take the channels."""
+    """Give parameters that are concatenated with tensors of other channels (class tokens) those channels."""
     operands = site.node.args[0] if site.node.args else None
     if not isinstance(operands, (list, tuple)):
         return
@@ -195,6 +216,10 @@ def widen_concatenated(site: RepairSite) -> None:
 
 
 def _widen_parameter(site: RepairSite, node: fx.Node, was: TensorSpec | None, now: torch.Tensor) -> None:
+    """Give a parameter behind ``node`` the channels of ``now``, if that had its channels before.
+
+    Followed back through operations of one tensor: a parameter may be reshaped or expanded first.
+    """
     while node.op != "get_attr":
         tensors = [parent for parent in node.all_input_nodes if parent.name not in site.shapes.numbers]
         if len(tensors) != 1:
@@ -209,8 +234,8 @@ def _widen_parameter(site: RepairSite, node: fx.Node, was: TensorSpec | None, no
         raise Restart(site.reshaped(i, shape))
 
 
-def _parameter(site: RepairSite, node: Any) -> int | None:
-    """Position of a node that reads a parameter; None for any other."""
+def _parameter(site: RepairSite, node: object) -> int | None:
+    """Return the position of a node that reads a parameter; None for any other."""
     i = site.body.position.get(node.name) if isinstance(node, fx.Node) else None
     return i if i is not None and isinstance(site.values.get(i), nn.Parameter) else None
 
@@ -219,15 +244,15 @@ def _parameter(site: RepairSite, node: Any) -> int | None:
 
 
 def join(site: RepairSite, now: list[torch.Tensor]) -> None:
-    """Makes the operands of an addition or a multiplication agree.
+    """Make the operands of an addition or a multiplication agree.
 
     Args:
         site: The join; both of its arguments are tensors.
-        now: Its operands, behind the projections they have already.
+        now: The operands, after the projections that they have already.
 
     Raises:
-        Restart: With a change that brings them together.
-        Unreachable: There is none.
+        Restart: The operands differ, and a change brings them together.
+        Unreachable: The operands differ, and no change brings them together.
     """
     operands = [a for a in site.node.args if isinstance(a, fx.Node)]
     was = [site.shapes.specs[n.name] for n in operands]
@@ -237,7 +262,7 @@ def join(site: RepairSite, now: list[torch.Tensor]) -> None:
         _widen_parameter(site, operands[k], was[1 - k], now[1 - k])
         _widen_gate(site, operands[k], now[k], now[1 - k])
     result = site.shapes.specs[site.node.name]
-    # Of what comes out of windows the layout may not be known; that of what it is added to is its own.
+    # The layout of a value that comes out of windows may be unknown; it has that of the sum it is part of.
     layouts = [result.layout if result is not None and result.shape == w.shape else w.layout for w in was if w]
     specs = [TensorSpec(tuple(v.shape), v.dtype, layout) for v, layout in zip(now, layouts, strict=True)]
     if was[0].shape != was[1].shape or specs[0].layout == "other":
@@ -246,6 +271,7 @@ def join(site: RepairSite, now: list[torch.Tensor]) -> None:
 
 
 def _widen_gate(site: RepairSite, node: fx.Node, gate: torch.Tensor, gated: torch.Tensor) -> None:
+    """Let the last layer of a gate (squeeze-excite, one pixel) give the channels of the map that it multiplies."""
     if gate.ndim != 4 or any(size != 1 for size in gate.shape[2:]) or all(size == 1 for size in gated.shape[2:]):
         return
     while node.name in site.body.position:
@@ -259,6 +285,7 @@ def _widen_gate(site: RepairSite, node: fx.Node, gate: torch.Tensor, gated: torc
 
 
 def _project(site: RepairSite, operands: list[fx.Node], now: list[TensorSpec]) -> Edits:
+    """Return the edits that bring one operand of an addition to the shape of the other, by a projection or a stride."""
     name, body = site.node.name, site.body
     paths = [shortcut(site.captured, site.shapes, body, node) for node in operands]
     # The identity is projected before a shortcut that is one already, and that before a branch.
@@ -277,7 +304,7 @@ def _project(site: RepairSite, operands: list[fx.Node], now: list[TensorSpec]) -
 
 
 def _agree(was_a: tuple[int, ...], was_b: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether two shapes still broadcast the way they did: equal where equal, one where one."""
+    """Return whether two shapes still broadcast as they did: sizes are equal, or one of them is 1 as before."""
     if len(was_a) == len(was_b) and len(a) == len(b):
         return all(p == q or (1 in (p, q) and w != v) for p, q, w, v in zip(a, b, was_a, was_b, strict=True))
     try:

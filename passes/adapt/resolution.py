@@ -1,4 +1,4 @@
-"""Resolution: how a network halves it, and how many halvings an auxiliary network owes."""
+"""Resolution: the way in which a network halves it, the halvings that a copy owes, and class tokens among tokens."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from passes.ir import Network, TensorSpec
 from passes.layers.adapters import Downsampling
 
 Policy = Literal["deferred", "channels", "match", "none"]
-"""When a copied layer downsamples, whatever its own stride: see :func:`owed`."""
+"""The rule by which copied layers downsample, whatever their own stride: see :func:`owed`."""
 
 
 def reduction(before: TensorSpec, after: TensorSpec) -> int:
-    """By which power of two resolution shrinks from one value to another; 1 where resolution has no meaning."""
+    """Return the power of two by which resolution shrinks from one value to another; 1 without height and width.
+
+    >>> reduction(TensorSpec((2, 8, 16, 16), layout="NCHW"), TensorSpec((2, 8, 4, 4), layout="NCHW"))
+    4
+    """
     return int(2 ** max(0, _halvings(before, after)))
 
 
 def grid(spec: TensorSpec) -> tuple[int, ...]:
-    """Height and width of an image, or of the square image whose pixels tokens are; empty where neither is the case."""
+    """Return height and width of an image, or of the square image that tokens form; empty for other values."""
     if spec.layout != "NLC":
         return spec.spatial if len(spec.spatial) == 2 else ()
     side = math.isqrt(spec.shape[1])
@@ -31,6 +35,7 @@ def grid(spec: TensorSpec) -> tuple[int, ...]:
 
 
 def _halvings(before: TensorSpec, after: TensorSpec) -> int:
+    """Return the halvings between two resolutions; negative where resolution grows."""
     sizes = list(zip(grid(before), grid(after), strict=False))
     if not sizes or not all(b and a for b, a in sizes):
         return 0
@@ -38,7 +43,7 @@ def _halvings(before: TensorSpec, after: TensorSpec) -> int:
 
 
 def owed_halvings(now: TensorSpec, primary: TensorSpec) -> int:
-    """Halvings between an auxiliary network's present resolution and the primary's after the layer about to be copied.
+    """Return the halvings between a copy's input and the primary network's resolution after the layer to be copied.
 
     AugLocal (ICLR 2024), section 3.2, downsamples when the width doubles; on ResNets, where width doubles as resolution
     halves, that is the same. A block performs one halving at most, so what it leaves is owed by the blocks after it.
@@ -47,12 +52,16 @@ def owed_halvings(now: TensorSpec, primary: TensorSpec) -> int:
 
 
 def doublings(before: int, after: int) -> int:
-    """How often a width has doubled: floor(log2(C_beta // C_previous)), 0 where it shrank."""
+    """Return how often a width has doubled: floor(log2(C_beta // C_previous)), 0 where it shrank.
+
+    >>> doublings(16, 64)
+    2
+    """
     return max(1, after // before).bit_length() - 1
 
 
 def base_width(network: Network, index: int) -> int:
-    """C of a layer: the channels of its output or, for a bottleneck, those of its last spatial convolution."""
+    """Return C of a layer: the channels of its output or, for a bottleneck, those of its last spatial convolution."""
     width = network.layers[index].output.channels
     modules = [network.captured.module(network.captured.by_name[name]) for name in network.partition.nodes[index]]
     spatial = [
@@ -64,7 +73,7 @@ def base_width(network: Network, index: int) -> int:
 
 
 def owed(policy: Policy, network: Network, now: TensorSpec, carried: int, before: int, candidate: int) -> int:
-    """Halvings owed when layer ``candidate`` is about to be copied.
+    """Return the halvings owed when layer ``candidate`` is about to be copied.
 
     - ``"deferred"``: those between the present resolution and the primary's after that layer;
     - ``"channels"``: those carried, and one for each doubling of width (AugLocal, ICLR 2024, section 3.2, as released);
@@ -72,9 +81,9 @@ def owed(policy: Policy, network: Network, now: TensorSpec, carried: int, before
     - ``"none"``: none.
 
     Args:
-        policy: As above.
+        policy: The rule.
         network: The primary network.
-        now: What the copy will read.
+        now: Shape of the copy's input.
         carried: Halvings that the blocks before it owed and did not perform.
         before: The layer copied before, or, for the first copy, the one whose output the auxiliary network reads.
         candidate: The layer to copy.
@@ -87,20 +96,21 @@ def owed(policy: Policy, network: Network, now: TensorSpec, carried: int, before
 
 
 def performed(policy: Policy, halvings: int) -> int:
-    """How many of the halvings owed a block performs: one at most, but all of them under ``"match"``."""
+    """Return how many of the halvings owed a block performs: one at most, but all of them under ``"match"``."""
     return halvings if policy == "match" else min(1, halvings)
 
 
 def downsampling_of(network: Network) -> Downsampling:
-    """How most layers that halve resolution do it, the stem left out: by stride, or by a pooling layer."""
-    found: Counter[Downsampling] = Counter()
+    """Return the way in which most layers after the stem that halve resolution do so: stride or a pooling layer."""
+    ways: Counter[Downsampling] = Counter()
     for layer in network.layers[1:]:
         if reduction(layer.input, layer.output) > 1:
-            found[_downsampling_in(network, layer.index)] += 1
-    return found.most_common(1)[0][0] if found else "stride"
+            ways[_downsampling_in(network, layer.index)] += 1
+    return ways.most_common(1)[0][0] if ways else "stride"
 
 
 def _downsampling_in(network: Network, index: int) -> Downsampling:
+    """Return the way in which one layer halves resolution; a stride counts before a pooling layer."""
     pool: Downsampling | None = None
     for name in network.partition.nodes[index]:
         module = network.captured.module(network.captured.by_name[name])
@@ -117,15 +127,15 @@ def _downsampling_in(network: Network, index: int) -> Downsampling:
 
 
 def stage_starts(network: Network) -> tuple[int, ...]:
-    """Layers at which a stage begins: those that give other channels, or another resolution, than the layer before."""
+    """Return the layers that begin a stage: those with other output channels or resolution than the layer before."""
     outputs = [(layer.output.channels, layer.output.spatial) for layer in network.layers]
     return tuple(i for i in range(len(outputs)) if i == 0 or outputs[i] != outputs[i - 1])
 
 
 def tokens_with_class(network: Network) -> int:
-    """Number of tokens of which the first is the class token, itself included; 0 where the classifier reads none.
+    """Return the number of tokens, the class token included; 0 where the classifier reads no class token.
 
-    It reads one if it takes item 0 of dimension 1 of (N, T, C), as ``x[:, 0]`` does.
+    The classifier reads one if it takes item 0 of dimension 1 of (N, T, C), as ``x[:, 0]`` does.
     """
     captured, shapes = network.captured, network.shapes
     for name in network.partition.classifier:
@@ -138,6 +148,7 @@ def tokens_with_class(network: Network) -> int:
 
 
 def _takes_first(node: fx.Node) -> bool:
+    """Return whether an operation takes item 0 of dimension 1."""
     if node.target == "select":
         return node.args[1:] == (1, 0)
     if node.target is not operator.getitem:

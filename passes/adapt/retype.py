@@ -1,8 +1,8 @@
-"""Retyping: a leaf layer's architecture for another number of channels, and copies of layers with fresh weights.
+"""Retyping: a leaf layer for another number of channels, and copies of layers with fresh weights.
 
-A change is a mapping of attribute to value (``{"in_channels": 32}``); ``"inside"`` holds the changes of layers inside
-it, by path. What a class of layer can change is one entry of the table :data:`FITS`; parameters then follow from the
-attributes.
+A change is a mapping of attribute to value (``{"in_channels": 32}``); ``"inside"`` holds the changes of layers inside a
+module, by path. The table :data:`FITS` has one entry for each class of layer that can be changed; the shapes of the
+parameters then follow from the attributes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ Fit = Callable[[nn.Module, TensorSpec, TensorSpec], Changes | None]
 
 
 def fit(module: nn.Module, was: TensorSpec, now: TensorSpec) -> Changes | None:
-    """Changes that let ``module`` read ``now`` where it read ``was``; None when nothing is known of its class."""
+    """Return the changes that let ``module`` read ``now`` where it read ``was``; None if its class is unknown.
+
+    >>> image = TensorSpec((2, 8, 4, 4), layout="NCHW")
+    >>> fit(nn.Conv2d(16, 32, 3), TensorSpec((2, 16, 4, 4), layout="NCHW"), image)
+    {'in_channels': 8}
+    """
     for kind, function in FITS:
         if isinstance(module, kind):
             return function(module, was, now)
@@ -98,23 +103,23 @@ FITS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Fit], ...] = (
     (nn.LayerNorm, _fit_layer_norm),
     (nn.PReLU, _fit_prelu),
 )
-"""What is known of classes of layers; the first entry that matches counts."""
+"""Class of layers -> function that fits one to another input; the first entry that matches counts."""
 
 
 def _linear_weight(
-    weight: tuple[int, ...], x: tuple[int, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    weight: tuple[int, ...], x: tuple[int, ...], args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> tuple[int, ...]:
     return (*weight[:-1], x[-1])
 
 
 def _conv_weight(
-    weight: tuple[int, ...], x: tuple[int, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    weight: tuple[int, ...], x: tuple[int, ...], args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> tuple[int, ...] | None:
     groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
     return (weight[0], x[1], *weight[2:]) if groups == 1 else None
 
 
-FUNCTIONS: Mapping[Any, Callable[..., tuple[int, ...] | None]] = {
+FUNCTIONS: Mapping[object, Callable[..., tuple[int, ...] | None]] = {
     functional.linear: _linear_weight,
     functional.conv1d: _conv_weight,
     functional.conv2d: _conv_weight,
@@ -124,14 +129,14 @@ FUNCTIONS: Mapping[Any, Callable[..., tuple[int, ...] | None]] = {
 
 
 def produce(module: nn.Module, channels: int) -> Changes | None:
-    """Changes that make ``module`` give ``channels`` output channels; None when its class has no such setting."""
+    """Return the changes that give ``module`` that many output channels; None if its class has no such setting."""
     if isinstance(module, Convolution) and module.groups == 1:
         return {"out_channels": channels}
     return {"out_features": channels} if isinstance(module, nn.Linear) else None
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of parameters and buffers as the attributes of ``module`` imply them."""
+    """Return the shapes of parameters and buffers that the attributes of ``module`` imply, by name."""
     if isinstance(module, Convolution):
         rows, columns = module.out_channels, module.in_channels // module.groups
         if isinstance(module, TransposedConvolution):
@@ -151,37 +156,43 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 class _Misfit(Exception):
-    """A layer inside another expects other channels."""
+    """A layer inside another one expects other channels.
+
+    Args:
+        path: Path of the layer inside.
+        changes: The changes that it needs.
+    """
 
     def __init__(self, path: str, changes: Changes) -> None:
         super().__init__()
         self.path, self.changes = path, changes
 
 
-def fit_inside(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], draw: Initializer) -> Changes:
-    """Changes to the layers inside a module that was not opened, such that it runs on these arguments.
+def fit_inside(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], draw: Initializer) -> Changes:
+    """Return changes to the layers inside a module that was not opened, such that it runs on these arguments.
 
     The module runs its own forward on fake tensors; a layer inside that meets other channels is retyped, and it runs
-    again. Only what its layers say is followed: numbers in its own code stay, and it may fail at those.
+    again. Numbers in the module's own code stay, and it may fail at those.
 
     Returns:
         ``{"inside": {path: changes}}``.
     """
-    found: dict[str, Changes] = {}
+    changes: dict[str, Changes] = {}
     while True:
-        twin = clone(module, {"inside": found}, draw)
+        twin = clone(module, {"inside": changes}, draw)
         for path, part in twin.named_modules():
             if path and not isinstance(part, nn.Sequential):
-                part.register_forward_pre_hook(partial(_look, path))
+                part.register_forward_pre_hook(partial(_check_fit, path))
         try:
             twin(*args, **kwargs)
         except _Misfit as misfit:
-            found[misfit.path] = {**found.get(misfit.path, {}), **misfit.changes}
+            changes[misfit.path] = {**changes.get(misfit.path, {}), **misfit.changes}
             continue
-        return {"inside": found}
+        return {"inside": changes}
 
 
-def _look(path: str, part: nn.Module, args: tuple[Any, ...]) -> None:
+def _check_fit(path: str, part: nn.Module, args: tuple[object, ...]) -> None:
+    """Raise :class:`_Misfit` if a layer expects other channels than its input has; a pre-hook of the layer."""
     if args and isinstance(args[0], torch.Tensor):
         now = TensorSpec(tuple(args[0].shape), args[0].dtype, "NCHW" if args[0].ndim == 4 else "other")
         changes = fit(part, now, now)
@@ -190,20 +201,27 @@ def _look(path: str, part: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def _inside(changes: Mapping[str, Changes], child: str) -> Changes:
-    """The part of changes inside a module that concerns one of its children."""
+    """Return the part of the changes inside a module that concerns one of its children."""
     own = dict(changes.get(child, {}))
     deeper = {path.removeprefix(f"{child}."): c for path, c in changes.items() if path.startswith(f"{child}.")}
     return {**own, "inside": deeper} if deeper else own
 
 
 def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
-    """A copy of ``module`` with ``changes`` applied, weights drawn anew, statistics reset, and no hooks of the user's.
+    """Copy a module, with changes, fresh weights, reset statistics and none of the user's hooks.
 
     Where ``draw`` copies, weights of unchanged shape and statistics of unchanged norms keep their values.
+
+    Args:
+        module: The module, which stays as it is.
+        changes: New values of its attributes, and of those of layers inside it.
+        draw: Source of the weights.
 
     Raises:
         AdaptError: The changes would reshape a weight that is computed from others (weight norm, parametrizations).
     """
+    # Not copy.deepcopy: that would copy weights only to throw them away, and fails where a user's class refuses it. Not
+    # the constructor: its arguments are unknown. So attributes are shared, and all that must differ is replaced below.
     twin: nn.Module = module.__class__.__new__(module.__class__)
     twin.__dict__.update(module.__dict__)
     twin.__dict__.update({name: OrderedDict() for name in module.__dict__ if is_hook_table(name)})
@@ -218,6 +236,7 @@ def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
     for attribute, value in changes.items():
         assert attribute in twin.__dict__, f"{type(module).__name__} has no {attribute}"
         twin.__dict__[attribute] = value
+    # Shapes follow from the attributes as they are now. Strides and paddings change no shape.
     shapes = _shapes(twin) if changes else {}
     if changes.keys() - {"stride", "padding"} and "weight" in shapes and "weight" not in module._parameters:
         raise AdaptError(f"the weight of {type(module).__name__} is computed from others, and cannot be reshaped")
@@ -230,6 +249,7 @@ def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
         name: None if p is None else draw.like(p, shapes.get(name, tuple(p.shape)), norm=norm, fan_in=fan_in)
         for name, p in module._parameters.items()
     }
+    # Statistics describe the values that a norm saw; on another input they would be wrong.
     reset = norm and not (draw.copies and not changes)
     twin._buffers = {
         name: None if b is None else _fresh_buffer(name, b, shapes.get(name, tuple(b.shape)), reset)
@@ -244,7 +264,7 @@ def clone(module: nn.Module, changes: Changes, draw: Initializer) -> nn.Module:
 
 
 def _padded(module: nn.Module) -> nn.Module:
-    """A convolution without stride behind the zeros that keep its input's size, one more after than before if need be.
+    """Put a convolution without stride after zeros that keep its input's size, one more at the end than at the start.
 
     ``padding="same"`` would do so itself, but torch warns of it where the kernel is even.
     """

@@ -1,19 +1,19 @@
-"""One attempt to place a layer behind another input: its graph is run on fake tensors and repaired until it runs.
+"""One attempt to fit a layer to another input: its graph is run on fake tensors and repaired until it runs.
 
-Repairs, by what is met:
+The repairs, by what makes them necessary:
 
 - a leaf layer expects other channels: it is retyped (:mod:`passes.adapt.retype`);
 - an addition's operands no longer agree: the shortcut is projected, or its projection takes the stride;
 - a multiplication by a gate (squeeze-excite) no longer agrees: the gate's last layer takes the channels;
-- a parameter with an entry a channel (layer scale, class token) no longer agrees: it takes the channels;
+- a parameter with one entry for each channel (layer scale, class token) no longer agrees: it takes the channels;
 - a split or a reshape names a number of channels: it follows them, or stays what it was
   (:mod:`passes.adapt.arguments`);
-- sizes are asked of a tensor that is not there: its shape follows from the input's
+- sizes are asked of a tensor that a copy does not have: its shape follows from the input's
   (:mod:`passes.adapt.outside_shapes`);
 - the input is laid out in another way: it is laid out as the layer reads it;
 - a shortcut's projection is no longer needed: it goes.
 
-A repair of something earlier restarts the run, so each run sees consistent layers.
+A repair restarts the run, so that each run sees consistent layers.
 """
 
 from __future__ import annotations
@@ -40,24 +40,34 @@ from passes.layers.adapters import GRIDS, Front, ToLayout, build_front, build_pr
 from passes.shapes.costs import CostMode
 
 _ROUNDS = 64
-"""Restarts before an attempt is given up: each one repairs a place, and no layer has so many."""
+"""Most runs of one attempt. Each restart repairs one place, and no layer has that many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A way of meeting the downsampling asked for."""
+    """A way of meeting the downsampling that is asked for."""
 
     mode: Literal["native", "unit", "strided", "adapter"]
     """The layer as it is; without its downsampling; with a stride on its first spatial convolution; or unchanged behind
     an adapter."""
     front: Front | None
-    """What stands in front of it."""
+    """Layers in front of the copy."""
     stride: int
-    """The downsampling asked for."""
+    """The downsampling that is asked for, a power of two."""
 
 
 class Trial:
-    """One attempt at one layer."""
+    """One attempt at one layer.
+
+    Args:
+        network: The primary network.
+        numbers: Values of numbers in its graph.
+        body: The graph of the layer.
+        source: Index of the layer.
+        spec: The input that it is to be fitted to, batch first.
+        attempt: The way to try.
+        edits: Edits to begin with.
+    """
 
     def __init__(
         self,
@@ -74,15 +84,15 @@ class Trial:
         self.edits = edits or Edits()
         self.draw = Initializer()
         self.device = device_of(self.captured.model)
-        self.reference: tuple[Any, Layout] = (None, spec.layout)
+        self.reference: tuple[torch.Tensor, Layout] = (torch.empty(0), spec.layout)
         self.values: dict[int, Any] = {}
         self.params: dict[int, int] = {}
 
     def run(self) -> CopyRecipe:
-        """Runs and repairs until nothing is left to repair.
+        """Run and repair the layer until nothing is left to repair.
 
         Raises:
-            Unreachable: It cannot be done this way.
+            Unreachable: The layer cannot be fitted in this way.
         """
         entry = self.shapes.specs[self.body.entry]
         assert entry is not None
@@ -95,10 +105,10 @@ class Trial:
         for _ in range(_ROUNDS):
             try:
                 return self._once()
-            except Restart as found:
-                if found.edits == self.edits:
-                    raise Unreachable("a repair did not make its operands agree") from found
-                self.edits = found.edits
+            except Restart as repair:
+                if repair.edits == self.edits:
+                    raise Unreachable("a repair did not make its operands agree") from repair
+                self.edits = repair.edits
             except AdaptError as error:
                 raise Unreachable(error.what) from error
         raise Unreachable("repairs did not come to an end")
@@ -106,18 +116,19 @@ class Trial:
     # Downsampling -----------------------------------------------------------------------------------------------------
 
     def _spatial_nodes(self) -> list[tuple[int, nn.Module | None, TensorSpec, TensorSpec]]:
-        """Position, module, input and output of the nodes that read and give images larger than one pixel."""
-        found = []
+        """Return position, module, input and output of the nodes that read and give images larger than one pixel."""
+        spatial = []
         for i, node in enumerate(self.body.nodes):
             before = self.shapes.specs[node.all_input_nodes[0].name] if node.all_input_nodes else None
             after = self.shapes.specs[node.name]
             if before is None or after is None or not before.spatial or not after.spatial:
                 continue
             if any(size > 1 for size in before.spatial) and any(size > 1 for size in after.spatial):
-                found.append((i, self.captured.module(node), before, after))
-        return found
+                spatial.append((i, self.captured.module(node), before, after))
+        return spatial
 
     def _without_downsampling(self) -> Edits:
+        """Return the edits that take strides and pooling out of the layer."""
         changes, bypassed = dict(self.edits.changes), set(self.edits.bypassed)
         for i, module, before, after in self._spatial_nodes():
             if reduction(before, after) == 1:
@@ -136,6 +147,7 @@ class Trial:
         return replace(self.edits, changes=changes, bypassed=frozenset(bypassed))
 
     def _with_stride(self) -> Edits:
+        """Return the edits that put a stride on the first spatial convolution."""
         for i, module, _, _ in self._spatial_nodes():
             if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
                 # On a layer that had a stride of its own this also takes back what replaced it.
@@ -145,17 +157,25 @@ class Trial:
     # One run ----------------------------------------------------------------------------------------------------------
 
     def _once(self) -> CopyRecipe:
+        """Run the layer once with the edits so far, and return its recipe if no repair is needed.
+
+        Raises:
+            Restart: A repair is needed.
+            Unreachable: No repair helps, or the layer runs and does not do what is asked of it.
+        """
         was, entry = self.shapes.specs[self.body.exit], self.shapes.specs[self.body.entry]
         assert was is not None
         assert entry is not None
         front = self.attempt.front or Front(self.spec.channels, self.spec.channels, None, self.spec.layout)
         if entry.layout != self.spec.layout:
             front = replace(front, to=entry.layout)
+        # On fake tensors, so that it takes no time and no memory. Two samples: norms over a batch refuse one.
         with fake_mode(), CostMode(2) as cost, self.device, torch.no_grad():
-            x: Any = torch.empty(2, *self.spec.shape[1:], dtype=self.spec.dtype)
+            x = torch.empty(2, *self.spec.shape[1:], dtype=self.spec.dtype)
             module = build_front(front, self.draw)
             params = _numel(module)
             x = attempt(lambda: module(x))
+            # Sizes of tensors from outside are measured in the layout of the input, before it is laid out anew.
             self.reference = x, self.spec.layout
             if front.to is not None:
                 lay = ToLayout(front.layout, front.to)
@@ -164,30 +184,33 @@ class Trial:
             for i, node in enumerate(self.body.nodes):
                 self.values[i] = self._node(i, node)
             out = self.values[self.body.position[self.body.exit]]
+            # Read before projections are built once more to count their parameters.
             macs = cost.take().macs
             params += sum(_numel(build_projection(p, self.draw)) for p in self.edits.projections.values())
         if not isinstance(out, torch.Tensor) or out.ndim != len(was.shape):
             raise Unreachable("its output has another rank behind this input")
         result = TensorSpec((self.spec.shape[0], *out.shape[1:]), out.dtype, was.layout)
         self._drop_needless_projections()
+        # A stride on a convolution next to the main path (the keys of an attention) does not make the output smaller.
         halves = max(grid(self.spec), default=1) > 1 and grid(result)
         if halves and reduction(self.spec, result) < self.attempt.stride:
             raise Unreachable("it does not downsample")
+        # Parameters of nodes that lead nowhere once others are bypassed do not count.
         live = self.body.live(self.edits)
         own = sum(count for i, count in self.params.items() if i in live)
         if not own and any(self.params.values()):
             raise Unreachable("nothing of it that learns lies between its input and its output")
         return CopyRecipe(
-            self.source,
-            self.spec,
-            result,
-            reduction(self.spec, result),
-            self.edits,
-            None if front.is_empty else front,
-            self.attempt.mode != "adapter",
-            bool(self.edits.projections) or any(live & set(path) for path in self._projected_shortcuts()),
-            params + own,
-            macs,
+            source=self.source,
+            input=self.spec,
+            output=result,
+            stride=reduction(self.spec, result),
+            edits=self.edits,
+            front=None if front.is_empty else front,
+            repaired=self.attempt.mode != "adapter",
+            projection=bool(self.edits.projections) or any(live & set(path) for path in self._projected_shortcuts()),
+            params=params + own,
+            macs=macs,
         )
 
     def _node(self, i: int, node: fx.Node) -> Any:
@@ -213,6 +236,7 @@ class Trial:
             raise
 
     def _prepare(self, site: RepairSite) -> None:
+        """Make the repairs that must come before a node runs; it might run without them, and give something else."""
         if site.node.target in repairs.CONCATENATIONS:
             repairs.widen_concatenated(site)
         elif site.node.target in retype.FUNCTIONS:
@@ -221,11 +245,13 @@ class Trial:
             repairs.follow_split(site)
             repairs.keep_numbers(site)
 
-    def _joins_tensors(self, node: fx.Node, args: tuple[Any, ...]) -> bool:
+    def _joins_tensors(self, node: fx.Node, args: tuple[object, ...]) -> bool:
+        """Return whether a node combines two tensors, not a tensor and a number."""
         operands = [a for a in node.args if isinstance(a, fx.Node)]
         return len(operands) == len(args) == 2 and all(isinstance(a, torch.Tensor) for a in args)
 
-    def _join(self, site: RepairSite) -> tuple[Any, ...]:
+    def _join(self, site: RepairSite) -> tuple[torch.Tensor, ...]:
+        """Return the operands of a join after their projections, or restart with a repair."""
         now = [self._projected(site.i, k, value) for k, value in enumerate(site.args)]
         try:
             repairs.join(site, now)

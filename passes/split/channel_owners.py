@@ -1,4 +1,4 @@
-"""Records of which group of neurons owns which channels, and arithmetic on them."""
+"""Records of the group of neurons that owns each channel, and arithmetic on them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from passes.common.layer_kinds import Convolution
 from passes.layers.grouped import GroupedLinear
 
 OPEN = -1
-"""In place of a group: the channel is nobody's, and everybody may read it."""
+"""Owner of a channel that belongs to no group, and that all groups may read."""
 
 Owners = tuple[int, ...]
-"""For each channel its group, or :data:`OPEN`."""
+"""The group of each channel, or :data:`OPEN`."""
+
+
+ChangeKind = Literal["layer", "layer_norm", "group_norm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,51 +26,70 @@ class Change:
     """A layer that must be split, because it reads channels of several groups."""
 
     path: str
-    kind: Literal["layer", "layer_norm", "group_norm"]
-    """A convolution or linear layer, or a norm over channels."""
+    """Path of the layer."""
+    kind: ChangeKind
+    """A convolution or linear layer (``"layer"``), or a norm over channels."""
     groups: int
+    """Number of groups that it is split in."""
     owners: Owners
-    """Of the channels that it reads."""
+    """Owners of the channels that the layer reads."""
     dim: int
-    """The channels' dimension in what it reads."""
+    """Dimension of the channels in the tensor that the layer reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """What belongs to whom."""
+    """Owners of channels and users of parameters in all local modules."""
 
     owners: tuple[Owners, ...]
-    """For each local module, of the channels of the tensor that its auxiliary networks read."""
+    """Owners, for each local module, of the channels of the tensor that its auxiliary networks read."""
     changes: tuple[Change, ...]
     """Layers to split, by the path of their first use."""
     shared: tuple[tuple[str, ...], ...]
-    """For each local module the parameters that all of its groups train: those before its first dense layers."""
+    """Names, for each local module, of the parameters that all groups train: those before its first dense layers."""
 
 
 def runs(owners: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
-    """Channels side by side of one owner: the first, one past the last, and the owner."""
+    """Return the runs of neighbouring channels of one owner: the first, one past the last, and the owner.
+
+    >>> runs((0, 0, 1, OPEN))
+    ((0, 2, 0), (2, 3, 1), (3, 4, -1))
+    """
     starts = [i for i in range(len(owners)) if i == 0 or owners[i] != owners[i - 1]]
     return tuple((a, b, owners[a]) for a, b in zip(starts, [*starts[1:], len(owners)], strict=True))
 
 
 def blocks(channels: int, groups: int) -> Owners:
-    """Equal blocks of channels, one for each group."""
+    """Return owners in equal blocks of channels, one for each group.
+
+    >>> blocks(4, 2)
+    (0, 0, 1, 1)
+    """
     return tuple(i * groups // channels for i in range(channels))
 
 
 def kept_apart(owners: Owners, outputs: int, own: int) -> Owners | None:
-    """Owners of what a layer of ``own`` groups gives behind owned channels; None if an output reads several groups'."""
-    step, found = len(owners) // own, []
+    """Return the owners of the outputs of a grouped layer; None if an output reads channels of several owners.
+
+    Args:
+        owners: Owners of the channels that the layer reads.
+        outputs: Number of its output channels.
+        own: Number of its own groups.
+
+    >>> kept_apart((0, 0, 1, 1), outputs=2, own=2)
+    (0, 1)
+    """
+    step, given = len(owners) // own, []
     for i in range(own):
         read = {owner for owner in owners[i * step : (i + 1) * step] if owner != OPEN}
         if len(read) > 1:
             return None
-        found += [read.pop() if read else OPEN] * (outputs // own)
-    return tuple(found)
+        given += [read.pop() if read else OPEN] * (outputs // own)
+    return tuple(given)
 
 
 def sizes_of(layer: Convolution | nn.Linear) -> tuple[int, int, int]:
-    """Input channels, output channels and groups."""
+    """Return input channels, output channels and groups of a layer."""
     if isinstance(layer, nn.Linear):
         groups = layer.groups if isinstance(layer, GroupedLinear) else 1
         return layer.in_features, layer.out_features, groups

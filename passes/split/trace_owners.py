@@ -1,20 +1,22 @@
-"""Which group of neurons each channel belongs to, inside local modules whose width is split in groups.
+"""The group of neurons that each channel belongs to, inside local modules whose width is split in groups.
 
-Inside a module a channel is *open*, computed from nothing but what the module reads, or owned by one group: computed
-from weights of that group. The first convolutions and linear layers behind open channels hand their output channels
-out to the groups, in equal blocks; everything after them may read open channels and its own group's. A layer that reads
-several groups' channels at once is to be split (:class:`Change`), and what cannot be is refused.
+Inside a module a channel is *open* if it is computed from the module's input without dense weights; otherwise it is
+owned by the group whose weights computed it. The first convolutions and linear layers that read open channels hand
+their output channels out to the groups, in equal blocks. Everything after them may read open channels and those of its
+own group. A layer that reads channels of several groups is to be split (:class:`Change`); what cannot be split is
+refused. What comes before the first dense layers of a module (a norm, as in networks with pre-activation) works on all
+channels, and all groups' losses train it.
 
-How channels travel is seen by running the graph, once for each group, with NaN in every channel that the group owns:
-what comes out as NaN depends on that group, whatever the operation. Convolutions and linear layers are not run: which
-of their outputs read which inputs is known. Everything else is cheap.
+To see where channels go, the graph is run once for each group with NaN in the channels that the group owns
+(:mod:`passes.split.nan_probe`). Convolutions and linear layers are not run, since it is known which of their outputs
+read which inputs; so tracing is cheap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -27,7 +29,7 @@ from passes.common.restore import same_randomness, set_mode, untouched
 from passes.errors import LocalizeError, SplitError, first_line
 from passes.ir import Network, TensorSpec
 from passes.layers.grouped import Gathered, GroupedLayerNorm
-from passes.split.channel_owners import OPEN, Change, Owners, Ownership, blocks, kept_apart, sizes_of
+from passes.split.channel_owners import OPEN, Change, ChangeKind, Owners, Ownership, blocks, kept_apart, sizes_of
 from passes.split.nan_probe import (
     Worlds,
     copied,
@@ -45,13 +47,13 @@ from passes.split.nan_probe import (
 def trace_groups(
     network: Network, modules: Sequence[Sequence[int]], counts: Sequence[int], *, split: bool
 ) -> Ownership:
-    """Follows channels through local modules.
+    """Follow channels through local modules.
 
     Args:
         network: The network.
-        modules: Layers of each local module, in order.
-        counts: Groups of each local module; 1 leaves it whole.
-        split: Whether layers that read several groups are to be split; else they are refused.
+        modules: Indices of the layers of each local module, in order.
+        counts: Number of groups of each local module; 1 leaves the module whole.
+        split: Whether layers that read channels of several groups are to be split; else they are refused.
 
     Raises:
         SplitError: Something mixes channels of several groups and cannot be split, or channels do not divide.
@@ -99,7 +101,7 @@ class _Tracer:
         return Ownership(tuple(self.owners), tuple(self.changes.values()), shared)
 
     def _close(self, index: int) -> None:
-        """Ends a module: notes who owns what leaves it, and opens everything."""
+        """End a module: note the owners of the channels that leave it, and open all channels for the next one."""
         if index < 0:
             return
         name = self.read[index]
@@ -109,16 +111,18 @@ class _Tracer:
         self.env = {name: [opened(worlds[0])] if len(worlds) > 1 else worlds for name, worlds in self.env.items()}
 
     def _run(self, node: fx.Node) -> Worlds:
+        """Return the value of a node in the run of each group."""
         module = self.captured.module(node)
         if self.groups > 1 and node.name in self.home:
             if isinstance(module, (*DENSE, Gathered)):
                 return self._layer(node, module)
             self._require_weights_of_its_own(node, module)
             if self.split and isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and self._owned(node):
-                found = self._norm(node, module)
-                if found is not None:
-                    return found
+                value = self._norm(node, module)
+                if value is not None:
+                    return value
         elif self.network.shapes.costs[node.name].mixing and self.specs[node.name] is not None:
+            # Outside of split modules the values do not matter, so what costs most is not run.
             return [fresh(_known(self.specs[node.name]))]
         return self._other(node, module)
 
@@ -126,7 +130,7 @@ class _Tracer:
         return any(len(self.env[parent.name]) > 1 for parent in node.all_input_nodes)
 
     def _owners_of(self, node: fx.Node, dim: int) -> Owners:
-        """The owner of each channel of a node's value.
+        """Return the owner of each channel of a node's value.
 
         Raises:
             SplitError: A channel belongs to several groups.
@@ -137,7 +141,10 @@ class _Tracer:
         return tuple(groups[0] if groups else OPEN for groups in holders)
 
     def _layer(self, node: fx.Node, module: nn.Module) -> Worlds:
-        """A convolution or linear layer: hands out its outputs, or is split, or keeps groups apart already."""
+        """Return the value of a convolution or linear layer.
+
+        It hands its outputs out to the groups, or is to be split, or keeps groups apart already.
+        """
         layer = module.layer if isinstance(module, Gathered) else module
         assert isinstance(layer, DENSE)
         source = node.all_input_nodes[0]
@@ -157,19 +164,20 @@ class _Tracer:
         return self._worlds(node, given, dim)
 
     def _handed_out(self, node: fx.Node, outputs: int) -> Owners:
+        """Return the owners of outputs that are handed out to the groups in equal blocks."""
         if outputs % self.groups:
             raise self._refusal(node, f"its {outputs} output channels cannot be divided among {self.groups} groups")
         return blocks(outputs, self.groups)
 
     def _as_is(self, node: fx.Node, owners: Owners, outputs: int, own: int) -> Owners:
-        """Owners of what a layer gives that is left as it is."""
-        found = kept_apart(owners, outputs, own)
-        if found is None:
+        """Return the owners of the outputs of a layer that stays as it is."""
+        given = kept_apart(owners, outputs, own)
+        if given is None:
             raise self._refusal(node, "one of its outputs reads channels of several groups")
-        return found
+        return given
 
     def _split(self, node: fx.Node, layer: Convolution | nn.Linear, owners: Owners, dim: int) -> Owners:
-        """Splits a layer that reads owned channels; its owners afterwards."""
+        """Split a layer that reads owned channels, and return the owners of its outputs."""
         inputs, outputs, own = sizes_of(layer)
         groups = self.groups
         regular = owners == blocks(inputs, groups)
@@ -187,13 +195,13 @@ class _Tracer:
         return self._change(node, "layer", groups, owners, dim, given)
 
     def _norm(self, node: fx.Node, module: nn.LayerNorm | nn.GroupNorm) -> Worlds | None:
-        """A norm over all channels of each position or sample: one for each group; None for other norms."""
+        """Split a norm over all channels of a position or sample, and return its value; None for other norms."""
         source = node.all_input_nodes[0]
         value = self.env[source.name][0]
         if isinstance(module, nn.GroupNorm):
             if module.num_groups > 1:
                 return None
-            kind: Literal["layer_norm", "group_norm"] = "group_norm"
+            kind: ChangeKind = "group_norm"
             dim, channels = 1, module.num_channels
         else:
             if isinstance(module, GroupedLayerNorm) or len(module.normalized_shape) != 1:
@@ -207,7 +215,8 @@ class _Tracer:
             raise self._refusal(node, "it normalizes over channels of all groups, which do not lie side by side")
         return self._worlds(node, self._change(node, kind, self.groups, owners, dim, owners), dim)
 
-    def _change(self, node: fx.Node, kind: Any, groups: int, owners: Owners, dim: int, given: Owners) -> Owners:
+    def _change(self, node: fx.Node, kind: ChangeKind, groups: int, owners: Owners, dim: int, given: Owners) -> Owners:
+        """Note that a layer is to be split, and return the owners of its outputs."""
         change = Change(str(node.target), kind, groups, owners, dim)
         known = self.changes.setdefault(change.path, change)
         if known != change:
@@ -215,12 +224,12 @@ class _Tracer:
         return given
 
     def _worlds(self, node: fx.Node, owners: Owners, dim: int) -> Worlds:
-        """The node's value, its channels owned by these."""
+        """Return a value of the node's shape in the run of each group, its channels owned as given."""
         groups = self.groups if any(owner != OPEN for owner in owners) else 1
         return [marked(_known(self.specs[node.name]), owners, dim, group) for group in range(groups)]
 
     def _other(self, node: fx.Node, module: nn.Module | None) -> Worlds:
-        """Runs any other node in each world."""
+        """Run any other node once for each group."""
         parents = node.all_input_nodes
         first = parents[0].name if parents else ""
         owned = self._owned(node)
@@ -252,16 +261,16 @@ class _Tracer:
         return call_target(node, args, kwargs)
 
     def _told_apart(self, node: fx.Node, worlds: Worlds) -> Worlds:
-        """The results, if no entry depends on several groups; one of them, if none depends on any."""
+        """Return the values, if no entry depends on several groups; one of them, if none depends on any."""
         most = dependence(worlds)
         if most is None:
-            raise self._refusal(node, "whether its value depends on several groups cannot be told")
+            raise self._refusal(node, "it cannot be told whether its value depends on several groups")
         if most > 1:
             raise self._refusal(node, "each of its outputs depends on channels of several groups")
         return worlds if most else worlds[:1]
 
     def _require_weights_of_its_own(self, node: fx.Node, module: nn.Module | None) -> None:
-        """Refuses weights that mix channels and are no layer's that could be split."""
+        """Refuse weights that mix channels and do not belong to a layer that could be split."""
         if not self.network.shapes.costs[node.name].mixing:
             return
         among = frozenset(self.network.partition.shared)
@@ -270,7 +279,7 @@ class _Tracer:
             raise self._refusal(node, "it multiplies by weights that are not those of a convolution or linear layer")
 
     def _note_shared(self, node: fx.Node, names: dict[str, None]) -> None:
-        """Notes the parameters of a node that gives open channels; the first dense layers give none."""
+        """Note the parameters of a node that gives open channels, which all groups train."""
         spec = self.specs[node.name]
         read = [node, *(parent for parent in node.all_input_nodes if parent.op == "get_attr")]
         tensors = [t for n in read for t in own_tensors(self.captured, n) if id(t) in self.names and t.requires_grad]
