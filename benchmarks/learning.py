@@ -31,7 +31,7 @@ from matplotlib.ticker import MaxNLocator
 
 from localize import METHODS, LocalGraphModule, Plan, localize
 from localize.bench.zoo import find_model
-from localize.memory.live_bytes import peak_step_bytes, train_step
+from localize.memory.peak import peak_step_bytes, train_step
 from localize.methods import with_depth
 
 RESULTS = Path(__file__).parent / "results"

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from localize import LocalGraphModule, localize
-from localize.memory.live_bytes import Step, peak_step_bytes
+from localize.memory.peak import Step, peak_step_bytes
 from localize.models import cifar_resnet
 from localize.runtime.per_module import ModuleOptimizers, per_module
 from localize.text import markdown_table
@@ -248,7 +248,7 @@ def main() -> None:
     text = (
         f"# Peak memory of a training step\n\n{page(found)}\n\n"
         "Live tensors of a step in float32 (weights, gradients, momentum, buffers and the batch too), counted on fake "
-        "tensors: `localize.memory.live_bytes.peak_step_bytes`. Checkpointing: activations recomputed local layer by "
+        "tensors: `localize.memory.peak.peak_step_bytes`. Checkpointing: activations recomputed local layer by "
         "local layer. AugLocal on ImageNet's networks as in the released code for them: `last='single'`, `tau=0`, "
         "`head_norm=False`, on VGG-13 with the hidden layers of its classifier, 512 wide. Authors' code: what was "
         "released, counted in the same way. Paper: tables 4 and 7, on GPUs, batch 1024 throughout.\n\n"

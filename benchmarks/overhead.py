@@ -25,7 +25,7 @@ from localize import LocalGraphModule, localize
 from localize.bench.flops import step_macs
 from localize.bench.report import environment
 from localize.bench.timing import take_turns
-from localize.memory.live_bytes import train_step
+from localize.memory.peak import train_step
 from localize.methods.networks.local_loss import Batch
 from localize.models import cifar_resnet
 from localize.text import markdown_table

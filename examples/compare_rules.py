@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from localize import METHODS, localize
-from localize.memory.live_bytes import peak_step_bytes
+from localize.memory.peak import peak_step_bytes
 from localize.models import cifar_resnet
 
 EPOCHS, BATCH = 4, 64

@@ -128,7 +128,7 @@ _HOMES = {
 
 
 def _find(name: str) -> Any:
-    """A name on its first use (PEP 562): a public one, the version, or a room of this package."""
+    """Find a name on its first use (PEP 562): a public one, the version, or a room of this package."""
     if name == "__version__":
         value: Any = importlib.import_module("localize.version").own_version()
     elif home := next((home for home, names in _HOMES.items() if name in names), None):

@@ -1,4 +1,4 @@
-"""The front door: localize() and check()."""
+"""The front door: localize()."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch import nn
 
 from localize.compiler.emit import emit
 from localize.compiler.planning import check_recompute, make_plan, merging, with_recompute
-from localize.memory.forecast import Forecaster
-from localize.memory.planner import Candidate, fit, forecast_of
+from localize.memory.forecast import Forecaster, forecast_of
+from localize.memory.planner import Candidate, fit
 from localize.methods import get_method
 from localize.methods.base import ChosenMethod, Context, Method
 from localize.methods.networks.losses import Criteria, Criterion, cross_entropy, cross_entropy_of_last
 from localize.plan.grouping import Balance, check_balance, groups_of
 from localize.plan.memory_budget import MemoryBudget, read_budget
+from localize.plan.memory_forecast import MemoryForecast, Schedule
 from localize.plan.prediction import Prediction, prediction_of, require_logits
 from localize.runtime.compilation import Compiled
 from localize.runtime.local_graph import LocalGraphModule
@@ -163,7 +164,10 @@ def localize(
 
     chosen = planned(rule, None)
     if budget is not None:
-        forecasts = partial(forecast_of, budget=budget)
+
+        def forecasts(candidate: Candidate, step: Schedule) -> MemoryForecast:
+            return forecast_of(candidate.compiled, candidate.plan, step, budget=budget)
+
         chosen = fit(chosen, budget, forecasts, planned if original is None else None)
     borders = chosen.compiled.network.partition.candidates
     plan = dataclasses.replace(chosen.plan, forecaster=Forecaster(chosen.compiled), borders=borders)
@@ -193,10 +197,10 @@ def chosen_method(method: str | Method[Any], d: int, options: Mapping[str, objec
 def _context(
     network: Network, prediction: Prediction, modules: int | Sequence[int] | None, balance: Balance
 ) -> Context:
-    """What a method plans on.
+    """Collect what a method plans on.
 
     Raises:
-        PartitionError: ``modules`` is not possible.
+        PartitionError: ``modules`` does not fit the number of local layers.
     """
     groups = groups_of(network.layers, modules, balance)
     return Context(network, Adapter(network), prediction, groups, partial(merging, network))
@@ -205,10 +209,10 @@ def _context(
 def _prediction(
     network: Network, method: ChosenMethod, output: Output | None, outputs: int | None, criteria: Criteria
 ) -> Prediction:
-    """What local losses are computed from.
+    """Decide what local losses are computed from.
 
     Raises:
-        MethodError: It cannot be told, or the criteria do not fit it.
+        MethodError: The model returns several values and none is chosen, or the criteria do not fit the prediction.
     """
     local = method.local
     returned = prediction_of(network.shapes.output)
@@ -221,8 +225,8 @@ def _prediction(
     if outputs is None:
         if local and criteria.output is not None and output is None and network.captured.heads:
             raise MethodError(
-                "it is not said what local losses are to be computed from",
-                why=f"the model returns {1 + len(network.captured.heads)} values",
+                f"ambiguous output: the model returns {1 + len(network.captured.heads)} values",
+                why="local losses are computed from one of them",
                 remedy="Give outputs=, the number of logits of local losses, with criterion=; or output=, the value "
                 f"that holds logits. {choices(network.captured.structure)}",
             )
@@ -240,7 +244,7 @@ def _prediction(
 
 
 def leaf_policy() -> LeafPolicy:
-    """The tracing policy: timm's own leaf modules and wrapped functions, where timm is in use."""
+    """Return the tracing policy: with timm's own leaf modules and wrapped functions, if timm is loaded."""
     if "timm" not in sys.modules:
         return LeafPolicy()
     from timm.layers import get_notrace_functions, get_notrace_modules
@@ -252,10 +256,10 @@ def leaf_policy() -> LeafPolicy:
 def input_of(
     model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tensor] | None
 ) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype to analyse with: the example's, else the model's configuration's, else (2, 3, 224, 224).
+    """Return the shape and dtype to analyse with: the example's, else the model configuration's, else (2, 3, 224, 224).
 
     Raises:
-        InputError: The example is no tensor, or not one tensor, or has no batch dimension.
+        InputError: ``example_inputs`` is not one tensor with a batch dimension.
     """
     if example_inputs is None:
         config = getattr(model, "pretrained_cfg", None) or {}
@@ -266,7 +270,7 @@ def input_of(
         example_inputs = example_inputs[0]
     if not isinstance(example_inputs, torch.Tensor) or example_inputs.ndim < 2:
         raise InputError(
-            f"example_inputs must be one tensor with a batch dimension; it is {_kind(example_inputs)}",
+            f"example_inputs must be one tensor with a batch dimension, got {_kind(example_inputs)}",
             remedy="Give, say, torch.empty(2, 3, 224, 224)",
         )
     # Two samples at least: batch norm in train mode refuses one value a channel.
@@ -282,14 +286,14 @@ def _kind(value: Any) -> str:
 
 
 def require_module(model: Any) -> None:
-    """Refuses what is no model.
+    """Refuse what cannot be localized by its kind.
 
     Raises:
-        CaptureError: ``model`` is no ``nn.Module``, or is compiled code.
+        CaptureError: ``model`` is not an ``nn.Module``, or is compiled code.
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(
-            f"localize() takes an nn.Module, and got a {type(model).__name__}",
+            f"model must be an nn.Module, got a {type(model).__name__}",
             remedy="Call the class to make a model" if isinstance(model, type) else "Give the model object itself",
         )
     if isinstance(model, (torch.jit.ScriptModule, LocalGraphModule)):

@@ -1,4 +1,4 @@
-"""check(): every obstacle to localizing a model, at once."""
+"""``check()`` lists every obstacle to localizing a model, at once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check(
     joint: bool = False,
     verify: bool = True,
 ) -> list[Obstacle]:
-    """Every obstacle to localizing ``model``, at once; empty when all is well. Nothing is changed.
+    """List every obstacle to localizing ``model``, at once; the list is empty if there is none. Nothing is changed.
 
     Args:
         model: Any module.
@@ -51,7 +51,7 @@ def check(
         max_cut: As in :func:`localize`.
         granularity: As in :func:`localize`.
         output: As in :func:`localize`.
-        joint: Whether an ``output_criterion`` will be given, so that the model may return what it likes.
+        joint: Whether :func:`localize` will get an ``output_criterion``, which allows any returned values.
         verify: As in :func:`localize`.
 
     Returns:
@@ -59,7 +59,7 @@ def check(
         the model can be localized with them kept whole.
 
     Raises:
-        LocalizeError: ``model`` is no ``nn.Module``, or ``example_inputs`` no tensor.
+        LocalizeError: ``model`` is not an ``nn.Module``, or ``example_inputs`` is not a tensor.
     """
     require_module(model)
     shape, dtype = input_of(model, example_inputs)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from localize.memory.live_bytes import Step, fake_copy, train_step
+from localize.memory.peak import Step, train_step
+from localize.memory.replicas import fake_copy
 from localize.methods.mlaan.leaps import Leaps
 from localize.methods.networks.local_loss import Term
 from localize.runtime.local_graph import LocalGraphModule
@@ -51,7 +52,7 @@ def step_macs(
         module: A localized model, or a plain one.
         image_shape: Shape of one image, C x H x W.
         label_shape: Shape of one label: () for a class.
-        step: Forward and backward of a batch; by default :func:`~localize.memory.live_bytes.train_step`.
+        step: Forward and backward of a batch; by default :func:`~localize.memory.peak.train_step`.
     """
     with fake_copy(module) as replica, torch.enable_grad(), FlopCounterMode(display=False) as counter:
         replica.train()

@@ -17,7 +17,7 @@ from localize.bench.report import Entry, Report, environment
 from localize.bench.setup import BenchError, Setup
 from localize.bench.timing import Timing, take_turns
 from localize.bench.zoo import ModelFactory, example_of
-from localize.memory.live_bytes import Step, peak_step_bytes
+from localize.memory.peak import Step, peak_step_bytes
 from localize.runtime.local_graph import LocalGraphModule
 
 LEARNING_RATE = 1e-3

@@ -38,7 +38,7 @@ class Entry:
     step_macs: int
     """Multiply-accumulates of forward and backward per sample (:func:`localize.bench.flops.step_macs`)."""
     peak_bytes: int
-    """Most bytes of live tensors in a step, counted (:func:`localize.memory.live_bytes.peak_step_bytes`)."""
+    """Most bytes of live tensors in a step, counted (:func:`localize.memory.peak.peak_step_bytes`)."""
     allocated_bytes: int | None = None
     """Most bytes that torch's allocator gave out during a step; CUDA only."""
     reserved_bytes: int | None = None

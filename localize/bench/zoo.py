@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from localize.memory.live_bytes import fake_copy
+from localize.memory.replicas import fake_copy
 from passes.errors import LocalizeError
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from localize.api import localize
 from localize.cli.progress import Display
-from localize.memory.live_bytes import peak_step_bytes
+from localize.memory.peak import peak_step_bytes
 from localize.models import cifar_resnet
 from localize.training.data.batches import Data, load_data
 from localize.training.recipe import Recipe

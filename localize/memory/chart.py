@@ -1,4 +1,4 @@
-"""The course of memory over a training step, fit for a chart: local modules beside backpropagation."""
+"""Memory over the course of a training step, for charts: local modules next to backpropagation."""
 
 from __future__ import annotations
 
@@ -18,47 +18,48 @@ POINTS = 1200
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A phase of a local module within a step; one more than the last module is the update at the end."""
+    """A phase of a local module within a step."""
 
     module: int
+    """Index of the local module; the number of modules stands for the optimizer's update at the end."""
     phase: Phase
     start: int
-    """Number of operations before it."""
+    """Operations of the step before the phase."""
     stop: int
-    """Number of operations to its end."""
+    """Operations of the step up to the end of the phase."""
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """Bytes alive over a step."""
+    """Bytes alive over the course of a step."""
 
     operations: int
     live: tuple[int, ...]
-    """The most within each of equal parts of the step, by number of operations; no more than :data:`POINTS`."""
+    """Most bytes alive in each of at most :data:`POINTS` equal parts of the step, by number of operations."""
     spans: tuple[Span, ...]
     peak: int
     peak_at: int
-    """Number of operations before the first one behind which that many bytes are alive."""
+    """Index of the first operation after which ``peak`` bytes are alive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMemory:
-    """What a step does to memory, by local learning and by backpropagation."""
+    """Memory of a step by local learning, and by backpropagation."""
 
     forecast: MemoryForecast
     own: Course
     rival: Course | None
-    """The same of backpropagation of the user's model; None where that is not known."""
+    """Course of a step of the user's model by backpropagation; None where it is not known."""
     why_not: str = ""
-    """Why it is not."""
+    """Reason why ``rival`` is None."""
 
 
 def step_memory(local: LocalGraphModule, batch: int) -> StepMemory:
-    """The course of a step of a localized model as it is now, with SGD; the model is left alone.
+    """Return the memory of a step of a localized model as it is now, with SGD. The model is not changed.
 
     Args:
-        local: Any device will do, the meta device too.
-        batch: Samples.
+        local: The localized model, on any device, the meta device included.
+        batch: Number of samples.
 
     Raises:
         PlanError: The step cannot be run on fake tensors.
@@ -79,7 +80,7 @@ def step_memory(local: LocalGraphModule, batch: int) -> StepMemory:
 
 
 def course(recording: Recording) -> Course:
-    """A recording in fewer points, none of which is lower than what it stands for."""
+    """Reduce a recording to at most :data:`POINTS` points, each the maximum of what it stands for."""
     live = [event.live + recording.optimizer_state for event in recording.events]
     count = len(live)
     ends = [count * (i + 1) // min(POINTS, count) for i in range(min(POINTS, count))]

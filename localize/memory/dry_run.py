@@ -1,4 +1,4 @@
-"""One training step on fake tensors, run as a training loop runs it: by local modules, under autocast, with updates."""
+"""A training step on fake tensors, run as a training loop runs it: by local modules, under autocast, with updates."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
 from torch.utils._pytree import tree_leaves
 
-from localize.memory.live_bytes import fill_with_fakes
 from localize.memory.optimizer_update import bytes_of, second_update
 from localize.memory.settings import StepSettings
 from localize.memory.timeline import Event, Timeline
 from localize.runtime.fused_loss import without_strays
 from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.local_module import LocalOutput
-from passes.common.fake_tensors import fake_mode, quiet
+from passes.common.fake_tensors import fake_mode, fill_with_fakes, quiet
 from passes.errors import InputError, LocalizeError, PlanError, first_line
 
 _FLOAT_TARGETS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
-"""Criteria whose target is of the logits' shape."""
+"""Criteria whose target has the shape of the logits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """What a step did to memory, at one batch size."""
+    """Memory events of one training step, at one batch size."""
 
     batch: int
     events: list[Event]
     timeline: Timeline
-    """Names the places of ``events``."""
+    """The timeline that recorded ``events``; it knows the module path of each."""
     parameters: int
     buffers: int
     optimizer_state: int
@@ -43,11 +42,11 @@ class Recording:
     gradients: int
 
     def operators(self) -> list[Any]:
-        """What ran, in order."""
+        """Return the operators that ran, in order."""
         return [event.operator for event in self.events]
 
     def peak(self) -> int:
-        """Most bytes alive."""
+        """Return the most bytes alive at one time."""
         return max(event.live for event in self.events) + self.optimizer_state
 
 
@@ -55,10 +54,11 @@ class DryRun:
     """Training steps of one model on fake tensors, one for each batch size asked for.
 
     Args:
-        replica: The model, on the meta device; it is filled with fake tensors, and trained by steps that compute
+        replica: A copy of the model on the meta device. It is filled with fake tensors and trained by steps that
+            compute
             nothing.
-        settings: How.
-        device: Where the model itself is: on GPUs optimizers update all parameters in one go.
+        settings: How the steps are run.
+        device: Device of the model itself: on GPUs, optimizers update all parameters at once.
     """
 
     def __init__(self, replica: LocalGraphModule, settings: StepSettings, device: torch.device) -> None:
@@ -74,19 +74,19 @@ class DryRun:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of images: the parameters', which may have changed since the model was localized."""
+        """Type of the images: that of the parameters, which may have changed since the model was localized."""
         planned = self.replica.plan.input.dtype
         floating = (p.dtype for p in self.replica.primary.parameters() if p.is_floating_point())
         return next(floating, planned) if planned.is_floating_point else planned
 
     def record(self, batch: int) -> Recording:
-        """Runs a step.
+        """Run a step, or return the recording of an earlier one.
 
         Args:
-            batch: Samples.
+            batch: Number of samples.
 
         Raises:
-            PlanError: It cannot be run on fake tensors, at this batch size or with this target.
+            PlanError: The step cannot be run on fake tensors at this batch size or with this target.
         """
         if batch not in self._recordings:
             with self._undisturbed():
@@ -95,7 +95,7 @@ class DryRun:
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """Nothing around the call counts, and garbage is not collected at odd moments."""
+        """Shield a step from modes around the call, and from garbage collection at odd moments."""
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -140,7 +140,7 @@ class DryRun:
             parameter.grad = None
 
     def _step(self, timeline: Timeline, x: Tensor, y: Any) -> tuple[int, int]:
-        """One step, as a loop over ``local.steps`` runs it.
+        """Run a step as a loop over ``local.steps`` does.
 
         Returns:
             The most bytes of gradients held at one time, and the bytes of optimizer state.
@@ -176,7 +176,10 @@ class DryRun:
         return without_strays(replica.steps(x, y), owned)
 
     def _updates(self) -> Mapping[int, list[nn.Parameter]]:
-        """Parameters by the local module after which they are updated; one past the last for the end of the step."""
+        """Group parameters by the local module after which they are updated.
+
+        The number of modules stands for the end of the step.
+        """
         modules = range(len(self.replica.plan.modules))
         if self.settings.step == "batch":
             parameters = [p for p in self.replica.parameters() if p.requires_grad]
@@ -186,7 +189,11 @@ class DryRun:
         return {index: group for index, group in groups.items() if group}
 
     def _update(self, timeline: Timeline, index: int, parameters: list[nn.Parameter]) -> int:
-        """An optimizer's update, as from the second step on; frees the gradients, returns the bytes of its state."""
+        """Add an optimizer's update, as from the second step on, and free the gradients.
+
+        Returns:
+            Bytes of the optimizer's state.
+        """
         timeline.enter(index, "update")
         update = second_update(parameters, self.settings, foreach=self.foreach, mode=self.mode)
         timeline.insert(update.events, update.resident)
@@ -208,7 +215,7 @@ class DryRun:
         return torch.zeros((batch, *positions), dtype=torch.int64, device="cpu")
 
     def _refused(self, batch: int, error: Exception) -> LocalizeError:
-        """An error of the step, in terms of the forecast."""
+        """Return an error of the step in terms of the forecast."""
         what = f"the memory of a step of {batch} samples cannot be forecast"
         cause = error.__cause__ or error
         if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):

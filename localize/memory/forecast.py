@@ -1,4 +1,4 @@
-"""Memory of a training step, forecast for a batch size and found for a budget, without running it on real tensors."""
+"""Forecast the memory of a training step, and the largest batch for a budget, without running on real tensors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import torch
 from localize.compiler.emit import emit
 from localize.compiler.planning import make_plan
 from localize.memory.dry_run import DryRun, Recording
-from localize.memory.live_bytes import meta_copy, on_meta
+from localize.memory.replicas import meta_copy, on_meta
 from localize.memory.settings import MakeOptimizer, StepSettings
 from localize.memory.timeline import Event
 from localize.methods import bp
 from localize.methods.base import ChosenMethod
 from localize.methods.networks.losses import Criteria
+from localize.plan.memory_budget import MemoryBudget
 from localize.plan.memory_forecast import MemoryForecast, ModuleMemory, Moment, Schedule
 from localize.plan.plan import Plan
 from localize.runtime.compilation import Compiled
@@ -41,24 +42,24 @@ def measure(
     step: Schedule = "batch",
     target: Callable[[int], Any] | None = None,
 ) -> MemoryForecast:
-    """The memory forecast of a localized model as it is now; :meth:`localize.Plan.memory` has rivals beside it.
+    """Forecast the memory of a localized model as it is now, without the rivals of :meth:`localize.Plan.memory`.
 
-    Takes as long as one training step of a small batch, since nothing is computed. The model is left alone.
+    A forecast takes about as long as one training step of a small batch. The model is not changed.
 
     Args:
-        local: Any device will do, the meta device too.
-        batch_size: Samples.
-        dtype: Of parameters, buffers and images; by default as they are.
-        amp: Of autocast in forward passes, a region a local module; by default none.
+        local: The localized model, on any device, the meta device included.
+        batch_size: Number of samples.
+        dtype: Type of parameters, buffers and images; by default they stay as they are.
+        amp: Autocast type of the forward passes; by default none.
         optimizer: ``"sgd"`` (Nesterov momentum), ``"adam"``, ``"adamw"``, or a function from parameters to an
             optimizer.
-        step: ``"batch"`` updates all parameters at the end of the step; ``"module"`` each local module's, and frees
-            their gradients, right after the last backward that reaches them.
-        target: From the batch size to a target for the criterion; by default class indices.
+        step: ``"batch"`` updates all parameters at the end of the step; ``"module"`` updates each local module's, and
+            frees their gradients, right after the last backward that reaches them.
+        target: Function from the batch size to a target for the criterion; by default class indices.
 
     Raises:
         PlanError: The step cannot be run on fake tensors, or a setting is out of range.
-        RecipeError: The optimizer is unknown.
+        OptionError: ``optimizer`` is a string and not a known name.
     """
     settings = StepSettings(dtype=dtype, amp=amp, optimizer=optimizer, step=step, target=target)
     twin = meta_copy(local)
@@ -71,9 +72,9 @@ def _forget() -> None:
 
 
 class Forecaster:
-    """Makes forecasts for plans of one compiled model, and keeps those it has made.
+    """Forecasts steps of plans of one compiled model, and keeps the forecasts.
 
-    It holds the user's model, and not what :func:`localize.localize` returned, which may be gone by then.
+    A forecaster holds the user's model and not what :func:`localize.localize` returned, which may be deleted.
 
     Args:
         compiled: What the localized model was compiled from.
@@ -127,7 +128,7 @@ class Forecaster:
         return self._runs[key]
 
     def _form(self) -> Hashable:
-        """Return what may change about the model after it was localized, and counts."""
+        """Return the properties of the model that may change after it was localized and that matter to memory."""
         model = self.compiled.network.captured.model
         return tuple((p.dtype, p.requires_grad) for p in model.parameters())
 
@@ -147,15 +148,13 @@ class Forecaster:
 
 
 def forecast(dry_run: DryRun, batch_size: int, rivals: tuple[MemoryForecast, ...] = ()) -> MemoryForecast:
-    """What a dry run says of a batch size.
+    """Forecast a step of a dry run at one batch size.
 
     Raises:
-        PlanError: As :meth:`DryRun.record` does, or the batch size is none.
+        PlanError: ``batch_size`` is not an integer >= 1, or the step cannot be run on fake tensors.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise PlanError(
-            f"batch_size={batch_size!r} is no number of samples", remedy="Give a whole number of at least 1"
-        )
+        raise PlanError(f"batch_size must be an integer >= 1, got {batch_size!r}")
     recording = dry_run.record(batch_size)
     plan, settings = dry_run.replica.plan, dry_run.settings
     modules, update = _modules(plan, recording)
@@ -185,7 +184,7 @@ def _name(dtype: Any) -> str:
 
 
 def _modules(plan: Plan, recording: Recording) -> tuple[tuple[ModuleMemory, ...], Moment | None]:
-    """The peak of each local module, and that of the update at the end."""
+    """Return the peak of each local module, and that of the update at the end."""
     peaks: dict[int, Event] = {}
     starts: dict[tuple[int, str], int] = {}
     for event in recording.events:
@@ -207,16 +206,16 @@ def _modules(plan: Plan, recording: Recording) -> tuple[tuple[ModuleMemory, ...]
 
 
 class Curve:
-    """Live bytes behind every operation as a polynomial of the batch size, through recordings of the same operations.
+    """Live bytes after every operation as a polynomial of the batch size, fitted to recordings of the same operations.
 
-    What a step runs does not depend on the batch size, and nearly every tensor has one dimension that is the batch, or
-    none: two recordings make a line. Similarities of all pairs of samples make it a parabola.
+    A step runs the same operations at every batch size, and nearly every tensor has one batch dimension or none, so two
+    recordings determine a line. Similarities between all pairs of samples need three, for a parabola.
 
     Args:
-        recordings: Two or three, at batch sizes b, 2b, 3b.
+        recordings: Two or three recordings, at batch sizes b, 2b, 3b.
 
     Raises:
-        PlanError: They ran different operations: the model branches on the batch size.
+        PlanError: The recordings ran different operations, since the model branches on the batch size.
     """
 
     def __init__(self, *recordings: Recording) -> None:
@@ -228,18 +227,18 @@ class Curve:
         self._differences = {_differences(values) for values in zip(*totals, strict=True)}
 
     def peak(self, batch: int) -> int:
-        """Most bytes alive in a step of this batch size."""
+        """Return the most bytes alive in a step of this batch size."""
         t = (batch - self._batch) / self._batch
         factors = (1.0, t, t * (t - 1) / 2)
         return max(round(sum(f * d for f, d in zip(factors, own, strict=False))) for own in self._differences)
 
     def largest(self, budget: int) -> int:
-        """The largest batch size whose peak is within the budget; 0 if there is none."""
+        """Return the largest batch size whose peak is within the budget; 0 if there is none."""
         return _last_that(lambda batch: self.peak(batch) <= budget)
 
 
 def _differences(values: tuple[int, ...]) -> tuple[int, ...]:
-    """Newton's forward differences."""
+    """Return Newton's forward differences of equidistant values."""
     found = []
     while values:
         found.append(values[0])
@@ -248,10 +247,11 @@ def _differences(values: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def largest_batch(dry_run: DryRun, start: int, budget: int) -> int:
-    """The largest batch size whose step takes no more than ``budget`` bytes; 0 if there is none.
+    """Return the largest batch size whose step takes no more than ``budget`` bytes; 0 if there is none.
 
-    Recordings at ``start`` and twice that make a curve, and the batch size that it says is recorded too. Where that one
-    is not as predicted, a third one makes the curve a parabola; where that fails too, batch sizes are tried one by one.
+    Recordings at ``start`` and at twice that make a curve, and the batch size that the curve gives is recorded too. If
+    that recording is not as predicted, a third one makes the curve a parabola; if that fails too, the batch size is
+    found by bisection.
     """
 
     def fits(batch: int) -> bool:
@@ -276,7 +276,7 @@ def largest_batch(dry_run: DryRun, start: int, budget: int) -> int:
 
 
 def _last_that(fits: Callable[[int], bool]) -> int:
-    """The last whole number that fits, if all before it do (1 may be an exception); 0 if not even 2 does."""
+    """Return the largest integer that fits, given that all smaller ones fit (but perhaps 1); 0 if 2 does not."""
     high = 2
     while fits(high):
         high *= 2
@@ -287,3 +287,9 @@ def _last_that(fits: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def forecast_of(compiled: Compiled, plan: Plan, step: Schedule, *, budget: MemoryBudget) -> MemoryForecast:
+    """Forecast a step of a plan with the settings of a memory budget."""
+    settings = {"dtype": None, "amp": budget.amp, "optimizer": budget.optimizer, "step": step, "target": None}
+    return Forecaster(compiled).forecast(plan, budget.batch_size, False, settings)

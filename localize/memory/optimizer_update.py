@@ -1,4 +1,4 @@
-"""What an optimizer's update does to memory, from the second step on, when the optimizer has its state."""
+"""Memory of an optimizer's update, from the second step on, when the optimizer has its state."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from localize.memory.timeline import Event, Timeline
 
 
 class Update(NamedTuple):
-    """What came of it."""
+    """Memory events of one optimizer update."""
 
     events: list[Event]
     resident: int
-    """Bytes that were alive throughout ``events``."""
+    """Bytes that are alive during all of ``events``."""
     state: int
-    """Bytes of the optimizer's state."""
+    """Bytes of the optimizer's state, such as momentum."""
 
 
 def second_update(
     parameters: Sequence[nn.Parameter], settings: StepSettings, *, foreach: bool, mode: FakeTensorMode
 ) -> Update:
-    """An update of copies of the parameters.
+    """Record the second update of copies of the parameters.
 
-    It runs on the meta device, or, where an optimizer does not (fused ones), on fake tensors. Those that go from
-    parameter to parameter are shown each pair of neighbours once, which says the same in a fraction of the time.
+    The update runs on the meta device, or on fake tensors where an optimizer does not run there (fused ones).
+    Optimizers that update one parameter after the other get each pair of neighbouring forms once: the same events in a
+    fraction of the time.
 
     Args:
-        parameters: With their gradients. Left alone.
-        settings: Of the step.
-        foreach: Whether optimizers update all parameters in one go, as on GPUs.
-        mode: Makes fake tensors.
+        parameters: Parameters with their gradients; they are not changed.
+        settings: How the step is run.
+        foreach: Whether optimizers update all parameters at once, as on GPUs.
+        mode: The mode that makes fake tensors.
     """
     counts = Counter(map(_form, parameters))
     one_by_one = isinstance(settings.optimizer, str) and not foreach
@@ -55,7 +56,7 @@ def second_update(
 
 
 def bytes_of(tensors: Iterable[Any]) -> int:
-    """Bytes of the tensors among some values, storages that several share once."""
+    """Return the bytes of the tensors among some values; a storage that several share counts once."""
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor)}
     return sum(storages.values())
 
@@ -80,15 +81,16 @@ def _run(parameters: list[nn.Parameter], settings: StepSettings, foreach: bool, 
 
 
 def _form(parameter: nn.Parameter) -> Any:
-    """All that an update's memory depends on."""
+    """Return everything about a parameter that the memory of its update depends on."""
     gradient = parameter.grad
     return (tuple(parameter.shape), parameter.stride(), parameter.dtype, gradient is not None and gradient.stride())
 
 
 def _neighbours(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Parameters among which each pair of forms that follow each other does so once; others stand apart.
+    """Select parameters so that each pair of forms that follow each other does so once.
 
-    What an update of one parameter leaves in a loop's variables is alive while the next one is updated.
+    Pairs matter because what the update of one parameter leaves in a loop's variables is still alive during the update
+    of the next. Parameters that are no such pair are kept apart by the smallest possible parameter.
     """
     found: list[nn.Parameter] = []
     seen: set[Any] = set()
@@ -107,14 +109,14 @@ def _neighbours(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def _smallest() -> nn.Parameter:
-    """Keeps parameters apart that do not follow each other."""
+    """Return a parameter that keeps others apart which do not follow each other."""
     made = nn.Parameter(torch.zeros(1, device="meta"))
     made.grad = torch.zeros(1, device="meta")
     return made
 
 
 def _twin(parameter: nn.Parameter, device: str) -> nn.Parameter:
-    """A parameter like this one, with a gradient if it has one."""
+    """Return a parameter of the same form, with a gradient if the given one has one."""
 
     def like(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)

@@ -1,7 +1,7 @@
-"""The memory planner: what is computed anew, merged or made shallower, so that a step keeps to a memory budget.
+"""The memory planner: recomputes, merges or makes shallower until a step keeps to a memory budget.
 
-Every decision rests on forecasts of whole steps (:mod:`localize.memory.forecast`), none on rules of thumb: a plan that
-is returned has been seen to keep to the budget.
+Every decision rests on a forecast of a whole step (:mod:`localize.memory.forecast`), none on a rule of thumb: the plan
+that is returned was forecast to keep to the budget.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
 from localize.compiler.planning import with_recompute
-from localize.memory.forecast import Forecaster
 from localize.methods.base import ChosenMethod
 from localize.plan.memory_budget import BudgetError, Means, MemoryBudget
 from localize.plan.memory_forecast import MemoryForecast, Schedule
@@ -28,11 +27,11 @@ WAYS: tuple[tuple[Recompute, ...], ...] = (
     ("blocks",),
     ("layers", "blocks"),
 )
-"""What a local module may compute anew, roughly from the cheapest in time to the leanest."""
+"""What a local module may recompute, roughly from the cheapest in time to the leanest in memory."""
 
 FILLS = (2.0, 1.5, 1.2, 1.0, 0.9, 0.8)
-"""How far merged modules are to fill the budget by estimate, one after the other, until the forecast keeps to it. The
-estimate is too high: it counts auxiliary networks that merging does away with."""
+"""Shares of the budget that merged modules may fill by estimate, tried in order until the forecast keeps to the budget.
+The estimate is too high, since it counts auxiliary networks that merging removes."""
 
 
 class Candidate(NamedTuple):
@@ -48,7 +47,7 @@ class Candidate(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A plan, and what a step of it takes."""
+    """A plan, and the forecast of a step of it."""
 
     candidate: Candidate
     forecast: MemoryForecast
@@ -60,16 +59,20 @@ Replans = Callable[[ChosenMethod, Sequence[int] | None], Candidate]
 
 
 def fit(first: Candidate, budget: MemoryBudget, forecasts: Forecasts, replans: Replans | None) -> Candidate:
-    """The plan, changed as far as needed and allowed so that a step keeps to the budget; it says what was done.
+    """Change a plan, as far as needed and allowed, so that a step keeps to the budget.
 
     Args:
-        first: As asked for.
-        budget: Limit and means.
-        forecasts: Forecasts a step.
-        replans: Plans with other options or local modules; None where the primary network depends on them.
+        first: The plan that the user asked for.
+        budget: The limit, and the means that are allowed.
+        forecasts: Function that forecasts a step.
+        replans: Function that plans with other options or local modules; None where the primary network depends on
+            them.
+
+    Returns:
+        A plan whose ``budget`` field says what was done.
 
     Raises:
-        BudgetError: No means that are allowed suffice.
+        BudgetError: The means that are allowed do not suffice.
     """
     return _Planner(first, budget, forecasts, replans).fit()
 
@@ -82,7 +85,7 @@ class _Planner:
         self._known: dict[Any, MemoryForecast] = {}
 
     def forecasts(self, candidate: Candidate, schedule: Schedule) -> MemoryForecast:
-        """What a step takes; made once."""
+        """Forecast a step, once for each plan and schedule."""
         key = candidate.plan.modules, schedule
         if key not in self._known:
             self._known[key] = self._make(candidate, schedule)
@@ -98,7 +101,7 @@ class _Planner:
         return self._recorded(found, before)
 
     def _tried(self, may: Sequence[Means], asked: Fitted) -> Fitted:
-        """The first that keeps to the budget with these means, or the leanest."""
+        """Return the first attempt that keeps to the budget with these means, else the leanest."""
         leanest = asked
         for found in self._attempts(may, asked):
             if found.forecast.peak < leanest.forecast.peak:
@@ -108,7 +111,7 @@ class _Planner:
         return leanest
 
     def _attempts(self, may: Sequence[Means], asked: Fitted) -> Iterator[Fitted]:
-        """Ever leaner plans. Whatever leaves results as they are comes first."""
+        """Yield ever leaner plans, beginning with those that leave results as they are."""
         yield asked
         schedules: list[Schedule] = [self.budget.step]
         if "step" in may and self.budget.step == "batch":
@@ -127,7 +130,7 @@ class _Planner:
                     yield self._recomputing(plain)
 
     def _recomputing(self, plain: Fitted) -> Fitted:
-        """Computes activations anew in the modules that are over the budget, each in the cheapest way that suffices."""
+        """Recompute activations in the modules that are over the budget, each in the cheapest way that suffices."""
         candidate, forecast = plain
         plan = candidate.plan
         over = [m.index for m in forecast.modules if m.peak > self.limit]
@@ -158,7 +161,7 @@ class _Planner:
         return candidate._replace(plan=with_recompute(candidate.plan, parts))
 
     def _merged(self, fitted: Fitted, replans: Replans) -> Fitted | None:
-        """Fewer and larger local modules, as large as the budget allows."""
+        """Merge local modules into fewer, as large as the budget allows."""
         candidate, forecast = fitted
         sizes = [len(module.layers) for module in candidate.plan.modules]
         if not all(sizes):
@@ -194,7 +197,7 @@ class _Planner:
         return candidate._replace(plan=dataclasses.replace(candidate.plan, budget=record))
 
     def _choices(self, candidate: Candidate, forecast: MemoryForecast) -> Iterator[str]:
-        """What was done, and what it costs in time, counted in multiply-accumulates of a whole step."""
+        """Describe what was done, and its cost in multiply-accumulates of a whole step."""
         plan, asked = candidate.plan, self.first.plan
         whole = _step_macs(plan)
         for way, modules in _by_way(plan):
@@ -243,7 +246,7 @@ class _Planner:
 
 
 def _throughout(plan: Plan, ways: dict[int, tuple[Recompute, ...]]) -> dict[int, tuple[Recompute, ...]]:
-    """The same, and as much for the modules before that cascaded losses run once more."""
+    """Extend ways of recomputing to the earlier modules that cascaded losses run once more."""
     found = dict(ways)
     for k, way in ways.items():
         cascade = plan.modules[k].cascade
@@ -253,9 +256,9 @@ def _throughout(plan: Plan, ways: dict[int, tuple[Recompute, ...]]) -> dict[int,
 
 
 def _together(plan: Plan, forecast: MemoryForecast, limit: int) -> list[list[int]]:
-    """Groups of consecutive local modules that, by what each keeps, stay below a limit as one.
+    """Group consecutive local modules whose kept bytes together stay below a limit.
 
-    Modules that compute activations anew stay as they are: what that saved is not to be spent on merging.
+    Modules that recompute stay alone: merging would spend what recomputing saved.
     """
     groups: list[list[int]] = []
     room = 0
@@ -271,7 +274,7 @@ def _together(plan: Plan, forecast: MemoryForecast, limit: int) -> list[list[int
 
 
 def _size(size: int) -> str:
-    """A budget that a number of bytes keeps to, in words."""
+    """Return a budget in words that a number of bytes keeps to."""
     return f"{math.ceil(size / 1e6)}MB"
 
 
@@ -283,13 +286,13 @@ def _joined(first: Sequence[Recompute], second: Sequence[Recompute]) -> tuple[Re
 
 
 def _repeated(plan: Plan, module: LocalModulePlan, way: Sequence[Recompute]) -> int:
-    """Multiply-accumulates of a second run."""
+    """Count the multiply-accumulates that a way of recomputing repeats."""
     layers = sum(plan.layers[i].macs for i in module.layers) if "layers" in way else 0
     return layers + (sum(network.macs for network in module.networks) if "blocks" in way else 0)
 
 
 def _step_macs(plan: Plan) -> int:
-    """Multiply-accumulates of forward and backward passes."""
+    """Count the multiply-accumulates of forward and backward passes."""
     return 3 * (plan.macs + plan.auxiliary_macs + plan.repeated_macs)
 
 
@@ -300,9 +303,3 @@ def _against(plan: Plan, other: Plan) -> str:
 def _by_way(plan: Plan) -> list[tuple[tuple[Recompute, ...], list[LocalModulePlan]]]:
     ways = dict.fromkeys(module.recompute for module in plan.modules)
     return [(way, [module for module in plan.modules if module.recompute == way]) for way in ways]
-
-
-def forecast_of(candidate: Candidate, step: Schedule, *, budget: MemoryBudget) -> MemoryForecast:
-    """Forecast a step of a candidate with the settings of a budget."""
-    settings = {"dtype": None, "amp": budget.amp, "optimizer": budget.optimizer, "step": step, "target": None}
-    return Forecaster(candidate.compiled).forecast(candidate.plan, budget.batch_size, False, settings)

@@ -1,4 +1,4 @@
-"""How a training step is run: types of numbers, optimizer, schedule of updates, target."""
+"""Settings of a forecast step: types of numbers, optimizer, schedule of updates, target."""
 
 from __future__ import annotations
 
@@ -23,37 +23,38 @@ class StepSettings:
     """How a training step is run.
 
     Raises:
-        PlanError: A dtype or a schedule that is none.
-        OptionError: The optimizer is unknown.
+        PlanError: ``dtype`` or ``amp`` is not a floating-point type, or ``step`` is neither "batch" nor "module".
+        OptionError: ``optimizer`` is a string and not a known name.
     """
 
     dtype: torch.dtype | str | None = None
-    """Of parameters, buffers and images; None leaves them as they are."""
+    """Type of parameters, buffers and images; None leaves them as they are."""
     amp: torch.dtype | str | None = None
-    """Of autocast around forward passes, a region a local module; None without."""
+    """Autocast type of the forward passes, one region for each local module; None for no autocast."""
     optimizer: str | MakeOptimizer = "sgd"
-    """A name of :data:`localize.runtime.optimizers.OPTIMIZERS`, or a function from parameters to an optimizer."""
+    """A key of :data:`localize.runtime.optimizers.OPTIMIZERS`, or a function from parameters to an optimizer."""
     step: Schedule = "batch"
+    """When parameters are updated: at the end of the step, or each local module's right after its own backward."""
     target: Callable[[int], Any] | None = None
-    """From the batch size to what the criterion takes; by default class indices, or zeros of the logits' shape where
-    the criterion is a binary cross-entropy."""
+    """Function from the batch size to a target for the criterion. By default class indices, or zeros of the logits'
+    shape where the criterion is a binary cross-entropy."""
 
     def __post_init__(self) -> None:
         for name in ("dtype", "amp"):
             object.__setattr__(self, name, _floating(getattr(self, name), name))
         if self.step not in ("batch", "module"):
-            raise PlanError(f"unknown step {self.step!r}", remedy="Give step='batch' or step='module'")
+            raise PlanError(f"step must be 'batch' or 'module', got {self.step!r}")
         if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
             raise OptionError(f"unknown optimizer {self.optimizer!r}", remedy=f"Known: {', '.join(OPTIMIZERS)}")
 
     @property
     def optimizer_name(self) -> str:
-        """The optimizer in a word."""
+        """Name of the optimizer."""
         made = self.optimizer
         return made if isinstance(made, str) else str(getattr(made, "__qualname__", type(made).__name__))
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """The optimizer of these parameters."""
+        """Build the optimizer of these parameters."""
         if isinstance(self.optimizer, str):
             return build_named(self.optimizer, parameters)
         return self.optimizer(parameters)
@@ -65,6 +66,6 @@ def _floating(given: Any, name: str) -> torch.dtype | None:
         return None
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise PlanError(
-            f"{name}={given!r} is no type of floating-point numbers", remedy="Give float32, bfloat16 or float16"
+            f"{name} must be a floating-point type, got {given!r}", remedy="Give float32, bfloat16 or float16"
         )
     return found

@@ -1,4 +1,4 @@
-"""The bytes alive behind every operation of a training step, with the place that each operation has in the model."""
+"""The bytes alive after every operation of a training step, and the module that each operation belongs to."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from passes.codegen.relu import harmless
 
 
 class Event(NamedTuple):
-    """An operation, as cheaply as it can be noted down."""
+    """An operation of a step; a named tuple, since steps have many."""
 
     live: int
-    """Bytes alive behind it, without the optimizer's state."""
+    """Bytes alive after the operation, without the optimizer's state."""
     operator: Any
-    """None where a phase begins, before its first operation."""
+    """ATen operator; None for the mark at the beginning of a phase."""
     module: int
-    """Index of the local module whose turn it is; one more than the last in the update at the end."""
+    """Index of the local module that runs; the number of modules during the update at the end."""
     phase: Phase
     place: str | int
-    """Path of the module that runs it; in the backward pass the sequence number of the forward operation's node."""
+    """Path of the module that runs the operation; in the backward pass the sequence number of the forward node."""
     shape: tuple[int, ...]
 
 
 class Timeline(LiveBytes):
-    """Notes down every operation.
+    """Records every operation.
 
-    Autograd numbers the nodes that a forward pass makes; by these numbers an operation of the backward pass is led back
-    to the module whose forward made the node.
+    Autograd numbers the nodes that a forward pass makes. These numbers lead from an operation of the backward pass to
+    the module whose forward made the node.
 
     Attributes:
-        events: What happened.
-        recording: Whether operations are noted down. They are counted in any case.
+        events: The operations recorded so far.
+        recording: Whether operations are recorded; their bytes count in any case.
     """
 
     def __init__(self) -> None:
@@ -52,13 +52,13 @@ class Timeline(LiveBytes):
         self._origins: dict[int, str] = {}
 
     def enter(self, module: int, phase: Phase) -> None:
-        """Begins a phase of a local module."""
+        """Begin a phase of a local module."""
         self._module, self._phase = module, phase
         self.events.append(Event(self.live, None, module, phase, "", ()))
 
     @contextmanager
     def paused(self, paused: bool = True) -> Iterator[None]:
-        """Inside, operations are counted and not noted down; or the other way."""
+        """Stop recording inside, or start it with ``paused=False``; bytes count in any case."""
         before, self.recording = self.recording, not paused
         try:
             yield
@@ -66,18 +66,18 @@ class Timeline(LiveBytes):
             self.recording = before
 
     def insert(self, events: Sequence[Event], resident: int) -> None:
-        """Adds operations that another timeline has noted down, as ones of the present phase.
+        """Append operations that another timeline has recorded, as part of the present phase.
 
         Args:
             events: The operations.
-            resident: Bytes that were alive there throughout.
+            resident: Bytes that were alive during all of them in the other timeline.
         """
         for event in events:
             live = self.live + event.live - resident
             self.events.append(event._replace(live=live, module=self._module, phase=self._phase, place=""))
 
     def moment(self, event: Event, state: int) -> Moment:
-        """An event in words; ``state`` is the size of the whole optimizer state."""
+        """Return an event with its module path; ``state`` is the size of the whole optimizer state in bytes."""
         operation = "" if event.operator is None else event.operator.overloadpacket.__name__
         place = self._origins.get(event.place, "") if isinstance(event.place, int) else event.place
         return Moment(event.live + state, event.phase, operation, place, event.shape)
@@ -103,7 +103,7 @@ class Timeline(LiveBytes):
 
     @contextmanager
     def following(self, module: nn.Module) -> Iterator[None]:
-        """Inside, forwards of the module's submodules are told apart."""
+        """Tell the forwards of the module's submodules apart inside."""
         hooks: list[Any] = []
         for path, child in module.named_modules():
             if not path or isinstance(child, torch.jit.ScriptModule):

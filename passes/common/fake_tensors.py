@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,3 +95,32 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+def fill_with_fakes(module: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Replace a module's parameters and buffers by fake CPU tensors. To be called inside a fake mode.
+
+    Args:
+        module: Changed in place.
+        dtype: Type of floating-point tensors; by default each keeps its own.
+    """
+    fill(module.modules(), dtype)
+
+
+def fill(owners: Iterable[nn.Module], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    """Replace what some modules hold themselves, without their submodules, by fake CPU tensors; return these."""
+    fakes: dict[int, Any] = {}
+    for owner in owners:
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                fakes.setdefault(id(parameter), nn.Parameter(_empty_on_cpu(parameter, dtype), parameter.requires_grad))
+                owner._parameters[name] = fakes[id(parameter)]
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[name] = fakes.setdefault(id(buffer), _empty_on_cpu(buffer, dtype))
+    return list(fakes.values())
+
+
+def _empty_on_cpu(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=kind, device="cpu")

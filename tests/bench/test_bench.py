@@ -16,7 +16,7 @@ from localize.bench.measure import count, measure
 from localize.bench.setup import BenchError, Setup
 from localize.bench.zoo import find_model
 from localize.cli.main import main
-from localize.memory.live_bytes import peak_step_bytes
+from localize.memory.peak import peak_step_bytes
 from localize.models import cifar_resnet
 from passes.errors import MethodError
 

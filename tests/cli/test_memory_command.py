@@ -92,10 +92,10 @@ def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["memory"], "MODEL"),
         ([*CHAIN, "--budget", "8apples"], "with or without a unit, got '8apples'"),
-        ([*CHAIN, "--step", "epoch"], "unknown step 'epoch'"),
-        ([*CHAIN, "--amp", "int8"], "amp='int8' is no type of floating-point numbers"),
+        ([*CHAIN, "--step", "epoch"], "step must be 'batch' or 'module', got 'epoch'"),
+        ([*CHAIN, "--amp", "int8"], "amp must be a floating-point type, got 'int8'"),
         ([*CHAIN, "--optimizer", "lion"], "unknown optimizer 'lion'"),
-        ([*CHAIN, "--batch-size", "0"], "batch_size=0 is no number of samples"),
+        ([*CHAIN, "--batch-size", "0"], "batch_size must be an integer >= 1, got 0"),
         ([*CHAIN, "--epochs", "3"], "no option --epochs of memory"),
         (["memory", "timm:resnet1888"], "unknown model"),
         # It localizes if it is built with values, and does not run without.

@@ -231,7 +231,7 @@ def test_backpropagation_takes_the_same_arguments() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no outputs": ({"outputs": None}, r"what local losses are to be computed from.*outputs=.*output=0 or output=1"),
+    "no outputs": ({"outputs": None}, r"ambiguous output: the model returns \d values.*outputs=.*output=0 or output=1"),
     "no number": ({"outputs": 0}, "outputs must be an integer >= 1, got 0"),
     "a word": ({"outputs": "five"}, "outputs must be an integer >= 1, got 'five'"),
     "no criterion for the end": (

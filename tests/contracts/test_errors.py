@@ -88,7 +88,7 @@ def vit_like() -> nn.Module:
 
 Build = Callable[[], Any]
 REFUSALS: dict[str, tuple[Build, dict[str, Any], type[LocalizeError], str]] = {
-    "no module": (lambda: 3, {}, CaptureError, "takes an nn.Module, and got a int"),
+    "no module": (lambda: 3, {}, CaptureError, "model must be an nn.Module, got a int"),
     "a class": (lambda: nn.Linear, {}, CaptureError, "Call the class to make a model"),
     "nothing to train": (frozen, {}, PartitionError, "no trainable parameter"),
     "no layer": (lambda: nn.Sequential(nn.ReLU()), {}, PartitionError, "no trainable parameter"),

@@ -23,7 +23,7 @@ from localize.export.python.layers import layer_text
 from localize.export.python.templates import filled, folded
 from localize.export.python.values import UNPACKED, tensor_text
 from localize.export.request import ExportError
-from localize.memory.live_bytes import peak_step_bytes
+from localize.memory.peak import peak_step_bytes
 from localize.models import cifar_resnet
 from tests.models.thirty import batch, localized, pairs
 from tests.models.zoo import CLASSES, Entry

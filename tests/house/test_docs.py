@@ -14,7 +14,7 @@ from torchvision.models.segmentation import fcn_resnet50
 from docs import write_gallery
 from localize import localize
 from localize.export import plan_schema
-from localize.memory.live_bytes import peak_step_bytes
+from localize.memory.peak import peak_step_bytes
 from localize.models import cifar_resnet
 from tests.tools.documents import run_page
 from tests.tools.paths import ROOT

@@ -15,7 +15,7 @@ from localize.memory.chart import POINTS, step_memory
 from localize.memory.composed import ComposedRun, dry_run_of
 from localize.memory.dry_run import DryRun
 from localize.memory.forecast import forecast
-from localize.memory.live_bytes import meta_copy
+from localize.memory.replicas import meta_copy
 from localize.memory.settings import StepSettings
 from localize.models import cifar_resnet
 from tests.models.dense_models import Segmenter

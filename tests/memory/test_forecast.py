@@ -18,7 +18,8 @@ from torch import nn
 from localize import LocalGraphModule, LocalizeError, Plan, PlanError, localize
 from localize.memory.dry_run import DryRun
 from localize.memory.forecast import Curve, forecast, measure
-from localize.memory.live_bytes import meta_copy, peak_step_bytes
+from localize.memory.peak import peak_step_bytes
+from localize.memory.replicas import meta_copy
 from localize.memory.settings import StepSettings
 from localize.models import CifarResNet, cifar_resnet
 from localize.plan.memory_forecast import MemoryForecast
@@ -362,9 +363,9 @@ def test_updates_module_by_module_counted(method: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dtype": "int64"}, "dtype='int64' is no type of floating-point numbers"),
-        ({"amp": "half a byte"}, "amp='half a byte' is no type of floating-point numbers"),
-        ({"step": "epoch"}, "unknown step 'epoch'"),
+        ({"dtype": "int64"}, "dtype must be a floating-point type, got 'int64'"),
+        ({"amp": "half a byte"}, "amp must be a floating-point type, got 'half a byte'"),
+        ({"step": "epoch"}, "step must be 'batch' or 'module', got 'epoch'"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
@@ -377,7 +378,7 @@ def test_further_refusals() -> None:
     with pytest.raises(OptionError, match="unknown optimizer 'lion'"):
         plan.memory(8, optimizer="lion")
     for size in (0, -1, 2.5, True, "many"):
-        with pytest.raises(PlanError, match="is no number of samples"):
+        with pytest.raises(PlanError, match="batch_size must be an integer >= 1, got"):
             plan.memory(size)  # type: ignore[arg-type]
 
 

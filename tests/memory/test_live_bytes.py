@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localize import LocalGraphModule, localize
-from localize.memory.live_bytes import LiveBytes, fake_copy, peak_step_bytes
+from localize.memory.live_bytes import LiveBytes
+from localize.memory.peak import peak_step_bytes
+from localize.memory.replicas import fake_copy
 from localize.models import cifar_resnet
 from tests.tools.tracked import tracked
 

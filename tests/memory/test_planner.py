@@ -16,7 +16,7 @@ from localize import BudgetError, LocalGraphModule, LocalizeError, MemoryBudget,
 from localize.cli.main import main
 from localize.compiler.emit import emit
 from localize.compiler.planning import with_recompute
-from localize.memory.live_bytes import peak_step_bytes
+from localize.memory.peak import peak_step_bytes
 from localize.models import cifar_resnet
 from tests.models.model_file import MODEL_FILE
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from localize import LocalGraphModule, localize
-from localize.memory.live_bytes import peak_step_bytes
+from localize.memory.peak import peak_step_bytes
 from localize.models import CifarResNet, cifar_resnet
 from tests.tools.tracked import tracked
 

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.flops_tables import BASELINES, TABLE_7_BASELINES, baseline
 from localize import LocalGraphModule, localize
 from localize.bench.flops import count_flops, step_flops
-from localize.memory.live_bytes import peak_step_bytes
+from localize.memory.peak import peak_step_bytes
 from localize.methods.networks.local_loss import Term, WithTerms
 from localize.methods.networks.predsim_network import pool_kernel
 from localize.models import cifar_resnet

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import MethodError, localize
-from localize.memory.live_bytes import peak_step_bytes
+from localize.memory.peak import peak_step_bytes
 from localize.models import cifar_resnet
 from localize.plan.records import Recompute
 from tests.models.graphs import FourLayers

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from localize import LocalGraphModule, Plan, localize
 from localize.bench.sweep.isolation import fake_step, reach
-from localize.memory.live_bytes import peak_step_bytes
+from localize.memory.peak import peak_step_bytes
 from tests.models.wide import MAKERS
 from tests.models.zoo import ZOO, Entry, assert_same, gradients
 from tests.tools.cascades import MLM, assert_equals, of_each_step

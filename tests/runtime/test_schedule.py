@@ -13,7 +13,7 @@ from torch import nn
 
 from localize import LocalGraphModule, Runtime, localize
 from localize.bench.sweep.isolation import fake_step
-from localize.memory.live_bytes import peak_step_bytes
+from localize.memory.peak import peak_step_bytes
 from localize.methods import METHODS
 from localize.models import cifar_resnet
 from localize.runtime.compiled import PATIENCE

@@ -198,7 +198,9 @@ def test_the_last_loss_by_hand() -> None:
     assert {*out.logits} == {"out", "aux"}
     torch.testing.assert_close(out.loss, weighted(result, y))
     torch.testing.assert_close(first.loss, F.cross_entropy(first.logits, y))
-    with pytest.raises(MethodError, match=r"computed from: the model returns 2 values.*output='out' or output='aux'"):
+    with pytest.raises(
+        MethodError, match=r"ambiguous output: the model returns 2 values.*output='out' or output='aux'"
+    ):
         localize(model, d=2, example_inputs=x, output_criterion=weighted)
 
 
