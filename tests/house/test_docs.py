@@ -16,7 +16,7 @@ from localize import localize
 from localize.export import plan_schema
 from localize.memory.peak import peak_step_bytes
 from localize.models import cifar_resnet
-from tests.tools.documents import run_page
+from tests.tools.documents import assert_page_runs
 from tests.tools.paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -34,7 +34,7 @@ def _name(path: Path) -> str:
 def test_code_blocks_run_and_show_their_output(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)  # what a page writes is gone afterwards
-    run_page(path)
+    assert_page_runs(path)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=_name)

@@ -40,7 +40,7 @@ PROGRAM = "localize-cli"
 Check: TypeAlias = Callable[[list[str]], None]
 
 
-def run_page(path: Path) -> int:
+def assert_page_runs(path: Path) -> int:
     """Run all blocks of a page and return their number; the first that fails raises."""
     reader = _Reader()
     languages = {"python": reader.python, "console": reader.console, "text": reader.text}
