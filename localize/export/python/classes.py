@@ -1,8 +1,8 @@
-"""Classes of a generated file: each text once, and alike ones as one class with arguments where they differ."""
+"""Collect the classes of a generated file; alike ones become one class, with arguments for what differs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from localize.export.python.nodes import RESERVED
@@ -12,47 +12,52 @@ from localize.export.python.values import identifier
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A class before it is known which others are like it. Its lines may have holes, and refer to other classes."""
+    """A class before alike ones are merged. Its lines may have holes, and refer to other classes."""
 
     name: str
+    """Wanted name; a number is added if it is taken."""
     doc: str
-    """One line, in which nothing can end a docstring."""
+    """Docstring of one line, without quotes and backslashes."""
     init: tuple[str, ...]
-    """Lines of ``__init__`` behind ``super().__init__()``."""
+    """Lines of ``__init__`` after ``super().__init__()``."""
     methods: tuple[str, ...] = ()
-    """Lines of its methods; none for a function, whose result is the only line of ``init``."""
+    """Lines of the methods; empty for a function, which returns the only line of ``init``."""
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """All of them."""
+        """Lines of the class that may have holes or references."""
         return (*self.init, self.doc, *self.methods)
 
 
 class Classes:
-    """Collects classes; writes them once all are known."""
+    """Collects classes, and writes them when all are known."""
 
     def __init__(self) -> None:
         self.definitions: list[Definition] = []
         self.calls: dict[int, str] = {}
-        """What stands for a reference: a call, with holes for its arguments."""
+        """Call that replaces the reference to each class, with holes for its arguments."""
         self.taken: set[str] = set()
+        """Names that are used or reserved."""
         self.texts: list[str] = []
+        """Source of each class."""
 
     def add(self, definition: Definition) -> str:
-        """Text of a call that makes a module of this class."""
+        """Add a class; return a reference to the call that makes a module of it."""
         self.definitions.append(definition)
         return reference(len(self.definitions) - 1)
 
     def reserve(self, *names: str) -> None:
-        """Names that no class may get."""
+        """Reserve names that no class may get."""
         self.taken.update(names)
 
     def resolved(self, text: str) -> str:
-        """The text with calls in the place of references."""
+        """Replace references by calls."""
         return REFERENCE.sub(lambda match: self.calls[int(match.group(1))], text)
 
     def write(self) -> list[str]:
-        """Source of all classes, those that others need first."""
+        """Return the source of all classes, in an order in which each comes after those that it uses."""
+        # Classes that hold no other class have height 1. Alike ones are merged height by height: whether two classes
+        # are alike depends on the calls of the classes in them.
         for height in sorted(set(self._heights())):
             groups: dict[tuple[str, ...], list[int]] = {}
             for number, own in enumerate(self._heights()):
@@ -65,24 +70,25 @@ class Classes:
         return self.texts
 
     def _heights(self) -> list[int]:
-        """For each class the most classes that stand one inside the other in it."""
-        found: list[int] = []
+        """Return the height of each class: one more than the greatest height of a class in it."""
+        heights: list[int] = []
         for definition in self.definitions:
             inner = [int(m.group(1)) for line in definition.lines for m in REFERENCE.finditer(line)]
-            found.append(1 + max((found[number] for number in inner), default=0))
-        return found
+            heights.append(1 + max((heights[number] for number in inner), default=0))
+        return heights
 
     def _merge(self, numbers: list[int]) -> str:
-        """One class for several that differ in their holes alone."""
+        """Write one class for several that differ in their holes alone."""
         first = self.definitions[numbers[0]]
         tables = [[m for line in self._lines(n) for m in HOLE.finditer(line)] for n in numbers]
+        # A column holds the texts of one hole in all the classes. Equal columns share an argument.
         columns = [tuple(match.group(2) for match in column) for column in zip(*tables, strict=True)]
         names: dict[tuple[str, ...], str] = {}
         for column, match in zip(columns, tables[0], strict=True):
             if len(set(column)) > 1 and column not in names:
                 names[column] = _argument(match.group(1), names.values())
         if not first.methods and len(numbers) == 1:
-            # Not worth a function.
+            # One call is shorter than a function.
             self.calls[numbers[0]] = self.resolved(first.init[0])
             return ""
         name = self._name(first.name) if first.methods else self._free(first.name)
@@ -141,16 +147,16 @@ class Classes:
         return "\n".join(more for line in lines for more in folded(line)) + "\n"
 
 
-def _argument(role: str, taken: object) -> str:
+def _argument(role: str, taken: Collection[str]) -> str:
     base = identifier(role, "value").lower()
     base = f"{base}_" if base in RESERVED else base
     name, count = base, 1
-    while name in taken:  # type: ignore[operator]
+    while name in taken:
         count += 1
         name = f"{base}_{count}"
     return name
 
 
 def plain(text: str) -> str:
-    """Text outside of classes, where nothing is an argument."""
+    """Fill the holes of text outside of classes, where nothing becomes an argument."""
     return filled(text)

@@ -1,4 +1,4 @@
-"""Copies that follow their layers, in a generated file: a method to be called after each step of the optimizer."""
+"""Write the method that pulls copies of layers towards these layers, to be called after each step of the optimizer."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from localize.runtime.local_graph import LocalGraphModule
 
 
 def pulls_of(local: LocalGraphModule) -> list[tuple[str, str, str]]:
-    """Names of parameters that are pulled, of those that tell whether they are, and of what they are pulled to."""
-    found = []
+    """List the pulled copies of parameters, as triples of names.
+
+    A triple names the copy, the parameter whose ``requires_grad`` says whether the copy is pulled, and the parameter
+    that it is pulled towards.
+    """
+    pulls = []
     for path, module in local.named_modules():
         if isinstance(module, Leaps):
-            found += [(f"{path}.{copy}", f"{path}.{told}", f"primary.{live}") for copy, told, live in module.pulls]
-    return found
+            pulls += [(f"{path}.{copy}", f"{path}.{told}", f"primary.{live}") for copy, told, live in module.pulls]
+    return pulls
 
 
 def pull_lines(local: LocalGraphModule) -> list[str]:
-    """The method, where there is anything to pull."""
+    """Write the lines of the method; empty if the model has no copies to pull."""
     pulls = pulls_of(local)
     if not pulls:
         return []

@@ -1,4 +1,4 @@
-"""The user's losses in a generated file: torch's own by name, all others handed in by whoever uses the file."""
+"""Write the losses of a localized model: those of torch by name; others are arguments of the generated class."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from localize.runtime.local_graph import LocalGraphModule
 
 @dataclass(frozen=True, slots=True)
 class WrittenCriteria:
-    """How a generated class comes by its losses."""
+    """Code by which a generated class gets its losses."""
 
     arguments: str
-    """Arguments of ``__init__`` behind ``self``."""
+    """Arguments of ``__init__`` after ``self``."""
     lines: tuple[str, ...]
-    """Lines of ``__init__``."""
+    """Lines of ``__init__`` that store the losses."""
     call: str
-    """What has to be handed in, for the header."""
+    """Arguments that a user must pass, for the header of the file."""
 
 
 def criteria_of(local: LocalGraphModule, support: SupportCode) -> WrittenCriteria:
-    """Reads the losses off a localized model."""
+    """Write the losses of a localized model."""
     arguments, lines, call = ["*"], [], []
     for name in ("criterion", "output_criterion"):
         criterion: Any = getattr(local, name)
@@ -43,7 +43,7 @@ def criteria_of(local: LocalGraphModule, support: SupportCode) -> WrittenCriteri
             arguments.append(name if known is None else f"{name}={known}")
             lines.append(f"self.{name} = {name}")
             call += [] if known is not None else [f"{name}=..."]
-    return WrittenCriteria(", " + ", ".join(arguments), tuple(lines), ", ".join(call))
+    return WrittenCriteria(arguments=", " + ", ".join(arguments), lines=tuple(lines), call=", ".join(call))
 
 
 def _function(criterion: Any, support: SupportCode) -> str | None:

@@ -1,4 +1,4 @@
-"""Modules and functions of other libraries: as torch's own where they compute the same, else opened and written out."""
+"""Write modules and functions of other libraries: as layers of torch if equal to one, else operation by operation."""
 
 from __future__ import annotations
 
@@ -24,28 +24,37 @@ from passes.errors import first_line
 
 
 class Writer(Protocol):
-    """Who writes what such modules hold."""
+    """Writes the contents of modules; see :class:`localize.export.python.modules.Modules`."""
 
     calls: RecordedCalls
     support: SupportCode
     classes: Classes
 
     def init(self, module: nn.Module, where: str, sites: Mapping[str, CallSite]) -> list[str]:
-        """Lines that make what a module holds."""
+        """Write the lines that make the contents of a module."""
 
 
 class ForeignModules:
-    """Writes them; ``inputs`` says of each module that was opened, by identity, how many values it is called with."""
+    """Writes modules and functions of other libraries.
+
+    Attributes:
+        inputs: Number of values that each opened module is called with, by the identity of the module.
+    """
 
     def __init__(self, modules: Writer) -> None:
         self.modules = modules
         self.inputs: dict[int, int] = {}
 
     def text(self, module: nn.Module, where: str, site: CallSite | None) -> str:
-        """An expression that makes such a module.
+        """Write an expression that makes a module of another library.
+
+        Args:
+            module: The module.
+            where: Name of the module, for errors.
+            site: A call of the module; None for a module that is called with one tensor.
 
         Raises:
-            ExportError: Its code cannot be traced.
+            ExportError: The code of the module cannot be traced.
         """
         if site is None:
             site = CallSite(((torch.empty(0),), {}), lambda: self.modules.calls.given(module))
@@ -62,7 +71,7 @@ class ForeignModules:
         return text
 
     def _as_torch(self, module: nn.Module, modes: Sequence[OpenedCode], site: CallSite) -> str | None:
-        """The call that makes a layer of torch's own, where a subclass of it computes the same."""
+        """Write a subclass of a torch layer as that layer if both compute the same in both modes; else return None."""
         for base in type(module).__mro__[1:]:
             if base is nn.Module or not base.__module__.startswith("torch.nn.modules."):
                 continue
@@ -104,20 +113,20 @@ class ForeignModules:
         return Lines(mode.graph, Surroundings(self.modules.support, self, module, None, mode.site, own))
 
     def function(self, node: fx.Node, site: CallSite) -> tuple[str, list[fx.Node]]:
-        """A function, opened: its name in the file, and the nodes that it is called with.
+        """Write out a function, and return its name in the file and the nodes that it is called with.
 
         Raises:
-            Unwritable: It cannot be traced.
+            Unwritable: The function cannot be traced, or makes tensors of its own.
         """
         target: Any = node.target
         name = target.__name__
         try:
-            found = open_code(target, site)
+            code = open_code(target, site)
         except Exception as error:
             raise Unwritable(f"the function {name!r}, which cannot be traced ({first_line(error)})") from error
-        if found.constants:
+        if code.constants:
             raise Unwritable(f"the function {name!r}, which makes tensors of its own")
-        lines = self._lines(nn.Module(), found, {})
+        lines = self._lines(nn.Module(), code, {})
         body = filled("\n".join([f'    """{words(f"What {target.__module__}.{name} computes.")}"""', *lines.body]))
         sources, own, count = self.modules.support.sources, name, 1
         while True:
@@ -129,7 +138,7 @@ class ForeignModules:
 
 
 def _in_both_modes(module: nn.Module, site: CallSite) -> list[OpenedCode]:
-    """What a module does in training and in inference; its flags are left as they were."""
+    """Trace a module in train mode and in eval mode; its training flags are left as they were."""
     flags = [(part, part.training) for part in module.modules()]
     try:
         modes = []
@@ -147,7 +156,7 @@ def _code(mode: OpenedCode) -> str:
 
 
 def refusal(module: nn.Module, where: str, why: str) -> ExportError:
-    """What is said of a module that cannot be written."""
+    """Return the error for a module that cannot be written."""
     kind = type(module)
     return ExportError(
         f"a {kind.__module__}.{kind.__qualname__} cannot be written as Python source",

@@ -1,4 +1,4 @@
-"""Functions in a generated file: how torch's own are called, and those that the file has itself."""
+"""Names of functions of torch in a generated file, and the source of two functions that the file has itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def same_path(found: object, expected: object) -> None:
     if found != expected:
         raise ValueError(f"the network takes another path for an input of this size: {found}, not {expected}")
 '''
-"""Source of what guards become."""
+"""Source of the function that replaces guards of traced sizes."""
 STORE = '''\
 def store(buffer: torch.Tensor, value: torch.Tensor) -> None:
     """Writes a buffer."""
@@ -28,7 +28,11 @@ def store(buffer: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def function_name(target: Callable[..., Any]) -> str | None:
-    """How a function of torch, math or the language is called; None for another's."""
+    """Return the name by which generated code calls a function of torch, math or Python; None for any other.
+
+    >>> function_name(torch.nn.functional.relu), function_name(math.sqrt), function_name(function_name)
+    ('F.relu', 'math.sqrt', None)
+    """
     short = getattr(target, "__name__", "")
     if getattr(F, short, None) is target:
         return f"F.{short}"

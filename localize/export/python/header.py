@@ -1,4 +1,4 @@
-"""What a generated file says of itself."""
+"""Write the docstring at the head of a generated file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _WIDTH = 118
 
 
 def header(local: LocalGraphModule, given: str) -> str:
-    """The docstring of the file.
+    """Write the docstring of the file.
 
     Args:
         local: The localized model.
-        given: What its user must hand in.
+        given: Arguments that the user of the file must pass.
     """
     lines = []
     for paragraph in _paragraphs(local, given):

@@ -1,4 +1,4 @@
-"""Layers of torch.nn as constructor calls, read off their attributes and held against what the call makes."""
+"""Write layers of torch.nn as constructor calls: read from their attributes, and checked by making the layer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LEADING = {
     nn.Linear: 2, nn.Bilinear: 3, nn.Embedding: 2, nn.MultiheadAttention: 2, nn.Flatten: 2, nn.Unflatten: 2,
     nn.GroupNorm: 2, nn.LSTM: 2, nn.GRU: 2,
 }  # fmt: skip
-"""How many arguments are written without their names; three of convolutions, one of all others."""
+"""Number of arguments that are written without their names. Convolutions have three, and all other layers one."""
 
 
 def layer_text(module: nn.Module) -> str | None:
-    """A call that makes a layer of torch.nn like this one, weights apart; None where no call is known to.
+    """Write a call that makes a layer of torch.nn like this one, apart from its weights; None if no call is known to.
 
-    Numbers among its arguments are holes (:mod:`localize.export.python.templates`).
+    Numbers among the arguments are holes (:mod:`localize.export.python.templates`).
     """
     kind = type(module)
     if not kind.__module__.startswith("torch.nn.modules.") or getattr(nn, kind.__name__, None) is not kind:
@@ -45,7 +45,7 @@ def layer_text(module: nn.Module) -> str | None:
 
 
 def _arguments(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """Each argument that is not the default, as plain text and with its hole."""
+    """Yield each argument that differs from its default: as plain text, and with a hole."""
     recurrent = isinstance(module, (nn.LSTM, nn.GRU))
     kind, left_out = (nn.RNNBase, ("mode", *_NOT_ASKED)) if recurrent else (type(module), _NOT_ASKED)
     parameters = [p for p in inspect.signature(kind.__init__).parameters.values() if p.name not in left_out]
@@ -54,7 +54,7 @@ def _arguments(module: nn.Module) -> Iterator[tuple[str, str]]:
         value = _value(module, parameter.name)
         required = parameter.default is inspect.Parameter.empty
         if isinstance(value, torch.Tensor):
-            # The weights of a loss: part of the state.
+            # The class weights of a loss are part of its state_dict: only their shape matters.
             text = f"torch.ones({tuple(value.shape)})"
             yield f"{parameter.name}={text}", f"{parameter.name}={text}"
             continue
@@ -68,7 +68,7 @@ def _arguments(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _value(module: nn.Module, name: str) -> Any:
-    """The value that a constructor's argument had, as the attributes tell it."""
+    """Infer the value of a constructor's argument from the attributes of the module."""
     if name == "bias" and not isinstance(module, nn.RNNBase):
         own = module._parameters.get("in_proj_bias" if isinstance(module, nn.MultiheadAttention) else "bias")
         if isinstance(module, NORMS):
@@ -91,27 +91,27 @@ def _value(module: nn.Module, name: str) -> Any:
 
 
 def _square(module: nn.Module, name: str) -> bool:
-    """Whether one number says what several equal ones do."""
+    """Return whether one number for an argument means the same as several equal ones."""
     if name == "normalized_shape":
         return len(getattr(module, name)) == 1
     return name in ("kernel_size", "stride", "padding", "dilation", "output_padding", "output_size")
 
 
-def _alike(value: Any, default: Any) -> bool:
+def _alike(value: object, default: object) -> bool:
     if isinstance(value, tuple) and value and not isinstance(default, tuple):
         return all(type(part) is type(default) and part == default for part in value)
     return type(value) is type(default) and bool(value == default)
 
 
 def _makes(text: str, module: nn.Module) -> bool:
-    """Whether the call makes a layer of the same class, settings, and shapes of parameters and buffers."""
+    """Return whether a call makes a layer with the same class, settings, and shapes of parameters and buffers."""
     made = _made(text)
     return made is not None and made == (_state(module), repr(module))
 
 
 @cache
-def _made(text: str) -> tuple[list[Any], str] | None:
-    """State and words of the layer that a call makes; None where it fails."""
+def _made(text: str) -> tuple[list[object], str] | None:
+    """Return settings and ``repr`` of the layer that a call makes; None if the call fails."""
     try:
         with unset_fake_temporarily(), same_randomness(), torch.device("meta"):
             made = eval(text, {"torch": torch, "nn": nn})
@@ -120,8 +120,8 @@ def _made(text: str) -> tuple[list[Any], str] | None:
     return _state(made), repr(made)
 
 
-def _state(module: nn.Module) -> list[Any]:
-    found: list[Any] = []
+def _state(module: nn.Module) -> list[object]:
+    parts: list[object] = []
     for path, part in module.named_modules():
         own = {name: value for name, value in part.__dict__.items() if _is_setting(name, value)}
         tensors = {
@@ -129,10 +129,10 @@ def _state(module: nn.Module) -> list[Any]:
             for table in (part._parameters, part._buffers)
             for name, tensor in table.items()
         }
-        found.append((path, type(part), own, tensors, part._non_persistent_buffers_set))
-    return found
+        parts.append((path, type(part), own, tensors, part._non_persistent_buffers_set))
+    return parts
 
 
-def _is_setting(name: str, value: Any) -> bool:
+def _is_setting(name: str, value: object) -> bool:
     plain = isinstance(value, (int, float, str, bool, tuple, list, type(None)))
     return plain and name != "training" and (not name.startswith("_") or name.startswith("_reversed"))

@@ -1,4 +1,4 @@
-"""Modules as expressions: torch's own as constructor calls, containers as such, all others as classes of the file."""
+"""Write modules as expressions: those of torch as constructor calls, containers as such, others as classes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from localize.methods.networks.blocks import AuxiliaryBlocks
 from passes.common.interpreter import Interpreter, arguments_of
 
 Sites = Mapping[str, CallSite]
-"""Paths of modules that a graph calls, each with a call of it."""
+"""One call of each module that a graph calls, by the path of the module."""
 
 
 class Modules:
-    """Writes modules of one file.
+    """Writes the modules of one file.
 
     Args:
-        calls: What the modules are called with.
-        support: Where sources of our own go.
+        calls: Arguments of the calls of modules.
+        support: Collects functions of the file and sources of this project.
     """
 
     def __init__(self, calls: RecordedCalls, support: SupportCode) -> None:
@@ -42,15 +42,15 @@ class Modules:
         self.foreign = ForeignModules(self)
 
     def text(self, module: nn.Module, where: str, site: CallSite | None = None) -> str:
-        """An expression that makes a module like this one, weights apart.
+        """Write an expression that makes a module like this one, apart from its weights.
 
         Args:
             module: The module.
-            where: Its name, for errors.
-            site: A call of it; by default it is called with one tensor.
+            where: Name of the module, for errors.
+            site: A call of the module; None for a module that is called with one tensor.
 
         Raises:
-            ExportError: No text is known to make it.
+            ExportError: The module is neither of torch.nn nor of this project, and its code cannot be traced.
         """
         if type(module) in (nn.Sequential, AuxiliaryBlocks):
             return self._sequence(module, where)
@@ -80,46 +80,57 @@ class Modules:
         return {name: self.text(part, f"{where}.{name}") for name, part in parts}
 
     def init(self, module: nn.Module, where: str, sites: Sites) -> list[str]:
-        """Lines that make what a module holds: its tensors, and modules that are called or hold tensors."""
+        """Write the lines of ``__init__`` that make the contents of a module.
+
+        These are its own tensors, and the modules in it that are called or hold tensors.
+
+        Args:
+            module: The module.
+            where: Name of the module, for errors.
+            sites: Calls of modules in it.
+        """
         lines = list(own_tensors(module, where, self.calls.holding, self.support))
         nested: dict[str, str] = {}
         for name, part in module._modules.items():
             if part is None:
                 continue
-            found = self._child(part, name, where, sites, {})
-            if [*found] == [name]:
-                lines.append(held(name, found[name]))
+            texts = self._child(part, name, where, sites, {})
+            if [*texts] == [name]:
+                lines.append(held(name, texts[name]))
             else:
-                nested.update(found)
+                nested.update(texts)
         if nested:
             need_grow(self.support)
             lines.append(f"grow(self, {{{', '.join(f'{quoted(path)}: {text}' for path, text in nested.items())}}})")
         return lines
 
     def below(self, module: nn.Module, path: str, where: str, sites: Sites, known: dict[int, str]) -> dict[str, str]:
-        """What stands inside a module that is opened in its graph, by path.
+        """Write the contents of a module whose operations stand in the graph itself, instead of a call of the module.
 
         Args:
             module: The module.
-            path: Its own path; empty for the root.
+            path: Path of the module below the root; empty for the root.
             where: Name of the root, for errors.
-            sites: What is called.
-            known: Paths of modules that were written before, by identity; completed.
+            sites: Calls of modules below the root.
+            known: Paths of modules that were written before, by identity. New ones are added.
+
+        Returns:
+            Expressions for the contents, by path below the root.
         """
-        found: dict[str, str] = {}
+        texts: dict[str, str] = {}
         prefix = f"{path}." if path else ""
         for name, tensor in module._parameters.items():
             if tensor is not None:
-                found[prefix + name] = parameter_text(tensor)
+                texts[prefix + name] = parameter_text(tensor)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 persistent = name not in module._non_persistent_buffers_set
                 text = buffer_text(self.calls.holding(buffer), f"{where}.{prefix}{name}", persistent, self.support)
-                found[prefix + name] = text if persistent else f"({text},)"
+                texts[prefix + name] = text if persistent else f"({text},)"
         for name, part in module._modules.items():
             if part is not None:
-                found.update(self._child(part, prefix + name, where, sites, known))
-        return found
+                texts.update(self._child(part, prefix + name, where, sites, known))
+        return texts
 
     def _child(self, part: nn.Module, path: str, where: str, sites: Sites, known: dict[int, str]) -> dict[str, str]:
         within = any(other.startswith(f"{path}.") for other in sites)
@@ -154,7 +165,7 @@ class Modules:
         return CallSite((node.args, node.kwargs), lambda: self.calls.given(module))
 
     def _sites(self, module: fx.GraphModule) -> Callable[[fx.Node], CallSite]:
-        """What gives calls in a graph their values: the graph is run when one is asked for."""
+        """Return a function from a node to its call, with values: the graph runs once, when the first are needed."""
         values: dict[str, Any] = {}
 
         def given(node: fx.Node) -> Given:
@@ -175,7 +186,7 @@ class Modules:
         init = []
         for name, value in module.__dict__.items():
             if name in used and name != "training":
-                # Whether a batch was looked at is no part of the network.
+                # `checked` says whether a batch was checked, which is not part of the network.
                 text = "False" if name == "checked" else value_text(self._plain(value))
                 init.append(f"self.{name} = {hole(name, text)}")
         init += own_tensors(module, where, self.calls.holding, self.support)

@@ -1,4 +1,4 @@
-"""fx graphs as lines of Python: one a node, with names that a reader can follow and that let go of what is done."""
+"""Write fx graphs as lines of Python, one for each node; names tell what a value is, and are used again when free."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Lines:
 
     Args:
         graph: The graph.
-        surroundings: What it refers to.
-        inputs: Names of its placeholders in the code, by node name; others get names of their own.
+        surroundings: Names that the code refers to.
+        inputs: Names of placeholders in the code, by the name of the node; others get a name from their node.
     """
 
     def __init__(self, graph: fx.Graph, surroundings: Surroundings, inputs: Mapping[str, str] | None = None) -> None:
@@ -45,7 +45,7 @@ class Lines:
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.texts: dict[fx.Node, str] = {}
         functions = (n.target for n in self.nodes if n.op == "call_function" and function_name(n.target) is None)
-        # Functions of the file may have their names.
+        # The file defines these functions under their own names, so variables must not have them.
         self.functions = {getattr(function, "__name__", "") for function in functions}
         self.dead = dead(self.nodes)
         self.inline = inlined(self.nodes, self.dead)
@@ -72,11 +72,12 @@ class Lines:
 
     @property
     def body(self) -> list[str]:
-        """The lines of a function."""
+        """Lines of the body of a function."""
         return [f"    {line}" for line in self.lines]
 
     def _last_uses(self) -> dict[fx.Node, int]:
-        """Position of the last line that needs a node's value."""
+        """Return the position of the last line that reads each node's value."""
+        # An inlined node is read where the line that holds its expression stands.
         last = {node: i for i, node in enumerate(self.nodes)}
         for node in reversed(self.nodes):
             at = last[node] if node in self.inline else self.position[node]
@@ -107,7 +108,7 @@ class Lines:
         self._hold(node, name)
 
     def _statement(self, node: fx.Node) -> str | None:
-        """What is no expression."""
+        """Write a node as a statement; None for a node that is an expression."""
         if node.target is guard:
             self.surroundings.helper("same_path", SAME_PATH)
             value, ask, expected = (node.args[0], str(node.args[1]), node.args[2])
@@ -115,7 +116,7 @@ class Lines:
             return f"same_path({asked}({self._text(value)}), {self._text(expected)})"
         if node.target is torch._assert:
             condition, message = node.args
-            # A message that was made of proxies says nothing.
+            # A message that was built from proxies holds no values.
             plain = isinstance(message, str) and "Proxy(" not in message
             return f"assert {self._text(condition)}{f', {self._text(message)}' if plain else ''}"
         if node.target is assertion:
@@ -126,14 +127,14 @@ class Lines:
         if node.target is set_item:
             first, index, value = node.args
             tensor = self._text(first)
-            # It is the same tensor under both names.
+            # The result is the tensor itself, so both nodes share a variable.
             self.last[node] = max(self.last[node], self.last.get(first, 0))  # type: ignore[arg-type]
             self._hold(node, tensor)
             return f"{tensor}[{self._index(index)}] = {self._text(value)}"
         return None
 
     def _name(self, node: fx.Node) -> str:
-        """A variable for a value: that of what it is computed from, where nobody needs that any more."""
+        """Choose a variable for a value: that of its first operand if this is its last use, else a new one."""
         first = node.args[0] if node.args else None
         if isinstance(first, fx.Node) and first not in self.inline and self.last[first] == self.position[node]:
             name = self.texts[first]
@@ -166,12 +167,12 @@ class Lines:
 
     def _text(self, value: Any) -> str:
         if isinstance(value, float) and self.surroundings.flag is None:
-            # Of an opened class: what another of the kind may have otherwise, such as a probability.
+            # Another module of the same class may have another number here, such as a probability.
             return hole("value", value_text(value))
         return value if isinstance(value, _Raw) else value_text(value, self.texts.__getitem__)
 
     def _index(self, value: Any) -> str:
-        """What stands between brackets: slices with colons."""
+        """Write an index for between brackets, with slices as colons."""
         if isinstance(value, slice):
             start, stop, step = ("" if part is None else self._text(part) for part in _ends(value))
             return f"{start}:{stop}:{step}" if step else f"{start}:{stop}"
@@ -220,14 +221,14 @@ class Lines:
         return f"{own}({self._given(args, kwargs)})"
 
     def _switched(self, node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments, with the training flag in the place of what it was when the graph was traced."""
+        """Return the arguments with the training flag in place of its traced value."""
         args, kwargs = list(node.args), dict(node.kwargs)
         if self.surroundings.flag is None:
             return args, kwargs
-        found = training_flag(node.target)
-        if found is None:
+        flag = training_flag(node.target)
+        if flag is None:
             return args, kwargs
-        name, position = found
+        name, position = flag
         holder: Any = args if position < len(args) else kwargs
         key: Any = position if position < len(args) else name
         value = args[position] if position < len(args) else kwargs.get(name)
@@ -239,10 +240,10 @@ class Lines:
 
 
 class _Raw(str):
-    """Text that stands among arguments as it is."""
+    """Text that is used as an argument as it is."""
 
 
-def _default(target: Any, name: str) -> Any:
+def _default(target: Any, name: str) -> object:
     return inspect.signature(target).parameters[name].default
 
 
@@ -256,12 +257,12 @@ def _in_place(node: fx.Node) -> str | None:
 
 
 def _atom(text: str) -> str:
-    """An operand of ``.`` or ``[``."""
+    """Put a number into brackets where ``.`` or ``[`` follows."""
     return f"({text})" if text[:1] in "-0123456789" else text
 
 
 def _operand(text: str) -> str:
-    """An operand of an operator."""
+    """Put a negative number into brackets where it is an operand."""
     return f"({text})" if text.startswith("-") else text
 
 

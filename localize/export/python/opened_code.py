@@ -1,4 +1,4 @@
-"""Modules and functions of other libraries, opened: traced into operations of torch, for what they are called with."""
+"""Trace modules and functions of other libraries into operations of torch, for the arguments of one call."""
 
 from __future__ import annotations
 
@@ -16,64 +16,73 @@ from passes.common.interpreter import Interpreter, arguments_of
 
 _RANK = ("ndim", "dim", "ndimension")
 Given = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""Positional and named arguments of a call."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallSite:
-    """A call: its arguments as they are written, nodes or tensors among them, and what gives their values."""
+    """One call of a module or function."""
 
     written: Given
+    """Arguments as they are written, with nodes or tensors among them."""
     values: Callable[[], Given]
+    """Function that returns the values of the arguments."""
 
     @property
     def nodes(self) -> list[Any]:
-        """What differs from call to call, each once, in order: inputs of the opened graph."""
-        found: dict[int, Any] = {}
-        _leaves(self.written, found)
-        return list(found.values())
+        """Nodes and tensors among the arguments, each once, in order: the inputs of the opened graph."""
+        leaves: dict[int, Any] = {}
+        _leaves(self.written, leaves)
+        return list(leaves.values())
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedCode:
-    """What a module or function does with its arguments, in one mode."""
+    """The operations of a module or function, in one mode."""
 
     graph: fx.Graph
     constants: Mapping[str, torch.Tensor]
     values: _Values
 
     def site(self, node: fx.Node) -> CallSite:
-        """A call within it."""
+        """Return the call of a node in the graph."""
         return CallSite((node.args, node.kwargs), lambda: self.values.given(node))
 
 
-def paired(written: Any, value: Any, found: dict[int, Any]) -> None:
-    """Notes the value of each node among arguments, by the node's identity."""
+def paired(written: Any, value: Any, values: dict[int, Any]) -> None:
+    """Collect the value of each node among the arguments of a call.
+
+    Args:
+        written: Arguments as they are written.
+        value: Values of these arguments.
+        values: Values by the identity of the node or tensor. New ones are added.
+    """
     if isinstance(written, (fx.Node, torch.Tensor)):
-        found.setdefault(id(written), value)
+        values.setdefault(id(written), value)
     elif isinstance(written, Mapping):
         for key, part in written.items():
-            paired(part, value[key], found)
+            paired(part, value[key], values)
     elif isinstance(written, (tuple, list)):
         for part, other in zip(written, value, strict=True):
-            paired(part, other, found)
+            paired(part, other, values)
 
 
-def _leaves(value: Any, found: dict[int, Any]) -> None:
+def _leaves(value: object, leaves: dict[int, Any]) -> None:
     if isinstance(value, (fx.Node, torch.Tensor)):
-        found.setdefault(id(value), value)
+        leaves.setdefault(id(value), value)
     for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ():
-        _leaves(part, found)
+        _leaves(part, leaves)
 
 
 def open_code(what: nn.Module | Callable[..., Any], site: CallSite) -> OpenedCode:
-    """Traces a module or function; decisions are those for these arguments.
+    """Trace a module or function; branches are taken as for the arguments of this call.
 
     Args:
-        what: The module, in the mode that it is to be traced in; its parameters may be fake.
-        site: What it is called with.
+        what: The function, or the module in the mode to trace; its parameters may be fake.
+        site: The call.
 
     Raises:
-        Exception: Whatever its code raises on proxies.
+        Exception: The code of ``what`` raised it when it ran on proxies.
     """
     tracer = _Opener(what, site)
     graph = tracer.trace(what)
@@ -85,7 +94,7 @@ def _policy(module: nn.Module, path: str, several: bool) -> bool:
 
 
 class _Opener(Tracer):
-    """Traces code that takes several arguments, and knows what each of its values is."""
+    """Traces code with several arguments, and computes the value of each node on the way."""
 
     def __init__(self, what: nn.Module | Callable[..., Any], site: CallSite) -> None:
         super().__init__(_policy, LeafPolicy(), None)
@@ -96,7 +105,7 @@ class _Opener(Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """One input for each node among the arguments, in order; the rest is what it is."""
+        """Make one input for each node among the arguments, in order; other arguments keep their values."""
         self.paths = {id(t): name for name, t in [*self.root.named_buffers(), *self.root.named_parameters()]}
         self.attributes = frozenset(self.paths.values())
         inputs: dict[int, Any] = {}
@@ -121,31 +130,31 @@ class _Opener(Tracer):
 
 
 class _Values(Interpreter):
-    """Runs what is being recorded, and answers what Python asks of it."""
+    """Runs the graph while it is recorded, to answer the questions that Python code asks of proxies."""
 
     def __init__(self, root: nn.Module, constants: Mapping[str, torch.Tensor], site: CallSite) -> None:
         super().__init__(root, constants)
         self.site = site
         self.written: dict[fx.Node, int] = {}
-        """Identity of what is written in the place of each input."""
+        """Identity of the node or tensor that each input stands for."""
 
     def decide(self, node: fx.Node, ask: str) -> Decision:
-        """What ``node`` answers; a guard goes into the code where it is more than the rank of a tensor that decides."""
+        """Answer a question about a node; the answer is guarded unless it follows from the ranks of tensors alone."""
         value = self.value_of(node)
         return Decision(ASKS[ask](value), not isinstance(value, torch.Size) and not self._by_rank(node), False)
 
     def _by_rank(self, node: fx.Node) -> bool:
-        """Whether a number follows from how many dimensions tensors have."""
+        """Return whether a number follows from the numbers of dimensions of tensors."""
         if any(isinstance(self.value_of(parent), torch.Tensor) for parent in node.all_input_nodes):
             return str(node.args[1] if node.target is getattr else node.target) in _RANK
         return bool(node.all_input_nodes) and all(self._by_rank(parent) for parent in node.all_input_nodes)
 
     def is_number(self, node: fx.Node) -> bool:
-        """Whether ``node`` yields a number."""
+        """Return whether the value of ``node`` is a number."""
         return isinstance(self.value_of(node), (int, float))
 
     def is_none(self, node: fx.Node) -> bool:
-        """Whether ``node`` yields None."""
+        """Return whether the value of ``node`` is None."""
         return self.value_of(node) is None
 
     def given(self, node: fx.Node) -> Given:
@@ -153,7 +162,7 @@ class _Values(Interpreter):
         return arguments_of(node, self.value_of)
 
     def placeholder(self, node: fx.Node) -> Any:
-        """Return what is written in the place of an input."""
-        found: dict[int, Any] = {}
-        paired(self.site.written, self.site.values(), found)
-        return found[self.written[node]]
+        """Return the value that an input stands for."""
+        values: dict[int, Any] = {}
+        paired(self.site.written, self.site.values(), values)
+        return values[self.written[node]]

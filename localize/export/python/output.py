@@ -1,10 +1,9 @@
-"""What a model returns, in its own containers, as Python."""
+"""Write what a model returns, in its own containers, as Python."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from localize.export.python.support_code import SupportCode
 from localize.export.python.values import Unwritable, identifier, quoted, value_text
@@ -13,15 +12,15 @@ from passes.structure import Slot, Structure
 
 
 def output_text(structure: Structure, values: Sequence[str], support: SupportCode) -> str:
-    """An expression for what the model returns.
+    """Write an expression for what the model returns.
 
     Args:
-        structure: Its containers.
-        values: Text of what stands in them, by slot.
-        support: Where classes of named tuples go.
+        structure: The containers that it returns, with slots for tensors.
+        values: Expression for each slot.
+        support: Collects classes of named tuples.
 
     Raises:
-        ExportError: The containers are of a class that cannot be written.
+        ExportError: A container is of a class that cannot be written.
     """
     try:
         return _text(structure.template, values, support)
@@ -33,7 +32,7 @@ def output_text(structure: Structure, values: Sequence[str], support: SupportCod
         ) from error
 
 
-def _text(value: Any, values: Sequence[str], support: SupportCode) -> str:
+def _text(value: object, values: Sequence[str], support: SupportCode) -> str:
     if isinstance(value, Slot):
         return values[value.index]
     kind = type(value)
@@ -53,8 +52,8 @@ def _text(value: Any, values: Sequence[str], support: SupportCode) -> str:
     return value_text(value)
 
 
-def _named(name: str, fields: Mapping[str, Any], values: Sequence[str], support: SupportCode) -> str:
-    """A named tuple, also in the place of a dataclass: a criterion reads either by attributes."""
+def _named(name: str, fields: Mapping[str, object], values: Sequence[str], support: SupportCode) -> str:
+    """Write a named tuple; it replaces a dataclass too, since criteria read both by attributes."""
     own = identifier(name, "Output")
     support.imports.add("from collections import namedtuple")
     support.add(own, f"{own} = namedtuple({quoted(own)}, {value_text(list(fields))})\n")

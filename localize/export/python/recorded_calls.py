@@ -1,4 +1,4 @@
-"""What every module of a localized model is called with: one step on tensors without values."""
+"""Record the arguments of each module of a localized model in one step on fake tensors."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ from passes.common.restore import same_randomness, set_mode, untouched
 
 @dataclass(slots=True)
 class RecordedCalls:
-    """What modules are called with, and what the graph's nodes give, of which tensors are fake.
+    """Arguments of modules, and values of the nodes of the graph; their tensors are fake.
 
-    Most code never asks: the model runs when it does, once.
+    The model runs once, when the first of them is needed. Most models are written without.
     """
 
     local: LocalGraphModule
+    """The localized model."""
     real: dict[int, torch.Tensor]
-    """The real tensor of each fake parameter or buffer, by identity of the fake."""
+    """Real tensor of each fake parameter or buffer, by the identity of the fake."""
     modules: dict[int, Given] = field(default_factory=dict)
+    """Arguments of the first call of each module that ran, by the identity of the module."""
     _values: dict[str, Any] = field(default_factory=dict)
     _networks_ran: bool = False
 
     @property
     def values(self) -> dict[str, Any]:
-        """Values of the primary network's graph, by name of the node."""
+        """Values of the nodes of the primary network's graph, by name."""
         if not self._values:
             network = self.local.compiled.network
             spec, captured = network.shapes.input, network.captured
@@ -44,10 +46,10 @@ class RecordedCalls:
         return self._values
 
     def given(self, module: nn.Module) -> Given:
-        """The arguments of a module's first call.
+        """Return the arguments of the first call of a module.
 
         Raises:
-            KeyError: It is not called.
+            KeyError: The module is not called in a step.
         """
         if id(module) not in self.modules and not self._networks_ran:
             self._networks_ran = True
@@ -59,26 +61,26 @@ class RecordedCalls:
         return self.modules[id(module)]
 
     def holding(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor with its values."""
+        """Return the tensor with its values, for a fake one."""
         return self.real.get(id(tensor), tensor)
 
     def site(self, node: fx.Node) -> CallSite:
-        """A call in the primary network's graph."""
+        """Return the call of a node of the primary network's graph."""
         return CallSite((node.args, node.kwargs), lambda: arguments_of(node, lambda n: self.values[n.name]))
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Called before a module runs."""
+        """Keep the arguments of the first call of a module; a forward pre-hook."""
         self.modules.setdefault(id(module), (args, kwargs))
 
 
 @contextlib.contextmanager
 def recorded_calls(local: LocalGraphModule) -> Iterator[RecordedCalls]:
-    """Inside, parameters and buffers of a localized model are fake, and it can be run; it is left as it was."""
+    """Make parameters and buffers of a localized model fake for the time of the context, and record calls on demand."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with untouched(local), same_randomness(), quiet(), faked(local, mode) as real, mode, torch.no_grad():
-        found = RecordedCalls(local, real)
+        calls = RecordedCalls(local, real)
         set_mode(local, True)
         for module in local.modules():
             if not isinstance(module, torch.jit.ScriptModule):
-                module.register_forward_pre_hook(found.note, with_kwargs=True)
-        yield found
+                module.register_forward_pre_hook(calls.note, with_kwargs=True)
+        yield calls

@@ -1,4 +1,4 @@
-"""A localized model as Python source that imports torch alone, and rebuilds the same network."""
+"""Write a localized model as Python source that imports torch alone, and rebuilds the same network."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def freeze(root, names):
 
 
 def python_source(request: Request) -> bytes:
-    """A module with a class ``Localized``, of the same state_dict, losses and gradients as the localized model.
+    """Write a file with a class ``Localized``: state_dict, losses and gradients are those of the localized model.
 
     Raises:
-        ExportError: A module, operation or constant cannot be written; names it.
+        ExportError: A module, operation or constant cannot be written; the error names it.
     """
     local = request.local
     _require_plain(local)
@@ -62,10 +62,10 @@ def python_source(request: Request) -> bytes:
 
 
 def _require_plain(local: LocalGraphModule) -> None:
-    """Refuses hooks, which would be missing, and parameters of several types.
+    """Check that the model has no hooks, which would be lost, and parameters of one dtype.
 
     Raises:
-        ExportError: There are such.
+        ExportError: A module has a hook, or floating-point parameters have several dtypes.
     """
     for path, module in local.named_modules():
         for name, table in module.__dict__.items():
@@ -86,7 +86,7 @@ def _require_plain(local: LocalGraphModule) -> None:
 
 
 def _body(local: LocalGraphModule, modules: Modules, criteria: WrittenCriteria) -> list[str]:
-    """Lines of the class ``Localized``, references and holes among them."""
+    """Write the lines of the class ``Localized``, which may have references and holes."""
     context = local.compiled.context
     captured = context.network.captured
     sites: dict[str, CallSite] = {}
@@ -108,7 +108,7 @@ def _body(local: LocalGraphModule, modules: Modules, criteria: WrittenCriteria) 
         constants[name] = f"self.constant_{i}"
     lines += [f"    {line}" for line in (*criteria.lines, *_ties(local), *_last(local, modules.support))]
     steps = Steps(local, modules, constants)
-    found = [*lines, "", *steps.write(), *pull_lines(local)]
+    members = [*lines, "", *steps.write(), *pull_lines(local)]
     inner = [f"{quoted(path)}: {text}" for path, text in primary.items()]
     modules.classes.reserve("Localized", *modules.support.sources)
     return [
@@ -117,7 +117,7 @@ def _body(local: LocalGraphModule, modules: Modules, criteria: WrittenCriteria) 
         *_grown(inner, captured.model),
         "",
         "",
-        *_class(found),
+        *_class(members),
     ]
 
 
@@ -139,21 +139,21 @@ def _class(lines: Sequence[str]) -> list[str]:
 
 
 def _networks(local: LocalGraphModule, modules: Modules) -> Iterator[str]:
-    """Lines that make auxiliary networks."""
+    """Write the lines that make auxiliary networks."""
     for module in local.local_modules:
         k = module.plan.index
         networks = {"auxiliary": module.auxiliary, "cascaded": module.cascaded}
-        found = {name: network for name, network in networks.items() if network is not None}
-        if found:
+        present = {name: network for name, network in networks.items() if network is not None}
+        if present:
             yield f"self.module_{k} = nn.Module()"
-        for name, network in found.items():
+        for name, network in present.items():
             text = modules.text(network, f"module_{k}.{name}")
             made = Definition(f"{name}_network", f"An {name} network.", (text,))
             yield f"self.module_{k}.{name} = {modules.classes.add(made)}"
 
 
 def _ties(local: LocalGraphModule) -> Iterator[str]:
-    """Lines that make parameters one which are one."""
+    """Write the lines that tie parameters which are one tensor in the model."""
     modules: set[int] = set()
     first: dict[int, str] = {}
     for path, module in local.named_modules(remove_duplicate=False):
@@ -172,7 +172,7 @@ def _ties(local: LocalGraphModule) -> Iterator[str]:
 
 
 def _last(local: LocalGraphModule, support: SupportCode) -> Iterator[str]:
-    """Lines that come last: types, and what is not trained."""
+    """Write the last lines of ``__init__``: the dtype, and parameters that are not trained."""
     dtype: Any = next((p.dtype for p in local.parameters() if p.is_floating_point()), torch.float32)
     if dtype is not torch.float32:
         yield f"self.to({dtype})"

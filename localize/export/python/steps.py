@@ -1,4 +1,4 @@
-"""The steps of a localized model as Python: a method for each local module's layers, and what runs them in turn."""
+"""Write the steps of a localized model as Python: a method for each local module, and methods that run them in turn."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _TAKEN = RESERVED | {"y", "loss", "logits", "beyond", "upstream", "batch", "resu
 
 
 class Steps:
-    """Methods of the generated class.
+    """Writes the methods of the generated class.
 
     Args:
         local: The localized model.
-        modules: Writer of modules; all of the primary network's have been written.
-        constants: Where tensors stand that the forward makes, by their name in the graph.
+        modules: Writer of modules, which has written the primary network already.
+        constants: Expressions for the tensors that the model's forward makes, by their name in the graph.
     """
 
     def __init__(self, local: LocalGraphModule, modules: Modules, constants: dict[str, str]) -> None:
@@ -59,7 +59,7 @@ class Steps:
         modules.support.add("learnable", LEARNABLE)
 
     def write(self) -> list[str]:
-        """Lines of all methods."""
+        """Write the lines of all methods."""
         wiring = wire(self.network, [module.plan.layers for module in self.all])
         lines: list[str] = []
         for module, wires in zip(self.all, wiring, strict=True):
@@ -120,14 +120,14 @@ class Steps:
         return f"run_{module.plan.index}_{identifier(module.plan.name, 'module').lower()}"
 
     def _variable(self, name: str) -> str:
-        """The variable that holds a value, the same in all methods."""
+        """Return the variable of a value, the same in all methods."""
         if name not in self.names:
             base = "x" if name == self.network.captured.input else identifier(re.sub(r"@", "_before_", name)).lower()
-            found, count = base, 1
-            while found in self.names.values() or found in _TAKEN or (found == "x" and base != "x"):
+            variable, count = base, 1
+            while variable in self.names.values() or variable in _TAKEN or (variable == "x" and base != "x"):
                 count += 1
-                found = f"{base}_{count}"
-            self.names[name] = found
+                variable = f"{base}_{count}"
+            self.names[name] = variable
         return self.names[name]
 
     def _cascade(self, module: LocalModule) -> list[str]:
@@ -147,11 +147,11 @@ class Steps:
         return [head, *(f"    {line}" for line in (doc, *lines, f"return {reads}"))]
 
     def _statistics(self, window: Sequence[LocalModule]) -> list[str]:
-        """Modules whose buffers running a window may change."""
+        """Write expressions for the modules whose buffers may change while a window of modules runs."""
         places = {id(module): path for path, module in reversed([*self.local.named_modules(remove_duplicate=False)])}
         owners: dict[int, str] = {}
         for owner, name in (buffer for member in window for buffer in buffers_of(member.__dict__["stage"])):
-            # Tensors that the forward makes are the generated code's own.
+            # Tensors that the model's forward makes are constants of the generated class.
             if id(owner) in places and name not in owner._non_persistent_buffers_set:
                 owners.setdefault(id(owner), access("self", places[id(owner)], self.local))
         return list(owners.values())
@@ -172,21 +172,22 @@ class Steps:
         ]
         if any(isinstance(n, Supervising) for m in self.all for n in (m.auxiliary, m.cascaded) if n is not None):
             self.modules.support.need(Batch)
-        held: dict[str, Any] = {self.all[0].inputs[0]: None}
+        held: dict[str, None] = {self.all[0].inputs[0]: None}
         for module in self.all:
             lines += [f"    {line}" for line in self._step(module, held)]
         return lines
 
-    def _step(self, module: LocalModule, held: dict[str, Any]) -> list[str]:
+    def _step(self, module: LocalModule, held: dict[str, None]) -> list[str]:
         plan = module.plan
         lines = [f"# {plan.index} {words(plan.name)}"]
         window = window_of(self.all, plan.index)
         if len(window) > 1:
-            given = [self._entering(*found) for found in entering(window, held).values()]
+            given = [self._entering(*key) for key in entering(window, held).values()]
             lines.append(f"upstream = self.cascade_{plan.index}({', '.join(given)})")
         lines += self._kept(module, held)
         changed = {*module.overwrites, self.network.captured.input}
-        # What is handed over has no graph; only what is changed in place must not be the very tensor.
+        # Values from earlier modules are detached already. One that the module changes in place is detached again, so
+        # that the change does not reach the history of the tensor that others hold.
         given = [self._detached(name) if name in changed else self._variable(name) for name in module.inputs]
         lines.append(self._call(module, given))
         gone = [name for name in held if self.last_read[name] <= plan.index]
@@ -207,8 +208,8 @@ class Steps:
         lines.append(f"yield {quoted(plan.name)}, learnable(loss), logits")
         return lines if module is self.all[-1] else [*lines, "del loss, logits"]
 
-    def _hand_over(self, module: LocalModule, held: dict[str, Any], done: list[str]) -> list[str]:
-        """What later modules read loses its graph; the rest goes, as do the variables of ``done``."""
+    def _hand_over(self, module: LocalModule, held: dict[str, None], done: list[str]) -> list[str]:
+        """Detach what later modules read; delete the other values, and the variables of ``done``."""
         lines = []
         for name in module.outputs:
             if name not in self.last_read:
@@ -220,12 +221,12 @@ class Steps:
         return [*lines, *self._let_go(done)]
 
     def _let_go(self, names: Sequence[str]) -> list[str]:
-        # The images are asked for to the end.
-        found = [name for name in dict.fromkeys(names) if name != "x"]
-        return [f"del {', '.join(found)}"] if found else []
+        # The images, x, are read by every loss.
+        unread = [name for name in dict.fromkeys(names) if name != "x"]
+        return [f"del {', '.join(unread)}"] if unread else []
 
-    def _kept(self, module: LocalModule, held: dict[str, Any]) -> list[str]:
-        """Copies of what a module is about to change, where a cascade reads it later."""
+    def _kept(self, module: LocalModule, held: dict[str, None]) -> list[str]:
+        """Write copies of the values that a module changes in place, if a cascade reads them later."""
         lines = []
         for name in sorted(module.overwrites):
             key = before(name, module)
@@ -240,11 +241,11 @@ class Steps:
         return f"{text}.clone()" if copied and self._is_tensor(key) else text
 
     def _detached(self, name: str) -> str:
-        """A value for a module: without graph, and not the very tensor where it may be changed in place."""
+        """Write a value as an input of a module that may change it in place: detached from its graph."""
         return f"{self._variable(name)}.detach()" if self._is_tensor(name) else self._variable(name)
 
     def _loss(self, module: LocalModule, reads: Sequence[str], *, cascaded: bool) -> list[str]:
-        """What is predicted, and the loss of it."""
+        """Write the lines for the prediction of a module and its loss."""
         name = quoted(module.plan.name)
         logits, loss = "logits", "beyond" if cascaded else "loss"
         network: Any = module.cascaded if cascaded else module.auxiliary
@@ -252,8 +253,8 @@ class Steps:
             path = f"self.module_{module.plan.index}.{'cascaded' if cascaded else 'auxiliary'}"
             if isinstance(network, Supervising):
                 given = ", ".join([f"Batch(x, y, self.criterion, {name})", *reads])
-                found = f"{path}.supervise({given})"
-                return [f"{loss} = {found}[1]" if cascaded else f"{logits}, {loss} = {found}"]
+                call = f"{path}.supervise({given})"
+                return [f"{loss} = {call}[1]" if cascaded else f"{logits}, {loss} = {call}"]
             if cascaded:
                 return [f"{loss} = self.criterion({path}({', '.join(reads)}), y)"]
             return [f"{logits} = {path}({', '.join(reads)})", f"{loss} = self.criterion({logits}, y)"]

@@ -1,4 +1,4 @@
-"""Functions and classes of our own in a generated file: their very source, without annotations."""
+"""Collect the functions and classes of this project that a generated file needs: their source, without annotations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from passes.common.fake_tensors import has_values
 from passes.errors import InputError
 
 _GIVEN = {"torch": torch, "nn": nn, "F": nn.functional}
-"""What every file imports."""
+"""Names that every generated file imports."""
 _BATCH = '''\
 class Batch(NamedTuple):
     """What a local loss is computed from, beside features."""
@@ -57,16 +57,16 @@ def has_values(tensor):
     return not tensor.is_meta and type(tensor) is torch.Tensor
 '''
 _INSTEAD: dict[Any, str] = {Batch: _BATCH, supervise: _SUPERVISE, InputError: _ERROR, has_values: _VALUES}
-"""What is written in the place of things that hang together with too much else."""
+"""Short replacements for code whose own source would need too many other files."""
 
 
 def is_ours(what: Any) -> bool:
-    """Whether a class or function is of this project's own."""
+    """Return whether a class or function belongs to this project."""
     return str(what.__module__).partition(".")[0] in ("localize", "passes")
 
 
 class SupportCode:
-    """What of our own a file holds beside classes of modules, each thing once, in the order of need."""
+    """Functions, classes and imports of a generated file besides its modules, each once, in the order of need."""
 
     def __init__(self) -> None:
         self.sources: dict[str, str] = {}
@@ -74,11 +74,11 @@ class SupportCode:
         self._names: dict[str, Any] = {}
 
     def add(self, name: str, source: str) -> None:
-        """Adds a function or class whose source is known."""
+        """Add a function or class of this name, unless it is there."""
         self.sources.setdefault(name, source)
 
     def need(self, what: Any) -> str:
-        """Adds a function or class, and all that it needs; returns its name."""
+        """Add a function or class of this project with everything that it needs, and return its name."""
         name: str = what.__name__
         known = self._names.setdefault(name, what)
         assert known is what, f"two things of ours are called {name}"
@@ -95,23 +95,23 @@ class SupportCode:
         return name
 
     def methods(self, kind: type[nn.Module], wanted: tuple[str, ...]) -> list[str]:
-        """Source of methods of a class of ours, and of those that they call, one text each."""
-        found: dict[str, str] = {}
+        """Return the source of methods of a class of this project, and of methods that they call."""
+        sources: dict[str, str] = {}
         pending = [name for name in wanted if _method(kind, name) is not None]
         while pending:
             name = pending.pop(0)
             function = _method(kind, name)
-            if function is None or name in found:
+            if function is None or name in sources:
                 continue
             source, tree = stripped(function)
             self._follow(tree, function.__globals__, set())
-            found[name] = source
+            sources[name] = source
             own = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name))
             pending += [n.attr for n in own if n.value.id == "self"]  # type: ignore[attr-defined]
-        return list(found.values())
+        return list(sources.values())
 
     def _follow(self, tree: ast.AST, names: dict[str, Any], known: set[str]) -> None:
-        """Adds what a piece of source reads of its module."""
+        """Add the globals of its module that a piece of source reads."""
         local = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
         stores = (ast.Store, ast.Del)
         local |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, stores)}
@@ -125,7 +125,7 @@ class SupportCode:
         if name in _GIVEN:
             return
         if isinstance(value, ModuleType):
-            assert value.__name__ in sys.stdlib_module_names, f"{name} is no module of the standard library"
+            assert value.__name__ in sys.stdlib_module_names, f"{name} is not in the standard library"
             self.imports.add(f"import {value.__name__}")
         elif isinstance(value, (type, FunctionType)) and is_ours(value):
             self.need(value)
@@ -137,21 +137,21 @@ class SupportCode:
             self.sources.setdefault(name, f"{name} = {value_text(value)}\n")
 
 
-def _method(kind: type, name: str) -> Any:
-    """A method of ours; None where the class has none of that name, or another's."""
-    found = inspect.getattr_static(kind, name, None)
-    return found if isinstance(found, FunctionType) and is_ours(found) else None
+def _method(kind: type, name: str) -> FunctionType | None:
+    """Return a method that this project defines; None if the class has none of this name, or inherits it from torch."""
+    method = inspect.getattr_static(kind, name, None)
+    return method if isinstance(method, FunctionType) and is_ours(method) else None
 
 
 def stripped(what: Callable[..., Any] | type) -> tuple[str, ast.AST]:
-    """The source of a function or class without annotations, which name types that the file does not have."""
+    """Return source and syntax tree without annotations, which name types that the file does not have."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(what)))
     tree = ast.fix_missing_locations(_Bare().visit(tree))
     return _double_quoted(ast.unparse(tree)) + "\n", tree
 
 
 def _double_quoted(source: str) -> str:
-    """The source with double quotes round plain strings, as elsewhere in the file."""
+    """Put plain strings into double quotes, as everywhere in the file."""
     lines = source.split("\n")
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         quotes = token.type == tokenize.STRING and token.string[0] == "'" and token.string[-1] == "'"
@@ -163,10 +163,10 @@ def _double_quoted(source: str) -> str:
 
 
 class _Bare(ast.NodeTransformer):
-    """Removes annotations."""
+    """Removes annotations from source."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        """Of arguments and results."""
+        """Remove annotations of arguments and results."""
         self.generic_visit(node)
         node.returns = None
         arguments = node.args
@@ -176,7 +176,7 @@ class _Bare(ast.NodeTransformer):
         return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
-        """Of variables; a declaration alone goes."""
+        """Remove annotations of variables; a declaration without a value is removed as a whole."""
         if node.value is None:
             return None
         return ast.Assign([node.target], node.value)

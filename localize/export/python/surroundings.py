@@ -1,4 +1,4 @@
-"""What generated code refers to: modules and tensors by name, functions of torch or of the file."""
+"""Names that generated code refers to: modules, tensors, and functions of torch or of the file."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from localize.export.python.values import Unwritable
 
 
 class Opening(Protocol):
-    """Who opens modules and functions of other libraries."""
+    """Writes out modules and functions of other libraries; see :class:`ForeignModules`."""
 
     inputs: dict[int, int]
-    """Of each module that was opened, by identity, how many values it is called with."""
+    """Number of values that each opened module is called with, by the identity of the module."""
 
     def function(self, node: fx.Node, site: CallSite) -> tuple[str, list[fx.Node]]:
-        """A function, opened: its name in the file, and the nodes that it is called with."""
+        """Write out a function; return its name in the file, and the nodes that it is called with."""
 
 
 class Surroundings:
-    """What the code of a class refers to: its own modules and tensors.
+    """Names that the code of one class refers to.
 
     Args:
-        support: Where functions of the file go.
-        opening: Of modules and functions of other libraries.
-        owner: The module that ``self`` stands for.
-        flag: Text of the training flag of functional calls; None to leave them as they were traced.
-        site: A node as a call whose values are known.
-        own: Names of tensors that the class holds beside the module's.
-        base: What stands for ``owner``.
+        support: Collects the functions of the file.
+        opening: Writes out modules and functions of other libraries.
+        owner: The module that the class is written for.
+        flag: Text that replaces the training flag of functional calls; None to leave them as they were traced.
+        site: Returns the call of a node, with its values.
+        own: Expressions for tensors that the class holds in addition to those of the module, by name.
+        base: Expression for ``owner``.
     """
 
     def __init__(
@@ -51,36 +51,39 @@ class Surroundings:
         self.own, self.base = own or {}, base
 
     def module(self, node: fx.Node) -> str:
-        """What a node calls."""
+        """Return an expression for the module that a node calls."""
         return access(self.base, str(node.target), self.owner)
 
     def attribute(self, path: str) -> str:
-        """What a node reads."""
+        """Return an expression for the tensor at a path."""
         return self.own[path] if path in self.own else access(self.base, path, self.owner)
 
     def helper(self, name: str, source: str) -> None:
-        """Adds a function of the file."""
+        """Add a function to the file."""
         self.support.add(name, source)
 
     def arguments(self, node: fx.Node) -> list[fx.Node] | None:
-        """What an opened module is called with; None for one that is called as it was.
+        """Return the nodes that an opened module is called with; None for a module whose call stays as it was.
 
         Raises:
-            Unwritable: It is called in several ways.
+            Unwritable: The number of values differs between calls of the module.
         """
         inputs = self.opening.inputs.get(id(self.owner.get_submodule(str(node.target))))
         if inputs is None:
             return None
-        found: list[fx.Node] = CallSite((node.args, node.kwargs), lambda: ((), {})).nodes
-        if len(found) != inputs:
+        nodes: list[fx.Node] = CallSite((node.args, node.kwargs), lambda: ((), {})).nodes
+        if len(nodes) != inputs:
             raise Unwritable(f"the module {node.target}, which is called in several ways")
-        return found
+        return nodes
 
     def function(self, node: fx.Node) -> tuple[str, list[fx.Node] | None]:
-        """A function that torch has not, as one of the file's; its arguments, or None for those that it has.
+        """Write a function that torch does not have into the file.
+
+        Returns:
+            Its name, and the nodes that it is called with; None instead of the nodes if its arguments stay as they are.
 
         Raises:
-            Unwritable: It cannot be opened.
+            Unwritable: The function cannot be traced, or makes tensors of its own.
         """
         if is_ours(node.target):
             return self.support.need(node.target), None

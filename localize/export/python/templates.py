@@ -1,7 +1,7 @@
-"""Text of a generated file: holes where classes that are alike differ, references between classes, long lines.
+"""Templates for the text of a generated file: holes, references between classes, and breaking of long lines.
 
-A *hole* is a piece of a class's text that may differ in another class which is otherwise the same: a number of
-channels, a probability. It has a *role*, the name that it gets as an argument where it does differ.
+A *hole* is a piece of the text of a class that may differ in another class which is otherwise the same: a number of
+channels, or a probability. It has a *role*, which becomes the name of an argument if the texts do differ.
 """
 
 from __future__ import annotations
@@ -11,39 +11,47 @@ import re
 WIDTH = 120
 _OPEN, _IS, _CLOSE = "\ue000", "\ue001", "\ue002"
 HOLE = re.compile(f"{_OPEN}([^{_IS}]*){_IS}([^{_CLOSE}]*){_CLOSE}")
-"""A hole: its role, and the text that stands in it. Such characters are in no other text: strings are ASCII."""
+"""Pattern of a hole: its role, and the text in it. All other text is ASCII, so the marks are unique."""
 REFERENCE = re.compile("\ue003(\\d+)\ue004")
-"""A call that makes a class of the file, by the number of the class."""
+"""Pattern of a reference to a class of the file, by the number of the class."""
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
 def hole(role: str, text: str) -> str:
-    """A piece of text that may differ between classes that are otherwise the same."""
+    """Mark a piece of text that may differ between classes that are otherwise the same.
+
+    >>> filled(f"nn.Linear({hole('features', '64')}, 10)")
+    'nn.Linear(64, 10)'
+    """
     return f"{_OPEN}{role}{_IS}{text}{_CLOSE}"
 
 
 def reference(number: int) -> str:
-    """Stands for the call that makes the class of this number."""
+    """Return a reference: a mark for the call that makes a module of the class of this number."""
     return f"\ue003{number}\ue004"
 
 
 def filled(text: str) -> str:
-    """The text with what stands in its holes."""
+    """Replace each hole by the text in it."""
     return HOLE.sub(r"\2", text)
 
 
 def indented(lines: list[str], by: int = 4) -> list[str]:
-    """The lines further to the right."""
+    """Indent lines; empty ones stay empty."""
     return [f"{' ' * by}{line}" if line else "" for line in lines]
 
 
 _INSIDE = re.compile(r"self\.primary(?:\.\w+|\[\d+\])*\[\d+\](?=\.)")
-"""A module that is an item of a list, in front of what is reached through it."""
+"""Pattern of a module that is an item of a list, where a dot follows."""
 
 
 def abbreviated(lines: list[str]) -> list[str]:
-    """The lines with a name for a block where several in a row reach into the same one."""
-    found: list[str] = []
+    """Name a block, where several lines in a row reach into the same one.
+
+    >>> abbreviated([f"x = self.primary.layers[0].{name}(x)" for name in ("conv", "norm", "relu")])[:2]
+    ['block = self.primary.layers[0]', 'x = block.conv(x)']
+    """
+    shortened: list[str] = []
     start = 0
     while start < len(lines):
         match = _INSIDE.search(lines[start])
@@ -54,18 +62,25 @@ def abbreviated(lines: list[str]) -> list[str]:
                 break
             stop, count = stop + 1, count + len(others)
         if match is None or count < 3 or any(m != match.group() for m in _INSIDE.findall(lines[start])):
-            found.append(lines[start])
+            shortened.append(lines[start])
             start += 1
             continue
         indent = " " * (len(lines[start]) - len(lines[start].lstrip()))
-        found.append(f"{indent}block = {match.group()}")
-        found += [_INSIDE.sub("block", line) for line in lines[start:stop]]
+        shortened.append(f"{indent}block = {match.group()}")
+        shortened += [_INSIDE.sub("block", line) for line in lines[start:stop]]
         start = stop
-    return found
+    return shortened
 
 
 def branched(training: list[str], inference: list[str]) -> list[str]:
-    """The lines of a function that does the one in training, and the other in inference."""
+    r"""Merge the lines of a function in train and in eval mode; lines that differ stand under ``if self.training``.
+
+    >>> print("\n".join(branched(["x = F.relu(x)", "x = drop(x)", "return x"], ["x = F.relu(x)", "return x"])))
+    x = F.relu(x)
+    if self.training:
+        x = drop(x)
+    return x
+    """
     before: list[str] = []
     while training and inference and (one := _either(training[0], inference[0])) is not None:
         before.append(one)
@@ -83,7 +98,7 @@ def branched(training: list[str], inference: list[str]) -> list[str]:
 
 
 def _either(training: str, inference: str) -> str | None:
-    """One line for two that differ in nothing, or in a flag; None where they differ otherwise."""
+    """Merge two lines that are equal or differ in a training flag alone; None if they differ otherwise."""
     if training == inference:
         return training
     merged = re.sub(r"\btraining=True\b", "training=self.training", training)
@@ -91,16 +106,16 @@ def _either(training: str, inference: str) -> str | None:
 
 
 def folded(line: str) -> list[str]:
-    """A line of code as several where it is too long, broken inside its outermost brackets."""
+    """Break a line of code that is too long inside its outermost brackets."""
     if len(line) <= WIDTH:
         return [line]
     indent = len(line) - len(line.lstrip())
     if line.lstrip().startswith("#"):
         return _comment(line, indent)
-    found = _outermost(line)
-    if found is None:
+    brackets = _outermost(line)
+    if brackets is None:
         return [line]
-    start, stop = found
+    start, stop = brackets
     inner = _parts(line[start + 1 : stop])
     if not inner:
         return [line]
@@ -120,7 +135,7 @@ def _comment(line: str, indent: int) -> list[str]:
 
 
 def _packed(parts: list[str], indent: str) -> list[str]:
-    """One part a line where one is long or named; else as many as fit."""
+    """Put each part on a line of its own if one is long, named or a call; else as many on a line as fit."""
     if any("(" in part or "=" in part or len(part) > WIDTH // 2 for part in parts):
         return [f"{indent}{part}" for part in parts]
     lines, current = [], ""
@@ -134,7 +149,7 @@ def _packed(parts: list[str], indent: str) -> list[str]:
 
 
 def _outermost(line: str) -> tuple[int, int] | None:
-    """The last of the widest pairs of brackets: where it opens and closes."""
+    """Return where the widest pair of outermost brackets opens and closes; None if a line has none."""
     best: tuple[int, int] | None = None
     stack: list[int] = []
     for i, character in _code(line):
@@ -148,23 +163,23 @@ def _outermost(line: str) -> tuple[int, int] | None:
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between commas, or between adjacent strings, outside of brackets; commas included."""
-    found: list[str] = []
+    """Split text at commas and between adjacent strings, outside of brackets; commas stay with the part before them."""
+    parts: list[str] = []
     start = depth = 0
     for i, character in _code(text):
         depth += (character in _BRACKETS) - (character in _BRACKETS.values())
         between = character == " " and text[i - 1] == '"' and text[i + 1 : i + 2] == '"'
         if not depth and (character == "," or between):
-            found.append(text[start : i + 1].strip())
+            parts.append(text[start : i + 1].strip())
             start = i + 1
     last = text[start:].strip()
     generator = re.search(r"\bfor\b", text) is not None
-    return [*found, last if generator or not found or not found[-1].endswith(",") else f"{last},"] if last else found
+    return [*parts, last if generator or not parts or not parts[-1].endswith(",") else f"{last},"] if last else parts
 
 
 def _code(text: str) -> list[tuple[int, str]]:
-    """Positions and characters outside of strings."""
-    found, quote, i = [], "", 0
+    """List the characters outside of strings, with their positions."""
+    outside, quote, i = [], "", 0
     while i < len(text):
         character = text[i]
         if quote:
@@ -175,6 +190,6 @@ def _code(text: str) -> list[tuple[int, str]]:
         elif character in "\"'":
             quote = character
         else:
-            found.append((i, character))
+            outside.append((i, character))
         i += 1
-    return found
+    return outside

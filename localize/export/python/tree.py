@@ -1,4 +1,4 @@
-"""What a module holds, by name: parameters, buffers and modules; and how code reaches them, whatever the name."""
+"""Write code that makes parameters, buffers and modules, and code that reaches them, whatever their names are."""
 
 from __future__ import annotations
 
@@ -44,13 +44,22 @@ def place(owner, name, module):
 
 
 def need_grow(support: SupportCode) -> None:
-    """Adds what puts modules in their places."""
+    """Add the function that puts modules in their places to the file."""
     support.add("place", PLACE)
     support.add("grow", GROW)
 
 
 def access(base: str, path: str, root: nn.Module) -> str:
-    """An expression for what is at a path below ``base``, which stands for ``root``."""
+    """Write an expression for the module or tensor at a path below a root.
+
+    >>> access("self.net", "0.weight", nn.Sequential(nn.Linear(2, 2)))
+    'self.net[0].weight'
+
+    Args:
+        base: Expression for the root.
+        path: Path below the root.
+        root: The root.
+    """
     text, owner = base, root
     for name in path.split("."):
         listed = name.isdecimal() and [*owner._modules] == [str(i) for i in range(len(owner._modules))]
@@ -63,25 +72,28 @@ def access(base: str, path: str, root: nn.Module) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether it can stand behind a dot."""
+    """Return whether a text may follow a dot as the name of an attribute."""
     return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) is not None and not keyword.iskeyword(text)
 
 
 def held(name: str, text: str) -> str:
-    """A line that makes a module a part of ``self``."""
+    """Write a line that registers a module on ``self``."""
     return f"self.{name} = {text}" if is_name(name) else f"self.add_module({quoted(name)}, {text})"
 
 
 def parameter_text(tensor: torch.Tensor) -> str:
-    """An expression that makes a parameter of this shape."""
+    """Write an expression that makes a parameter of this shape."""
     return f"nn.Parameter(torch.zeros({_shape(tensor)}))"
 
 
 def buffer_text(buffer: torch.Tensor, name: str, persistent: bool, support: SupportCode) -> str:
-    """An expression that makes a buffer: with its values, unless a state_dict has them and they are learned.
+    """Write an expression that makes a buffer.
+
+    Persistent buffers of floating-point numbers or of a single number get their values from a state_dict, so only their
+    shape is written; all others are written with their values.
 
     Raises:
-        ExportError: It has no values.
+        ExportError: The buffer is written with its values, and has none.
     """
     if persistent and buffer.is_floating_point():
         kind = "ones" if name.rpartition(".")[2].endswith("var") else "zeros"
@@ -93,7 +105,7 @@ def buffer_text(buffer: torch.Tensor, name: str, persistent: bool, support: Supp
 
 
 def needing(text: str, support: SupportCode) -> str:
-    """The text; what it needs of the file is added."""
+    """Add what an expression for a tensor needs to the file, and return the expression."""
     if text.startswith("unpacked("):
         support.imports |= {"import base64", "import zlib"}
         support.add("unpacked", UNPACKED)
@@ -109,10 +121,16 @@ def _shape(tensor: torch.Tensor) -> str:
 def own_tensors(
     module: nn.Module, where: str, values: Callable[[torch.Tensor], torch.Tensor], support: SupportCode
 ) -> Iterator[str]:
-    """Lines that make the parameters and buffers of a module itself.
+    """Yield the lines that make the parameters and buffers of a module itself.
+
+    Args:
+        module: The module.
+        where: Name of the module, for errors.
+        values: Returns a buffer with its values, for a fake one.
+        support: Collects functions of the file.
 
     Raises:
-        ExportError: A buffer that no state_dict has is without values.
+        ExportError: A buffer that is not in the state_dict has no values.
     """
     for name, parameter in module._parameters.items():
         text = "None" if parameter is None else parameter_text(parameter)
@@ -126,7 +144,7 @@ def own_tensors(
 
 
 def ordered(parts: Mapping[str, str]) -> str:
-    """An OrderedDict of modules by name."""
+    """Write an OrderedDict of modules by name."""
     if all(is_name(name) for name in parts):
         return f"OrderedDict({', '.join(f'{name}={text}' for name, text in parts.items())})"
     return f"OrderedDict([{', '.join(f'({quoted(name)}, {text})' for name, text in parts.items())}])"

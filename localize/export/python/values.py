@@ -1,4 +1,4 @@
-"""Python text of values: numbers, strings, tensors, and what else stands among the arguments of operations."""
+"""Write values as Python text: numbers, strings, tensors, and other arguments of operations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import fx
@@ -18,31 +17,34 @@ from localize.export.request import ExportError
 from passes.common.fake_tensors import has_values
 
 _FEW = 16
-"""Numbers that are always written out."""
+"""Most numbers of a tensor that are always written out."""
 _MANY = 64
-"""Numbers that are written out where nothing shorter says the same."""
+"""Most numbers of a tensor that are written out if no shorter expression makes it."""
 UNPACKED = '''\
 def unpacked(text: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """A table of numbers from its compressed bytes."""
     content = bytearray(zlib.decompress(base64.b85decode(text)))
     return torch.frombuffer(content, dtype=dtype).reshape(shape)
 '''
-"""Source of what reads compressed tables, for the generated file."""
+"""Source of the function that reads compressed tables, for the generated file."""
 
 
 class Unwritable(Exception):
-    """A value that has no short text in Python; the message says what it is."""
+    """A value that cannot be written as Python text; the message says what it is, such as ``a Generator``."""
 
 
-def value_text(value: Any, of_node: Callable[[fx.Node], str] | None = None) -> str:
-    """A value as Python source, the same for equal values.
+def value_text(value: object, of_node: Callable[[fx.Node], str] | None = None) -> str:
+    """Write a value as Python source, the same for equal values.
+
+    >>> value_text((1, "a", torch.float32, float("inf")))
+    '(1, "a", torch.float32, float("inf"))'
 
     Args:
-        value: Numbers, strings, torch's own constants, slices, and containers of such.
-        of_node: Text of nodes, where there may be some.
+        value: A number, string, constant of torch, slice, or container of such.
+        of_node: Returns the text of a node of a graph; None if the value holds no nodes.
 
     Raises:
-        Unwritable: It is something else.
+        Unwritable: The value, or a part of it, is of another type.
     """
     if isinstance(value, fx.Node) and of_node is not None:
         return of_node(value)
@@ -51,7 +53,7 @@ def value_text(value: Any, of_node: Callable[[fx.Node], str] | None = None) -> s
     if value is None or isinstance(value, (bool, complex)):
         return repr(value)
     if isinstance(value, (int, float)):
-        # Of numpy's too, which call themselves otherwise.
+        # Numbers of numpy are ints and floats too, but their repr is not plain.
         return repr(float(value) if isinstance(value, float) else int(value))
     if isinstance(value, str):
         return quoted(value)
@@ -67,7 +69,7 @@ def value_text(value: Any, of_node: Callable[[fx.Node], str] | None = None) -> s
     return _container(value, of_node)
 
 
-def _container(value: Any, of_node: Callable[[fx.Node], str] | None) -> str:
+def _container(value: object, of_node: Callable[[fx.Node], str] | None) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{value_text(k)}: {value_text(v, of_node)}" for k, v in value.items()) + "}"
     if isinstance(value, (tuple, list)):
@@ -82,31 +84,42 @@ def _container(value: Any, of_node: Callable[[fx.Node], str] | None) -> str:
 
 
 def quoted(text: str) -> str:
-    """A string literal in ASCII, in double quotes where it has none."""
+    """Write a string literal in ASCII, in double quotes unless the text holds quotes."""
     plain = ascii(text)
     return f'"{plain[1:-1]}"' if plain[0] == "'" and '"' not in plain and "\\'" not in plain else plain
 
 
 def words(text: str) -> str:
-    """A text of anybody's for comments and docstrings: nothing in it can end either of them."""
+    """Make text safe for comments and docstrings: quotes, backslashes and all but printable ASCII become ``?``.
+
+    >>> print(words('say "hi"'))
+    say ?hi?
+    """
     return "".join(c if " " <= c <= "~" and c not in "\"'\\" else "?" for c in text)
 
 
 def identifier(text: str, default: str = "x") -> str:
-    """A text as a Python name, in ASCII and of reasonable length."""
-    found = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].rstrip("_")
-    return f"{default}_{found}" if not found or found[0].isdigit() else found
+    """Turn text into a Python name in ASCII, of at most 40 characters.
+
+    >>> identifier("layer1.0.conv"), identifier("0")
+    ('layer1_0_conv', 'x_0')
+    """
+    name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].rstrip("_")
+    return f"{default}_{name}" if not name or name[0].isdigit() else name
 
 
 def tensor_text(tensor: torch.Tensor, what: str) -> str:
-    """An expression that makes the tensor, bit for bit; a table as bytes where nothing shorter says the same.
+    """Write an expression that makes a tensor, bit for bit; compressed bytes if no shorter expression makes it.
+
+    >>> tensor_text(torch.arange(0, 300, 3), "steps")
+    'torch.arange(0, 300, 3, dtype=torch.int64)'
 
     Args:
-        tensor: Of any type and device; the text makes it on the default device.
-        what: Its name, for errors.
+        tensor: A tensor of any dtype and device. The expression makes it on the default device.
+        what: Name of the tensor, for errors.
 
     Raises:
-        ExportError: It has no values, or is none that can be written.
+        ExportError: The tensor has no values, is sparse, or is of a subclass of ``torch.Tensor``.
     """
     if (
         not has_values(tensor)
@@ -127,45 +140,43 @@ def tensor_text(tensor: torch.Tensor, what: str) -> str:
 
 
 def _short(tensor: torch.Tensor) -> list[str]:
-    """Texts that may make the tensor, the most readable first."""
+    """List expressions that may make the tensor, the most readable first."""
     shape, dtype, count = tuple(tensor.shape), tensor.dtype, tensor.numel()
     if dtype.is_complex or dtype not in _EXACT:
         return []
     flat = tensor.flatten()
     first = value_text(flat[0].item()) if count else "0"
     made = f"dtype={dtype}"
-    found = []
+    texts = []
     if count > 1 and bool((flat == flat[0]).all()):
         kind = {"0": "zeros", "1": "ones", "0.0": "zeros", "1.0": "ones"}.get(first)
-        found.append(f"torch.{kind}({shape}, {made})" if kind else f"torch.full({shape}, {first}, {made})")
+        texts.append(f"torch.{kind}({shape}, {made})" if kind else f"torch.full({shape}, {first}, {made})")
     if count <= _FEW:
-        found.append(f"torch.tensor({value_text(tensor.tolist())}, {made})")
+        texts.append(f"torch.tensor({value_text(tensor.tolist())}, {made})")
     if count > 2 and not dtype.is_floating_point and dtype is not torch.bool:
         start, step = int(flat[0]), int(flat[1]) - int(flat[0])
         if step:
-            found.append(f"torch.arange({start}, {start + step * count}, {step}, {made}){_reshaped(shape)}")
+            texts.append(f"torch.arange({start}, {start + step * count}, {step}, {made}){_reshaped(shape)}")
     if count > _FEW:
         values, lengths = torch.unique_consecutive(flat, return_counts=True)
         if len(values) * 4 <= count and len(values) <= 4 * _MANY:
             runs = f"torch.tensor({value_text(values.tolist())}, {made}), torch.tensor({value_text(lengths.tolist())})"
-            found.append(f"torch.repeat_interleave({runs}){_reshaped(shape)}")
+            texts.append(f"torch.repeat_interleave({runs}){_reshaped(shape)}")
     if count <= _MANY:
-        found.append(f"torch.tensor({value_text(tensor.tolist())}, {made})")
-    return found
+        texts.append(f"torch.tensor({value_text(tensor.tolist())}, {made})")
+    return texts
 
 
 _EXACT = {torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
-"""Types whose numbers Python prints in full."""
+"""Dtypes whose numbers Python prints exactly."""
 
 
 def _reshaped(shape: tuple[int, ...]) -> str:
     return "" if len(shape) == 1 else f".reshape({shape})"
 
 
-def _same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
-        return False
-    return _bytes(found) == _bytes(wanted)
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and _bytes(one) == _bytes(other)
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
