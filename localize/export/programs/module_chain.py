@@ -40,7 +40,7 @@ class _Stage(nn.Module):
         if auxiliary and module.auxiliary is not None:
             self.add_module(AUXILIARY, module.auxiliary)
 
-    def forward(self, *values: Any) -> tuple[tuple[Any, ...], Any]:
+    def forward(self, *values: object) -> tuple[tuple[object, ...], object]:
         """Return the outputs of the module, and its prediction; None without auxiliary networks."""
         module: LocalModule = self.__dict__["module"]
         results = returned(module.outputs, module.infer(*values))
@@ -69,11 +69,11 @@ class ModuleChain(nn.Module):
         for module in local.local_modules:
             self.add_module(module_key(module.plan.index), _Stage(module, auxiliary=auxiliary))
 
-    def forward(self, x: Tensor) -> tuple[Any, ...]:
+    def forward(self, x: Tensor) -> tuple[object, ...]:
         """Return the predictions of the local modules, then the tensors of the primary network's output."""
         modules: Sequence[LocalModule] = self.__dict__["local_modules"]
-        values: dict[str, Any] = {modules[0].inputs[0]: x}
-        predictions: list[Any] = []
+        values: dict[str, object] = {modules[0].inputs[0]: x}
+        predictions: list[object] = []
         for module in modules:
             stage = self.get_submodule(module_key(module.plan.index))
             results, logits = stage(*[values[name] for name in module.inputs])
@@ -154,5 +154,5 @@ def tensor_names(value: object, base: str) -> list[str]:
     return names
 
 
-def _key(step: Any) -> str:
+def _key(step: object) -> str:
     return str(step.key) if isinstance(step, MappingKey) else str(getattr(step, "name", step))

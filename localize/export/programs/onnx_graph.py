@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import fx
 
@@ -18,6 +18,10 @@ from localize.plan.plan import Plan
 from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.local_module import LocalModule
 from passes.codegen.generate import PRIMARY
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from onnxscript.rewriter import RewriteRule
 
 _MARK = "localize"
 _SCOPE, _CHAIN, _WHOLE = (
@@ -46,7 +50,7 @@ def _own_path(path: str, owner: OperationOwner) -> str:
     return path.removeprefix(start) if path.startswith(start) else ""
 
 
-def tidy(model: Any) -> None:
+def tidy(model: ir.Model) -> None:
     """Fold constants, and remove nodes that change nothing.
 
     Nodes are not fused: each stays part of one layer, and each parameter keeps its values and name.
@@ -65,7 +69,7 @@ def tidy(model: Any) -> None:
     passes.NameFixPass()(model)
 
 
-def _rules() -> list[Any]:
+def _rules() -> list[RewriteRule]:
     """Return rewriting rules that remove a single node and leave its neighbours as they are."""
     from onnxscript.rewriter.rules import common
 
@@ -78,11 +82,11 @@ def _rules() -> list[Any]:
     return [getattr(common, name) for name in names]
 
 
-def merge_tied(model: Any) -> None:
+def merge_tied(model: ir.Model) -> None:
     """Merge initializers that are one tensor in the model into the first of them."""
     import onnx_ir
 
-    first: dict[tuple[Any, ...], Any] = {}
+    first: dict[tuple[object, ...], ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
         raw = getattr(value.const_value, "raw", None)
         if raw is None or not hasattr(raw, "data_ptr") or not raw.numel():
@@ -93,7 +97,7 @@ def merge_tied(model: Any) -> None:
             del model.graph.initializers[name]
 
 
-def name_values(model: Any, given: str, outputs: Sequence[str]) -> None:
+def name_values(model: ir.Model, given: str, outputs: Sequence[str]) -> None:
     """Name the input and the outputs; other values of these names are renamed, parameters excepted."""
     graph = model.graph
     taken = set(graph.initializers)
@@ -107,12 +111,12 @@ def name_values(model: Any, given: str, outputs: Sequence[str]) -> None:
         value.name = name
 
 
-def name_batch(model: Any, name: str) -> None:
+def name_batch(model: ir.Model, name: str) -> None:
     """Name the batch size in the shapes of all values, if it may vary."""
     import onnx_ir
 
     (given, *_) = model.graph.inputs
-    symbol = given.shape[0]
+    symbol = given.shape[0] if given.shape is not None else 0
     if isinstance(symbol, int):
         return
     whole = re.compile(rf"\b{re.escape(str(symbol.value))}\b")
@@ -122,7 +126,7 @@ def name_batch(model: Any, name: str) -> None:
             value.shape = onnx_ir.Shape(dims)
 
 
-def describe_nodes(model: Any, plan: Plan) -> None:
+def describe_nodes(model: ir.Model, plan: Plan) -> None:
     """Write the owner of each node into its metadata, and name the node by it, as a path."""
     nodes = list(_nodes(model.graph))
     owners = _owners(nodes)
@@ -146,7 +150,7 @@ def describe_nodes(model: Any, plan: Plan) -> None:
         node.name = unique(re.sub(r"[^\w/-]+", "_", "/".join(inside).replace(".", "/")), taken)
 
 
-def _owners(nodes: Sequence[Any]) -> dict[Any, OperationOwner]:
+def _owners(nodes: Sequence[ir.Node]) -> dict[ir.Node, OperationOwner]:
     """Read the marks of nodes; a node without a mark belongs with its readers, or else with its operands."""
     known = {node: owner for node in nodes if (owner := _marked(node)) is not None}
     for node in reversed(nodes):
@@ -161,13 +165,18 @@ def _owners(nodes: Sequence[Any]) -> dict[Any, OperationOwner]:
     return known
 
 
-def _put(known: dict[Any, OperationOwner], node: Any, others: Iterable[Any], choose: Any) -> None:
+def _put(
+    known: dict[ir.Node, OperationOwner],
+    node: ir.Node,
+    others: Iterable[ir.Node | None],
+    choose: Callable[..., OperationOwner],
+) -> None:
     near = [known[other] for other in others if other in known]
     if near:
         known[node] = choose(near, key=lambda owner: owner.module)
 
 
-def _marked(node: Any) -> OperationOwner | None:
+def _marked(node: ir.Node) -> OperationOwner | None:
     for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[1:2]:
         word, _, rest = scope.partition(":")
         index, _, network = rest.partition(":")
@@ -185,13 +194,13 @@ def unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _nodes(graph: Any) -> Iterable[Any]:
+def _nodes(graph: ir.Graph) -> Iterable[ir.Node]:
     import onnx_ir
 
     return onnx_ir.traversal.RecursiveGraphIterator(graph)
 
 
-def _values(graph: Any) -> Iterable[Any]:
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
     yield from graph.inputs
     for node in _nodes(graph):
         yield from node.outputs

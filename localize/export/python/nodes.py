@@ -165,13 +165,13 @@ class Lines:
         self.texts[node] = name
         self.taken[name] = node
 
-    def _text(self, value: Any) -> str:
+    def _text(self, value: object) -> str:
         if isinstance(value, float) and self.surroundings.flag is None:
             # Another module of the same class may have another number here, such as a probability.
             return hole("value", value_text(value))
         return value if isinstance(value, _Raw) else value_text(value, self.texts.__getitem__)
 
-    def _index(self, value: Any) -> str:
+    def _index(self, value: object) -> str:
         """Write an index for between brackets, with slices as colons."""
         if isinstance(value, slice):
             start, stop, step = ("" if part is None else self._text(part) for part in _ends(value))
@@ -195,11 +195,11 @@ class Lines:
     def _call(self, node: fx.Node) -> str:
         return self._given(node.args, node.kwargs)
 
-    def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    def _given(self, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
         named = [f"{key}={self._named(key, value)}" for key, value in kwargs.items()]
         return ", ".join([*(self._text(value) for value in args), *named])
 
-    def _named(self, name: str, value: Any) -> str:
+    def _named(self, name: str, value: object) -> str:
         text = self._text(value)
         return hole(name, filled(text)) if HOLE.fullmatch(text) else text
 
@@ -220,9 +220,10 @@ class Lines:
                 return f"{own}({', '.join(self.texts[n] for n in nodes)})"
         return f"{own}({self._given(args, kwargs)})"
 
-    def _switched(self, node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
+    def _switched(self, node: fx.Node) -> tuple[list[object], dict[str, object]]:
         """Return the arguments with the training flag in place of its traced value."""
-        args, kwargs = list(node.args), dict(node.kwargs)
+        args: list[object] = [*node.args]
+        kwargs: dict[str, object] = {**node.kwargs}
         if self.surroundings.flag is None:
             return args, kwargs
         flag = training_flag(node.target)
@@ -247,7 +248,7 @@ def _default(target: Any, name: str) -> object:
     return inspect.signature(target).parameters[name].default
 
 
-def _several(value: Any) -> Sequence[Any]:
+def _several(value: object) -> Sequence[object]:
     return value if isinstance(value, (tuple, list)) else (value,)
 
 
@@ -266,5 +267,5 @@ def _operand(text: str) -> str:
     return f"({text})" if text.startswith("-") else text
 
 
-def _ends(value: slice) -> tuple[Any, Any, Any]:
+def _ends(value: slice) -> tuple[object, object, object]:
     return value.start, value.stop, value.step

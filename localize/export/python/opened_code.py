@@ -15,7 +15,7 @@ from passes.capture.tracer import Tracer
 from passes.common.interpreter import Interpreter, arguments_of
 
 _RANK = ("ndim", "dim", "ndimension")
-Given = tuple[tuple[Any, ...], Mapping[str, Any]]
+Given = tuple[tuple[object, ...], Mapping[str, object]]
 """Positional and named arguments of a call."""
 
 
@@ -49,7 +49,7 @@ class OpenedCode:
         return CallSite((node.args, node.kwargs), lambda: self.values.given(node))
 
 
-def paired(written: Any, value: Any, values: dict[int, Any]) -> None:
+def paired(written: object, value: Any, values: dict[int, object]) -> None:
     """Collect the value of each node among the arguments of a call.
 
     Args:
@@ -74,7 +74,7 @@ def _leaves(value: object, leaves: dict[int, Any]) -> None:
         _leaves(part, leaves)
 
 
-def open_code(what: nn.Module | Callable[..., Any], site: CallSite) -> OpenedCode:
+def open_code(what: nn.Module | Callable[..., object], site: CallSite) -> OpenedCode:
     """Trace a module or function; branches are taken as for the arguments of this call.
 
     Args:
@@ -96,19 +96,19 @@ def _policy(module: nn.Module, path: str, several: bool) -> bool:
 class _Opener(Tracer):
     """Traces code with several arguments, and computes the value of each node on the way."""
 
-    def __init__(self, what: nn.Module | Callable[..., Any], site: CallSite) -> None:
+    def __init__(self, what: nn.Module | Callable[..., object], site: CallSite) -> None:
         super().__init__(_policy, LeafPolicy(), None)
         self.site = site
         self.values = _Values(what if isinstance(what, nn.Module) else nn.Module(), self.constants, site)
         self.sizes = self.values  # type: ignore[assignment]
 
     def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
+        self, root_fn: Callable[..., object], is_module: bool, concrete_args: object = None
+    ) -> tuple[Callable[..., object], list[fx.Proxy]]:
         """Make one input for each node among the arguments, in order; other arguments keep their values."""
         self.paths = {id(t): name for name, t in [*self.root.named_buffers(), *self.root.named_parameters()]}
         self.attributes = frozenset(self.paths.values())
-        inputs: dict[int, Any] = {}
+        inputs: dict[int, fx.Proxy] = {}
 
         def take(written: Any) -> Any:
             if isinstance(written, (fx.Node, torch.Tensor)):
@@ -161,8 +161,8 @@ class _Values(Interpreter):
         """Return the arguments of a node."""
         return arguments_of(node, self.value_of)
 
-    def placeholder(self, node: fx.Node) -> Any:
+    def placeholder(self, node: fx.Node) -> object:
         """Return the value that an input stands for."""
-        values: dict[int, Any] = {}
+        values: dict[int, object] = {}
         paired(self.site.written, self.site.values(), values)
         return values[self.written[node]]

@@ -38,7 +38,7 @@ def _text(value: object, values: Sequence[str], support: SupportCode) -> str:
     kind = type(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return _named(kind.__name__, dict(zip(value._fields, value, strict=True)), values, support)
-    if kind in (tuple, list):
+    if isinstance(value, (tuple, list)) and kind in (tuple, list):
         inner = [_text(part, values, support) for part in value]
         if kind is list:
             return f"[{', '.join(inner)}]"

@@ -56,7 +56,7 @@ def has_values(tensor):
     """Whether a tensor holds numbers: not on the meta device, and not where it is a fake one."""
     return not tensor.is_meta and type(tensor) is torch.Tensor
 '''
-_INSTEAD: dict[Any, str] = {Batch: _BATCH, supervise: _SUPERVISE, InputError: _ERROR, has_values: _VALUES}
+_INSTEAD: dict[object, str] = {Batch: _BATCH, supervise: _SUPERVISE, InputError: _ERROR, has_values: _VALUES}
 """Short replacements for code whose own source would need too many other files."""
 
 
@@ -110,7 +110,7 @@ class SupportCode:
             pending += [n.attr for n in own if n.value.id == "self"]  # type: ignore[attr-defined]
         return list(sources.values())
 
-    def _follow(self, tree: ast.AST, names: dict[str, Any], known: set[str]) -> None:
+    def _follow(self, tree: ast.AST, names: dict[str, object], known: set[str]) -> None:
         """Add the globals of its module that a piece of source reads."""
         local = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
         stores = (ast.Store, ast.Del)
@@ -121,7 +121,7 @@ class SupportCode:
                 continue
             self._read(name, names[name])
 
-    def _read(self, name: str, value: Any) -> None:
+    def _read(self, name: str, value: object) -> None:
         if name in _GIVEN:
             return
         if isinstance(value, ModuleType):
@@ -143,7 +143,7 @@ def _method(kind: type, name: str) -> FunctionType | None:
     return method if isinstance(method, FunctionType) and is_ours(method) else None
 
 
-def stripped(what: Callable[..., Any] | type) -> tuple[str, ast.AST]:
+def stripped(what: Callable[..., object] | type) -> tuple[str, ast.AST]:
     """Return source and syntax tree without annotations, which name types that the file does not have."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(what)))
     tree = ast.fix_missing_locations(_Bare().visit(tree))
