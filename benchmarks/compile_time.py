@@ -19,7 +19,7 @@ import torchvision
 from torch import nn
 
 from localize import localize
-from localize.api import leaf_policy
+from localize.compiler.inputs import leaf_policy
 from localize.models import cifar_resnet
 from passes.capture.capture import capture
 from passes.partition.partition import partition

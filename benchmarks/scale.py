@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from localize import localize
-from localize.api import input_of, leaf_policy
+from localize.compiler.inputs import input_of, leaf_policy
 from localize.models import cifar_resnet
 from passes.capture.capture import capture
 from passes.ir import TensorSpec

@@ -19,13 +19,13 @@ if getattr(_passes, "OWNER", None) != "localize":
 
 if TYPE_CHECKING:
     from localize.api import localize
-    from localize.export.request import ExportError
     from localize.methods import METHODS
     from localize.obstacles import Obstacle, check
     from localize.plan.memory_budget import BudgetError, MemoryBudget
     from localize.plan.memory_forecast import MemoryForecast
     from localize.plan.plan import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm, Plan
     from localize.plan.prediction import Prediction
+    from localize.runtime.exporting import ExportError
     from localize.runtime.local_graph import LocalGraphModule
     from localize.runtime.local_module import LocalModule, LocalOutput
     from localize.runtime.options import Runtime
@@ -85,7 +85,7 @@ _HOMES = {
         "BudgetError",
         "MemoryBudget",
     ),
-    "localize.export.request": ("ExportError",),
+    "localize.runtime.exporting": ("ExportError",),
     "localize.plan.memory_forecast": ("MemoryForecast",),
     "localize.runtime.local_graph": ("LocalGraphModule",),
     "localize.runtime.local_module": (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from localize.api import input_of, leaf_policy, require_module
+from localize.compiler.inputs import input_of, leaf_policy, require_module
 from passes.capture.fidelity import capture_verified
 from passes.errors import LocalizeError
 from passes.ir import Opaque, TensorSpec

@@ -19,9 +19,9 @@ from localize.export.page.page import page
 from localize.export.programs.exported_program import exported_program
 from localize.export.programs.onnx_model import onnx_model
 from localize.export.python import python_source
-from localize.export.request import ExportError, Request, View
+from localize.export.request import Request, View
 from localize.files import atomic_write
-from localize.runtime.exporting import VIEWS, ViewKind
+from localize.runtime.exporting import VIEWS, ExportError, ViewKind
 from localize.runtime.local_graph import LocalGraphModule
 
 _DRAWN: tuple[ViewKind, ...] = ("full", "primary", "local", "auxiliary")

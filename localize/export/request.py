@@ -6,11 +6,6 @@ from dataclasses import dataclass
 
 from localize.runtime.exporting import ViewKind
 from localize.runtime.local_graph import LocalGraphModule
-from passes.errors import LocalizeError
-
-
-class ExportError(LocalizeError):
-    """A localized model cannot be exported as asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

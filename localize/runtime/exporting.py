@@ -9,6 +9,8 @@ from typing import Literal, Protocol, cast, get_args
 
 import networkx as nx
 
+from passes.errors import LocalizeError
+
 ViewKind = Literal["primary", "local", "auxiliary", "full"]
 """What an export shows: the primary network alone; local modules, each with its loss; the auxiliary networks, with
 local modules as single boxes; or all of it."""
@@ -17,6 +19,10 @@ VIEWS: tuple[ViewKind, ...] = get_args(ViewKind)
 HOME = "localize.export"
 """The room is imported by name on the first export: the spine forbids to import it from here, and most runs export
 nothing. It is the only module that is reached in this way (``tests/house/test_layering.py``)."""
+
+
+class ExportError(LocalizeError):
+    """A localized model cannot be exported as asked."""
 
 
 class Exports(Protocol):

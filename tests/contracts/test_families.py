@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from localize import localize
-from localize.api import leaf_policy
+from localize.compiler.inputs import leaf_policy
 from passes.capture.capture import capture
 from passes.common.interpreter import Interpreter
 from passes.ir import TensorSpec

@@ -31,9 +31,8 @@ from localize.export.drawing.draw import draw
 from localize.export.drawing.drawing import Drawing, Group
 from localize.export.drawing.fold import Repeat, repeats, runs
 from localize.export.drawing.graphviz import pdf, png, svg
-from localize.export.request import ExportError
 from localize.models import cifar_resnet
-from localize.runtime.exporting import VIEWS, ViewKind
+from localize.runtime.exporting import VIEWS, ExportError, ViewKind
 from tests.models.graphs import bounded
 from tests.models.hostile import hostile_model
 from tests.tools.outside import laid_out, lines_of, needs_dot, unfit

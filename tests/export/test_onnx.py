@@ -18,8 +18,8 @@ from torch import nn
 from localize import LocalGraphModule, LocalizeError, Plan, localize
 from localize.export import Request, View, export
 from localize.export.programs import onnx_model
-from localize.export.request import ExportError
 from localize.models import cifar_resnet
+from localize.runtime.exporting import ExportError
 from tests.models.zoo import ACTIVE
 from tests.tools.exports import (
     convolutions,

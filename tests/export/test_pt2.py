@@ -14,8 +14,8 @@ from localize import LocalGraphModule, Plan, localize
 from localize.export import Request, View
 from localize.export.programs import programs
 from localize.export.programs.exported_program import PLAN_FILE, exported_program
-from localize.export.request import ExportError
 from localize.models import cifar_resnet
+from localize.runtime.exporting import ExportError
 from tests.models.zoo import ZOO, Entry
 from tests.tools.exports import images, require_alike, require_program, state_of, with_statistics
 

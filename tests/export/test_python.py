@@ -22,9 +22,9 @@ from localize import METHODS, LocalizeError, localize
 from localize.export.python.layers import layer_text
 from localize.export.python.templates import filled, folded
 from localize.export.python.values import UNPACKED, tensor_text
-from localize.export.request import ExportError
 from localize.memory.peak import peak_step_bytes
 from localize.models import cifar_resnet
+from localize.runtime.exporting import ExportError
 from tests.models.thirty import batch, localized, pairs
 from tests.models.zoo import CLASSES, Entry
 from tests.tools.exported_python import assert_same_step, rebuilt, run, source_of

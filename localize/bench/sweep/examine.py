@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from localize.api import input_of, localize
+from localize.api import localize
 from localize.bench.sweep.isolation import fake_step
 from localize.bench.zoo import example_of, find_model
+from localize.compiler.inputs import input_of
 from localize.methods import get_method, with_depth
 from localize.methods.networks.pooling import GlobalAveragePool
 from localize.runtime.local_graph import LocalGraphModule

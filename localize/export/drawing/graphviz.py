@@ -12,7 +12,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from localize.export.drawing.dot import dot
-from localize.export.request import ExportError, Request
+from localize.export.request import Request
+from localize.runtime.exporting import ExportError
 
 _SVG = "http://www.w3.org/2000/svg"
 TIMEOUT = 300

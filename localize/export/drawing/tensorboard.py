@@ -9,7 +9,8 @@ from typing import Any
 from localize.export.drawing.box_text import shown
 from localize.export.drawing.draw import draw
 from localize.export.drawing.drawing import Drawing, Group
-from localize.export.request import ExportError, Request
+from localize.export.request import Request
+from localize.runtime.exporting import ExportError
 
 
 def write_graph(request: Request, writer: Any) -> None:

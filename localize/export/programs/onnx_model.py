@@ -11,7 +11,8 @@ import torch
 from localize.export.programs.onnx_graph import describe_nodes, mark, merge_tied, name_batch, name_values, tidy
 from localize.export.programs.operation_owners import OperationOwners, operation_owners
 from localize.export.programs.programs import Program, failed, program, require_values, silent
-from localize.export.request import ExportError, Request
+from localize.export.request import Request
+from localize.runtime.exporting import ExportError
 from localize.runtime.local_graph import LocalGraphModule
 from localize.version import own_version
 from passes.common.restore import same_randomness

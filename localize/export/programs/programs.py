@@ -16,8 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from localize.compiler.emit import emit
 from localize.export.programs.module_chain import chain_of, module_key, plainly, returning, tensor_names, tensors
-from localize.export.request import ExportError
-from localize.runtime.exporting import ViewKind
+from localize.runtime.exporting import ExportError, ViewKind
 from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.predictions import in_eval_mode
 from passes.codegen.generate import fits_code

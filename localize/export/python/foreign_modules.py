@@ -18,7 +18,7 @@ from localize.export.python.surroundings import Surroundings
 from localize.export.python.templates import branched, filled, indented
 from localize.export.python.tree import needing
 from localize.export.python.values import Unwritable, tensor_text, words
-from localize.export.request import ExportError
+from localize.runtime.exporting import ExportError
 from passes.common.restore import set_mode
 from passes.errors import first_line
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from localize.export.python.support_code import SupportCode
 from localize.export.python.values import Unwritable, identifier, quoted, value_text
-from localize.export.request import ExportError
+from localize.runtime.exporting import ExportError
 from passes.structure import Slot, Structure
 
 

@@ -20,7 +20,8 @@ from localize.export.python.support_code import SupportCode
 from localize.export.python.templates import folded
 from localize.export.python.tree import access, is_name, need_grow, needing
 from localize.export.python.values import Unwritable, quoted, tensor_text
-from localize.export.request import ExportError, Request
+from localize.export.request import Request
+from localize.runtime.exporting import ExportError
 from localize.runtime.local_graph import LocalGraphModule
 from passes.common.restore import is_hook_table
 from passes.errors import first_line

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from localize.export.request import ExportError
+from localize.runtime.exporting import ExportError
 from passes.common.fake_tensors import has_values
 
 _FEW = 16

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from localize import localize
-from localize.api import leaf_policy
 from localize.bench.flops import step_flops
+from localize.compiler.inputs import leaf_policy
 from localize.methods.mlaan.leap_choice import leaps
 from localize.methods.mlaan.leaps import Leaps
 from localize.models import cifar_resnet

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from localize import CaptureError, check, localize
-from localize.api import leaf_policy
+from localize.compiler.inputs import leaf_policy
 from passes.capture.capture import capture
 from passes.capture.fidelity import capture_verified, find_difference
 from passes.capture.replay import replay

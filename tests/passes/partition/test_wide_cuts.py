@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule, PartitionError, Plan, localize
-from localize.api import input_of, leaf_policy
+from localize.compiler.inputs import input_of, leaf_policy
 from localize.methods.networks.merge import Merged
 from passes.ir import Network
 from passes.pipeline import analyse
