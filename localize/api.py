@@ -16,13 +16,12 @@ from localize.compiler.planning import check_recompute, make_plan, merging, with
 from localize.memory.forecast import Forecaster, forecast_of
 from localize.memory.planner import Candidate, fit
 from localize.methods import get_method
-from localize.methods.base import ChosenMethod, Context, Method
+from localize.methods.base import ChosenMethod, Compiled, Context, Method
 from localize.methods.networks.losses import Criteria, Criterion, cross_entropy, cross_entropy_of_last
 from localize.plan.grouping import Balance, check_balance, groups_of
 from localize.plan.memory_budget import MemoryBudget, read_budget
 from localize.plan.memory_forecast import MemoryForecast, Schedule
 from localize.plan.prediction import Prediction, prediction_of, require_logits
-from localize.runtime.compilation import Compiled
 from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.options import Runtime, read_runtime
 from passes import verify as spec

@@ -12,11 +12,10 @@ from functools import partial
 import torch
 from torch import fx, nn
 
-from localize.methods.base import Context
+from localize.methods.base import Compiled, Context
 from localize.methods.networks.blocks import Piece, Recomputed, recompute_blocks
 from localize.methods.networks.merge import Merged
 from localize.plan.plan import LocalModulePlan, Plan
-from localize.runtime.compilation import Compiled
 from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.local_module import LocalModule
 from passes.codegen.generate import generate

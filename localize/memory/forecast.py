@@ -18,12 +18,11 @@ from localize.memory.replicas import meta_copy, on_meta
 from localize.memory.settings import MakeOptimizer, StepSettings
 from localize.memory.timeline import Event
 from localize.methods import bp
-from localize.methods.base import ChosenMethod
+from localize.methods.base import ChosenMethod, Compiled
 from localize.methods.networks.losses import Criteria
 from localize.plan.memory_budget import MemoryBudget
 from localize.plan.memory_forecast import MemoryForecast, ModuleMemory, Moment, Schedule
 from localize.plan.plan import Plan
-from localize.runtime.compilation import Compiled
 from localize.runtime.local_graph import LocalGraphModule
 from passes.common.fake_tensors import device_of
 from passes.errors import PlanError

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
 from localize.compiler.planning import with_recompute
-from localize.methods.base import ChosenMethod
+from localize.methods.base import ChosenMethod, Compiled
 from localize.plan.memory_budget import BudgetError, Means, MemoryBudget
 from localize.plan.memory_forecast import MemoryForecast, Schedule
 from localize.plan.plan import Plan
 from localize.plan.records import Budgeted, LocalModulePlan, Recompute
-from localize.runtime.compilation import Compiled
 from localize.text import format_bytes, format_numbered
 
 WAYS: tuple[tuple[Recompute, ...], ...] = (

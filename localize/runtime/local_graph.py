@@ -13,11 +13,11 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
+from localize.methods.base import Compiled
 from localize.methods.networks.local_loss import Batch
 from localize.methods.networks.losses import check_target, checked
 from localize.plan.plan import Plan
 from localize.runtime.cascade import keep_overwritten, last_reads, run_attached, window_of
-from localize.runtime.compilation import Compiled
 from localize.runtime.error_context import explain_input, explain_memory
 from localize.runtime.exporting import ViewKind, load_exports
 from localize.runtime.fused_loss import LossScale, fused_loss, without_strays
