@@ -81,7 +81,7 @@ def test_optimizers(optimizer: str, batch: int) -> None:
     assert found.optimizer == optimizer
 
 
-@pytest.mark.parametrize("kind", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
 @pytest.mark.parametrize("step", ["batch", "module"])
 def test_updates_of_a_network_of_many_layers(kind: str, step: Any) -> None:
     """What is said of pairs of neighbours is what an update of all parameters takes."""

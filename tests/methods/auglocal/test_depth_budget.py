@@ -98,8 +98,14 @@ def test_an_impossible_budget_names_the_least() -> None:
         resnet(d=4, max_aux_macs=least - 1)
 
 
-@pytest.mark.parametrize("ratio", [0.2, 0.5, 1.0, 1.3])
-@pytest.mark.parametrize("options", [{}, {"selection": "conv3x3"}, {"last": "single", "downsampling": "none"}], ids=str)
+CASES: list[tuple[float, dict[str, Any]]] = [
+    *((ratio, {}) for ratio in (0.2, 0.5, 1.0, 1.3)),
+    (0.5, {"selection": "conv3x3"}),
+    (1.0, {"last": "single", "downsampling": "none"}),
+]
+
+
+@pytest.mark.parametrize(("ratio", "options"), CASES, ids=str)
 def test_a_float_is_a_multiple_of_the_primary(ratio: float, options: dict[str, Any]) -> None:
     """And no depth could be raised by a layer within the budget."""
     plan = resnet(d=4, max_aux_macs=ratio, **options).plan
