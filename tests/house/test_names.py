@@ -1,0 +1,56 @@
+"""One word, one thing: no name twice in the packages, rooms of a size to look over, and plain English in docstrings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tools.paths import ROOT
+
+FILES = {
+    path.relative_to(ROOT).as_posix(): path
+    for package in ("passes", "localize")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+ROOMS = sorted({str(Path(name).parent) for name in FILES})
+
+REPEATED_FILES = {"__init__", "__main__", "options", "rule"}
+"""Files that several rooms may have: methods in rooms of their own have a rule and its options."""
+LARGE_ROOMS = {"localize/cli", "localize/export/python", "localize/runtime"}
+"""Rooms with a file for each command, and with one for each kind of code that is written."""
+LARGEST_ROOM = 13
+
+
+def twins(places: Iterator[tuple[str, str]]) -> dict[str, list[str]]:
+    """Names that stand in more than one place."""
+    by_name = defaultdict(list)
+    for name, place in places:
+        by_name[name].append(place)
+    return {name: found for name, found in by_name.items() if len(found) > 1}
+
+
+def test_no_file_name_stands_for_two_things() -> None:
+    assert twins((Path(name).stem, name) for name in FILES if Path(name).stem not in REPEATED_FILES) == {}
+
+
+def test_no_private_file_stands_at_the_top() -> None:
+    assert [name for name in FILES if re.fullmatch(r"localize/_(?!_).*", name)] == []
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room not in LARGE_ROOMS])
+def test_a_room_can_be_looked_over(room: str) -> None:
+    files = [name for name in FILES if str(Path(name).parent) == room and Path(name).stem != "__init__"]
+    assert len(files) <= LARGEST_ROOM
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "localize/models"])
+def test_a_room_says_what_it_is_for_and_what_it_may_import(room: str) -> None:
+    """Its docstring has at least two sentences."""
+    docstring = ast.get_docstring(TREES[f"{room}/__init__.py"]) or ""
+    assert len(re.findall(r"[.!](?=\s|$)", docstring)) >= 2
