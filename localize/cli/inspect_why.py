@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from localize import LocalGraphModule
 from localize.cli.terminal import Page
+from localize.runtime.local_graph import LocalGraphModule
 from localize.text import shown
 from passes.errors import LocalizeError
 from passes.ir import CutCandidate, Refusal, RefusalKind

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from localize.bench.sweep.coverage import Log, family_table, report
-from localize.bench.sweep.examine import ExamineSettings, ModelRecord
-from localize.bench.sweep.workers import SOURCES, Subject, SweepError, subjects, sweep
+from localize.bench.sweep.examine import ExamineSettings, ModelRecord, SweepError
+from localize.bench.sweep.workers import SOURCES, Subject, subjects, sweep
 from localize.bench.zoo import ModelError
 
 

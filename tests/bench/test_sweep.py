@@ -13,9 +13,9 @@ from torch import nn
 
 from localize import LocalGraphModule, LocalOutput, localize
 from localize.bench.sweep.coverage import Log, report
-from localize.bench.sweep.examine import ExamineSettings, ModelRecord, examine
+from localize.bench.sweep.examine import ExamineSettings, ModelRecord, SweepError, examine
 from localize.bench.sweep.isolation import Reach, fake_step, reach
-from localize.bench.sweep.workers import SweepError, subjects, sweep
+from localize.bench.sweep.workers import subjects, sweep
 from localize.bench.zoo import ModelError, find_model
 from localize.models import CifarResNet
 

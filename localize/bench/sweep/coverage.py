@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from localize.bench.sweep.examine import LARGE_SHARE, ExamineSettings, ModelRecord
-from localize.bench.sweep.workers import SweepError
+from localize.bench.sweep.examine import LARGE_SHARE, ExamineSettings, ModelRecord, SweepError
 from localize.text import markdown_table
 from localize.version import own_version
 

@@ -27,6 +27,11 @@ from passes.common.parameters import uses
 from passes.errors import AdaptError, CaptureError, LocalizeError, MethodError, PartitionError, first_line
 from passes.ir import Network
 
+
+class SweepError(LocalizeError):
+    """A sweep cannot run, or its file belongs to another."""
+
+
 LARGE_SHARE = 0.5
 """Share of a model's MACs above which a layer is looked into."""
 CLASSES = 1000

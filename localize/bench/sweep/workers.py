@@ -19,14 +19,8 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
-from localize.bench.sweep.examine import ExamineSettings, ModelRecord, examine
+from localize.bench.sweep.examine import ExamineSettings, ModelRecord, SweepError, examine
 from localize.bench.zoo import ModelError
-from passes.errors import LocalizeError
-
-
-class SweepError(LocalizeError):
-    """A sweep cannot run, or its file belongs to another."""
-
 
 SOURCES = ("timm", "torchvision")
 MODELS_PER_WORKER = 100
