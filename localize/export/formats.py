@@ -18,7 +18,7 @@ from localize.export.drawing.tensorboard import write_graph
 from localize.export.page.page import page
 from localize.export.programs.exported_program import exported_program
 from localize.export.programs.onnx_model import onnx_model
-from localize.export.python import python_source
+from localize.export.python.source import python_source
 from localize.export.request import Request, View
 from localize.files import atomic_write
 from localize.runtime.exporting import VIEWS, ExportError, ViewKind

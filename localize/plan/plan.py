@@ -13,7 +13,16 @@ from torch import nn
 
 from localize.plan.memory_forecast import Forecasting, MemoryForecast, Schedule
 from localize.plan.prediction import Prediction
-from localize.plan.records import Auxiliary, AuxiliaryBlock, Budgeted, Cascade, LocalModulePlan, LossTerm, Original
+from localize.plan.records import (
+    Auxiliary,
+    AuxiliaryBlock,
+    Budgeted,
+    Cascade,
+    LocalModulePlan,
+    LossTerm,
+    ModuleTotals,
+    Original,
+)
 from localize.plan.show import HEADER, LEFT, budget_lines, crossing, losses_of
 from localize.text import format_count, html_table, shown, text_table
 from passes.errors import PlanError
@@ -87,6 +96,23 @@ class Plan:
         spans = [(*m.cascade.reaches, m.index) for m in self.modules if m.cascade and m.cascade.reaches]
         layers = sum(self.layers[i].macs for span in spans for j in span for i in self.modules[j].layers)
         return layers + self.classifier_macs * sum(span[-1] == len(self.modules) - 1 for span in spans)
+
+    def module_totals(self, index: int) -> ModuleTotals:
+        """Sum the costs of one local module; the sums of all modules add up to those of the plan.
+
+        Args:
+            index: Index of the module, from 0.
+        """
+        module = self.modules[index]
+        layers = [self.layers[i] for i in module.layers]
+        last = index == len(self.modules) - 1
+        return ModuleTotals(
+            params=sum(layer.params for layer in layers) + last * self.classifier_params,
+            macs=sum(layer.macs for layer in layers) + last * self.classifier_macs,
+            activation_bytes=sum(layer.activation_bytes for layer in layers),
+            auxiliary_params=sum(network.params for network in module.networks),
+            auxiliary_macs=sum(network.macs for network in module.networks),
+        )
 
     def memory(
         self,
@@ -266,21 +292,19 @@ def _notes(plan: Plan) -> list[str]:
 
 def cells(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
     """A local module's row of the table: name, layers, output, their costs; auxiliary networks, their costs."""
-    layers = [plan.layers[i] for i in module.layers]
     last = module.index == len(plan.modules) - 1
-    params = sum(layer.params for layer in layers) + last * plan.classifier_params
-    macs = sum(layer.macs for layer in layers) + last * plan.classifier_macs
+    totals = plan.module_totals(module.index)
     ends = [f"{i}" for i in dict.fromkeys((*module.layers[:1], *module.layers[-1:]))]
     return (
         f"{module.index} {module.name}",
         " + ".join(filter(None, ["-".join(ends), "classifier" if last else ""])),
-        str(plan.output) if last else crossing(layers[-1]),
-        format_count(params),
-        format_count(macs),
-        format_count(sum(layer.activation_bytes for layer in layers)),
+        str(plan.output) if last else crossing(plan.layers[module.layers[-1]]),
+        format_count(totals.params),
+        format_count(totals.macs),
+        format_count(totals.activation_bytes),
         losses_of(module),
-        format_count(sum(network.params for network in module.networks)) if module.networks else "",
-        format_count(sum(network.macs for network in module.networks)) if module.networks else "",
+        format_count(totals.auxiliary_params) if module.networks else "",
+        format_count(totals.auxiliary_macs) if module.networks else "",
     )
 
 

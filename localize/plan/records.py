@@ -122,6 +122,22 @@ class LocalModulePlan:
         return tuple(network for network in (self.auxiliary, cascaded) if network)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleTotals:
+    """Sums over the layers and auxiliary networks of one local module; MACs and bytes are those of one sample."""
+
+    params: int
+    """Parameter elements of its layers, and of the classifier for the last module."""
+    macs: int
+    """Multiply-accumulates of its layers, and of the classifier for the last module."""
+    activation_bytes: int
+    """Bytes of all values that its layers compute."""
+    auxiliary_params: int
+    """Parameter elements of its auxiliary networks."""
+    auxiliary_macs: int
+    """Multiply-accumulates of its auxiliary networks."""
+
+
 @dataclass(frozen=True, slots=True)
 class Budgeted:
     """How a plan keeps to a memory budget: bytes of live tensors in a training step, as forecast."""

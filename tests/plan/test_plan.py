@@ -66,3 +66,14 @@ def test_totals_are_sums() -> None:
     auxiliary = [p for module in local.local_modules for p in module.parameters()]
     assert local.plan.auxiliary_params == sum(p.numel() for p in auxiliary)
     assert local.plan.macs == sum(layer.macs for layer in local.plan.layers) + local.plan.classifier_macs
+
+
+@pytest.mark.parametrize("method", ["auglocal", "mlaan", "bp"])
+def test_totals_of_modules_add_up_to_those_of_the_plan(method: str) -> None:
+    found = localize(cifar_resnet(8), method, example_inputs=torch.empty(2, 3, 32, 32), seed=0).plan
+    totals = [found.module_totals(module.index) for module in found.modules]
+    assert sum(each.params for each in totals) == found.params
+    assert sum(each.macs for each in totals) == found.macs
+    assert sum(each.activation_bytes for each in totals) == sum(layer.activation_bytes for layer in found.layers)
+    assert sum(each.auxiliary_params for each in totals) == found.auxiliary_params
+    assert sum(each.auxiliary_macs for each in totals) == found.auxiliary_macs

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule
-from localize.export.python import python_source
+from localize.export.python.source import python_source
 from localize.export.request import Request, View
 
 ALLOWED = {"torch", *sys.stdlib_module_names}

@@ -1,4 +1,7 @@
-"""Turn a plan into a drawing: texts of boxes, and arrows between them. Decides nothing about colours and shapes."""
+"""Turn a plan into a drawing: texts of boxes, and arrows between them. Decides nothing about colours and shapes.
+
+Boxes are layers and auxiliary networks, so a plan suffices. Operations are drawn for a single module only.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Fold consecutive local modules or layers that are alike into repeats. Works on a plan; draws nothing."""
+"""Fold consecutive local modules or layers that are alike into repeats. Works on a plan; draws nothing.
+
+Alike modules of AugLocal copy different layers of the same shape, so folding does not compare which layer is copied:
+ResNet-110 at d=6 then folds from 50 modules to 11.
+"""
 
 from __future__ import annotations
 

@@ -56,6 +56,7 @@ def of_classifier(plan: Plan) -> dict[str, Fact]:
 def of_module(plan: Plan, module: LocalModulePlan) -> dict[str, Fact]:
     """Return the facts of a local module."""
     layers = [plan.layers[i] for i in module.layers]
+    totals = plan.module_totals(module.index)
     last = module.index == len(plan.modules) - 1
     facts: dict[str, Fact] = {
         "name": module.name,
@@ -63,12 +64,12 @@ def of_module(plan: Plan, module: LocalModulePlan) -> dict[str, Fact]:
         "layers": ", ".join(str(i) for i in module.layers) + (" + classifier" if last else ""),
         "input": str(layers[0].input) if layers else "",
         "output": str(plan.output) if last else str(layers[-1].output),
-        "parameters": sum(layer.params for layer in layers) + last * plan.classifier_params,
-        "macs": sum(layer.macs for layer in layers) + last * plan.classifier_macs,
-        "activation_bytes": sum(layer.activation_bytes for layer in layers),
+        "parameters": totals.params,
+        "macs": totals.macs,
+        "activation_bytes": totals.activation_bytes,
         "parameter_tensors": len(module.parameters),
-        "auxiliary_parameters": sum(network.params for network in module.networks),
-        "auxiliary_macs": sum(network.macs for network in module.networks),
+        "auxiliary_parameters": totals.auxiliary_params,
+        "auxiliary_macs": totals.auxiliary_macs,
         "auxiliary": describe(module.auxiliary) if module.auxiliary else "",
         "recompute": ", ".join(module.recompute),
         "note": module.note,

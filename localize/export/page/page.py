@@ -52,6 +52,7 @@ def embedded(data: object) -> str:
 
 
 def _policy(scripts: Iterable[str], styles: str) -> str:
+    # `frame-ancestors` is left out: a policy in a `meta` element cannot have it, and browsers complain of it.
     allowed = " ".join(_digest(script) for script in scripts)
     return (
         f"default-src 'none'; script-src {allowed}; style-src {_digest(styles)}; img-src data:; "

@@ -103,6 +103,7 @@ def _layer(local: LocalGraphModule, layer: Layer) -> Data:
 
 def _module(local: LocalGraphModule, module: LocalModulePlan, memory: ModuleMemory | None) -> Data:
     plan, index = local.plan, module.index
+    totals = plan.module_totals(index)
     layers = [plan.layers[i] for i in module.layers]
     last = index == len(plan.modules) - 1
     before = plan.modules[index - 1].layers[-1] if index and plan.modules[index - 1].layers else None
@@ -111,11 +112,11 @@ def _module(local: LocalGraphModule, module: LocalModulePlan, memory: ModuleMemo
         "name": module.name,
         "layers": list(module.layers),
         "last": last,
-        "params": sum(layer.params for layer in layers) + last * plan.classifier_params,
-        "macs": sum(layer.macs for layer in layers) + last * plan.classifier_macs,
-        "bytes": sum(layer.activation_bytes for layer in layers),
-        "auxParams": sum(network.params for network in module.networks),
-        "auxMacs": sum(network.macs for network in module.networks),
+        "params": totals.params,
+        "macs": totals.macs,
+        "bytes": totals.activation_bytes,
+        "auxParams": totals.auxiliary_params,
+        "auxMacs": totals.auxiliary_macs,
         "input": str(source),
         "output": str(plan.output) if last else str(layers[-1].output),
         "crossing": [] if last else crossing(local, module),

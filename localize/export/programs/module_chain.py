@@ -1,4 +1,9 @@
-"""Chain the local modules in eval mode as children of one module, so that a trace tells which one each call is in."""
+"""Chain the local modules in eval mode as children of one module, so that a trace tells which one each call is in.
+
+``torch.export`` records for each operation the modules in whose forward it ran, even if they are reached by another way
+than through the root's children. So the chain registers modules that only call the code of the local modules and hold
+nothing: each operation names its local module, and parameters keep their names of the ``LocalGraphModule``.
+"""
 
 from __future__ import annotations
 

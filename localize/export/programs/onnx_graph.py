@@ -32,7 +32,9 @@ _NAMESPACE, _SCOPES, _CLASSES = "namespace", "pkg.torch.onnx.name_scopes", "pkg.
 
 
 def mark(node: fx.Node, owner: OperationOwner) -> None:
-    """Record the owner of an operation as a module around it: the only form of metadata that torch's passes keep.
+    """Record the owner of an operation as a module around it (``nn_module_stack``).
+
+    No other metadata of a node outlives decomposition and reaches ONNX nodes.
 
     The modules of a chain are taken out of the record, so that operations of all views look alike.
     """
@@ -53,7 +55,9 @@ def _own_path(path: str, owner: OperationOwner) -> str:
 def tidy(model: ir.Model) -> None:
     """Fold constants, and remove nodes that change nothing.
 
-    Nodes are not fused: each stays part of one layer, and each parameter keeps its values and name.
+    Nodes are not fused: each stays part of one layer, and each parameter keeps its values and name. The exporter's own
+    optimizer would fold batch norms into convolutions, under the names of the convolutions, and would merge
+    initializers of equal values, which in a fresh network are most norms.
     """
     import onnx_ir.passes.common as passes
     from onnxscript import optimizer, rewriter
@@ -127,7 +131,11 @@ def name_batch(model: ir.Model, name: str) -> None:
 
 
 def describe_nodes(model: ir.Model, plan: Plan) -> None:
-    """Write the owner of each node into its metadata, and name the node by it, as a path."""
+    """Write the owner of each node into its metadata, and name the node by it, as a path.
+
+    Model Explorer groups nodes by names, as paths between slashes. Netron 9.3 does not group nodes; it shows their
+    names and their ``metadata_props``.
+    """
     nodes = list(_nodes(model.graph))
     owners = _owners(nodes)
     taken: set[str] = set()

@@ -52,7 +52,9 @@ def operation_owners(made: Program, plan: Plan) -> OperationOwners:
     """Find the owner of each operation.
 
     In the program that runs one local module after the other, each operation records its module. A program that was
-    exported from the model's own forward is compared with that one: as a rule they are equal, operation by operation.
+    exported from the model's own forward is compared with that one: as a rule they are equal, operation by operation,
+    apart from in-place additions that capture replaced. If a forward pass branches on its mode, operations are matched
+    by name and order instead.
     """
     nodes = _operations(made.exported)
     owners, exact = _owners(made, nodes, plan)

@@ -1,4 +1,8 @@
-"""Export a localized model as a program of ``torch.export``: the primary network alone, or with all predictions."""
+"""Export a localized model as a program of ``torch.export``: the primary network alone, or with all predictions.
+
+Nearly all of the time goes into tracing again for decomposition with the batch size as a symbol: 10 s for MobileNetV2
+on one core, against 2 s for ``torch.export`` itself.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +136,11 @@ def _exported(
 
 
 def _gives_the_same(whole: ExportedProgram, module: nn.Module, x: Tensor) -> bool:
-    """Return whether a program gives the same outputs as the module for a batch of another size, up to rounding."""
+    """Return whether a program gives the same outputs as the module for a batch of another size, up to rounding.
+
+    A forward pass that asks for the type of a size (``type(n) is int``) exports without an error to a program that is
+    wrong for other sizes.
+    """
     with in_eval_mode(module):
         pairs = zip(tensors(whole.module()(x)), tensors(module(x)), strict=True)
         return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs)

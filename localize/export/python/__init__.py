@@ -2,7 +2,3 @@
 
 May import what ``localize.export`` may import, but nothing of ``drawing``, ``page`` and ``programs``.
 """
-
-from localize.export.python.source import python_source
-
-__all__ = ["python_source"]

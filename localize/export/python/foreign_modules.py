@@ -1,4 +1,10 @@
-"""Write modules and functions of other libraries: as layers of torch if equal to one, else operation by operation."""
+"""Write modules and functions of other libraries: as layers of torch if equal to one, else operation by operation.
+
+A class of another library is written without its source. Traced in train mode and in eval mode, it gives the two
+branches of ``if self.training``. The arguments of a call are needed only where branches of the code depend on sizes;
+stochastic depth, for one, asks for the rank. A subclass such as timm's of ``nn.Linear`` gives the same graphs as the
+class of torch, and is written as that.
+"""
 
 from __future__ import annotations
 

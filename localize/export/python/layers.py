@@ -1,4 +1,8 @@
-"""Write layers of torch.nn as constructor calls: read from their attributes, and checked by making the layer."""
+"""Write layers of torch.nn as constructor calls.
+
+Arguments are read from attributes. Whether they were read correctly only shows when the call is run (on the meta
+device) and class, settings and shapes of the result are compared with those of the layer.
+"""
 
 from __future__ import annotations
 

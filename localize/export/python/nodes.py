@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
 import inspect
-import keyword
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -18,16 +16,11 @@ from localize.export.python.functions import SAME_PATH, STORE, function_name
 from localize.export.python.inline import SIZES, dead, inlined, is_size, looks_at_sizes
 from localize.export.python.surroundings import Surroundings
 from localize.export.python.templates import HOLE, filled, hole
-from localize.export.python.values import identifier, value_text
+from localize.export.python.values import RESERVED, identifier, value_text
 from passes.capture.assertions import assertion
 from passes.capture.proxies import set_item, store
 from passes.capture.size_decisions import guard
 from passes.codegen.eval_mode import training_flag
-
-RESERVED = frozenset(
-    {"self", "torch", "nn", "F", "math", "operator", "zlib", "base64", "block", *keyword.kwlist, *keyword.softkwlist}
-    | {*dir(builtins)}
-)
 
 
 class Lines:

@@ -10,13 +10,13 @@ from torch import fx
 
 from localize.compiler.emit import wire
 from localize.export.python.modules import Modules
-from localize.export.python.nodes import RESERVED, Lines
+from localize.export.python.nodes import Lines
 from localize.export.python.opened_code import CallSite
 from localize.export.python.output import output_text
 from localize.export.python.surroundings import Surroundings
 from localize.export.python.templates import abbreviated
 from localize.export.python.tree import access
-from localize.export.python.values import identifier, quoted, words
+from localize.export.python.values import RESERVED, identifier, quoted, words
 from localize.methods.networks.local_loss import Batch, Supervising
 from localize.plan.show import describe
 from localize.runtime.cascade import before, entering, last_reads, window_of

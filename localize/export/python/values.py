@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import builtins
+import keyword
 import math
 import re
 import zlib
@@ -27,6 +29,13 @@ def unpacked(text: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Ten
     return torch.frombuffer(content, dtype=dtype).reshape(shape)
 '''
 """Source of the function that reads compressed tables, for the generated file."""
+
+
+RESERVED = frozenset(
+    {"self", "torch", "nn", "F", "math", "operator", "zlib", "base64", "block", *keyword.kwlist, *keyword.softkwlist}
+    | {*dir(builtins)}
+)
+"""Names that generated code must not give to variables, arguments and classes."""
 
 
 class Unwritable(Exception):
@@ -131,6 +140,8 @@ def tensor_text(tensor: torch.Tensor, what: str) -> str:
             why="it has no values" if tensor.is_meta else f"it is a {type(tensor).__name__}",
             remedy="Localize a model whose buffers have values, on the CPU say",
         )
+    # Buffers outside of the state_dict, such as the tables of Swin, must be in the file. Within a fake mode even the
+    # comparison of two real tensors would give a fake one.
     with unset_fake_temporarily():
         plain = tensor.detach().cpu().contiguous()
         for text in _short(plain):
