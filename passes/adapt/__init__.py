@@ -1,4 +1,4 @@
-"""A local layer for another place: repairs its graph until it runs behind another input, and rebuilds it.
+"""Copies of local layers for other inputs: repairs a layer's graph until it runs there, and rebuilds it.
 
 May import the rooms that make a Network of a model, and what these may import.
 """

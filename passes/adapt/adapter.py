@@ -85,7 +85,7 @@ class Adapter:
         recipe = self._recipes[key]
         if isinstance(recipe, str):
             raise AdaptError(
-                f"layer {source} cannot be placed behind an input of {spec} ({spec.layout})",
+                f"layer {source} cannot be fitted to an input of {spec} ({spec.layout})",
                 where=self.network.layers[source].name,
                 why=recipe,
             )
@@ -110,7 +110,7 @@ class Adapter:
                 self._recipes[key] = str(reason)
         recipe = self._recipes[key]
         if isinstance(recipe, str):
-            what = f"the classifier cannot be placed behind an input of {spec} ({spec.layout})"
+            what = f"the classifier cannot be fitted to an input of {spec} ({spec.layout})"
             raise AdaptError(what, why=recipe, remedy="Leave head='linear'")
         return recipe
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx
 
-from passes.adapt.arguments import Path
 from passes.adapt.outside_shapes import Measured, measured
 from passes.adapt.retype import Changes
 from passes.common.layer_kinds import Convolution
@@ -36,8 +35,8 @@ class Edits:
     """Node -> new shape of the parameter that it reads."""
     projections: Mapping[tuple[int, int], Projection] = field(default_factory=dict)
     """(node of an addition or product, index of an operand) -> projection that the operand goes through."""
-    arguments: Mapping[int, Mapping[Path, int]] = field(default_factory=dict)
-    """Node -> place of an argument -> the number that stands there now."""
+    arguments: Mapping[int, Mapping[tuple[int | str, ...], int]] = field(default_factory=dict)
+    """Node -> place of an argument (:data:`passes.adapt.arguments.Path`) -> the number that stands there now."""
     bypassed: frozenset[int] = frozenset()
     """Nodes that are left out: their first input takes the place of their value."""
 

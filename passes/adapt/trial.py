@@ -48,7 +48,7 @@ class Attempt:
     """A way of meeting the downsampling that is asked for."""
 
     mode: Literal["native", "unit", "strided", "adapter"]
-    """The layer as it is; without its downsampling; with a stride on its first spatial convolution; or unchanged behind
+    """The layer as it is; without its downsampling; with a stride on its first spatial convolution; or unchanged, after
     an adapter."""
     front: Front | None
     """Layers in front of the copy."""
@@ -175,7 +175,7 @@ class Trial:
             module = build_front(front, self.draw)
             params = _numel(module)
             x = attempt(lambda: module(x))
-            # Sizes of tensors from outside are measured in the layout of the input, before it is laid out anew.
+            # Sizes of tensors from outside are measured in the layout of the input, before that changes.
             self.reference = x, self.spec.layout
             if front.to is not None:
                 lay = ToLayout(front.layout, front.to)
@@ -188,7 +188,7 @@ class Trial:
             macs = cost.take().macs
             params += sum(_numel(build_projection(p, self.draw)) for p in self.edits.projections.values())
         if not isinstance(out, torch.Tensor) or out.ndim != len(was.shape):
-            raise Unreachable("its output has another rank behind this input")
+            raise Unreachable("its output has another number of dimensions on this input")
         result = TensorSpec((self.spec.shape[0], *out.shape[1:]), out.dtype, was.layout)
         self._drop_needless_projections()
         # A stride on a convolution next to the main path (the keys of an attention) does not make the output smaller.
@@ -257,7 +257,7 @@ class Trial:
             repairs.join(site, now)
         except Restart as change:
             if self.attempt.mode == "adapter":
-                raise Unreachable("its joins do not agree behind the adapter") from change
+                raise Unreachable("the operands of its additions do not agree after the adapter") from change
             raise
         return tuple(now)
 

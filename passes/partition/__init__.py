@@ -1,4 +1,4 @@
-"""Captured, Shapes -> Partition: the minimal local layers of a network, and its classifier.
+"""Captured, Shapes -> Partition: cuts a network into its minimal local layers and its classifier.
 
 May import ``passes.common``, ``passes.layers`` and what these may import.
 """

@@ -220,7 +220,7 @@ class _Tracer:
         change = Change(str(node.target), kind, groups, owners, dim)
         known = self.changes.setdefault(change.path, change)
         if known != change:
-            raise self._refusal(node, "it is called several times, behind channels that are grouped differently")
+            raise self._refusal(node, "it is called several times, on channels that are grouped differently")
         return given
 
     def _worlds(self, node: fx.Node, owners: Owners, dim: int) -> Worlds:

@@ -89,6 +89,10 @@ class HandGraph:
         nodes: list[fx.Node] = list(self.graph.nodes)
         return next(node for node in nodes if node.name == name)
 
+    def parameter(self, path: str, shape: tuple[int, ...]) -> fx.Node:
+        """Add a node that reads a parameter of the model."""
+        return self._noted(self.graph.create_node("get_attr", path, name=path), shape, Cost())
+
     def number(self, name: str, of: fx.Node) -> fx.Node:
         """Add a size: an operation whose value holds no tensor."""
         node = self.op(name, of, shape=None)
