@@ -1,4 +1,4 @@
-// The panel when nothing is chosen: the network as a whole, legend, what the figures are, keys.
+// Fill the panel when no node is chosen: facts of the whole network, legend, meaning of the figures, keys.
 
 const MEASURED =
   "Shapes, parameters and MACs (multiply-accumulates of convolutions and linear layers, one sample) are counted on the " +

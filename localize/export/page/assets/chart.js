@@ -1,4 +1,5 @@
-// Bytes alive over a training step: local learning beside backpropagation, each over the share of its own operations.
+// Chart the bytes alive over a training step, of local learning and of backpropagation; the x axis of each is the share
+// of its own operations.
 
 const chart = { box: byId("memory"), band: null, cross: null, read: null, plot: null };
 
@@ -132,7 +133,7 @@ function peaks(plot) {
   );
 }
 
-// Marks a module's part of the step; of a folded one those of all that it stands for.
+// Mark the part of the step that a module takes; for a folded module, the parts of all that it stands for.
 function markChart(k) {
   if (!chart.band || !chart.plot) return;
   if (k === null || k === undefined) {

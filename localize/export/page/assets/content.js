@@ -1,4 +1,4 @@
-// What a local module is drawn of: boxes on the spine, and the auxiliary networks beside it, as a graph without places.
+// List the boxes and arrows of each local module, without coordinates: layers on the spine, and auxiliary networks.
 
 const view = data.view;
 const SMALL = 42;
@@ -9,7 +9,7 @@ const rangeOf = (list) =>
 
 const layerWords = (i) => [clean(data.layers[i].type), sizes(data.layers[i].output)].filter(Boolean).join("  ");
 
-// All boxes on the spine are as wide as the widest needs, within reason.
+// All boxes on the spine are as wide as the widest text needs, between 150 and 236 pixels.
 const LAYER = {
   width: Math.round(
     Math.min(
@@ -79,7 +79,7 @@ function lossNode(k, role, loss) {
 
 const arrows = (words) => clean(words).replace(/ > /g, " \u203a ");
 
-// Nodes and edges of one loss with its auxiliary network; "in" is the output of the module's last layer.
+// Return nodes and edges of one loss with its auxiliary network; "in" stands for the output of the module's last layer.
 function lossGraph(k, role, loss) {
   const network = loss.network;
   const end = lossNode(k, role, loss);
@@ -107,7 +107,7 @@ function lossGraph(k, role, loss) {
   return graph;
 }
 
-// Hidden blocks and head, of one group of channels if there are groups; returns the head's id.
+// Add the hidden blocks and the head of a network, or of one of its groups of channels; return the id of the head.
 function addChain(add, network, group, start) {
   const at = `g${group === null ? 0 : group}`;
   let last = start;
@@ -132,10 +132,11 @@ function sized(node) {
   return { ...node, width: Math.round(Math.min(250, Math.max(96, wide + 24))), height: SMALL };
 }
 
-// Runs of alike modules as they are shown now: folded ones by their first period.
+// Runs of alike modules that the reader has unfolded, by the index of their first module.
 const unfolded = new Set();
 let folding = view.fold && view.module === null;
 
+// List the rows to draw: a folded run of alike modules is one row that shows its first period.
 function rowsOf() {
   if (view.module !== null) return [{ first: view.module, period: 1, count: 1, folded: false }];
   const rows = [];
@@ -148,7 +149,7 @@ function rowsOf() {
   return rows;
 }
 
-// The module that is drawn for another one: itself, or the first like it in a folded run; null where none is drawn.
+// Return the module that is drawn for module k: k itself, or in a folded run the first module like it; null if none.
 function shownFor(k) {
   for (const row of state.rows) {
     const last = row.first + row.period * row.count;

@@ -1,4 +1,4 @@
-// The panel: facts and generated code of what was chosen, or of the whole network.
+// Fill the panel with facts and generated code of the chosen node.
 
 const panel = byId("panel");
 
@@ -172,7 +172,7 @@ function layerDetails(node) {
   ];
 }
 
-// 1, 2, 3, 7 as 1–3, 7.
+// Write indices with consecutive ones as a range: 1–3, 7.
 function spans(list) {
   const found = [];
   for (const k of list) {

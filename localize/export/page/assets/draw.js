@@ -1,4 +1,5 @@
-// The graph as SVG. Every card has a near form, with all its boxes, and a far one for when these are too small to read.
+// Draw the graph as SVG. Each card has a near form with all its boxes, and a far form for scales at which these are too
+// small to read: without a GPU most of the time goes into drawing text, and the far form is a few shapes.
 
 const state = { rows: [], layout: null, nodes: new Map(), cards: [], selected: null, current: null };
 const world = byId("world");
@@ -33,7 +34,7 @@ function label(node) {
   return `${words[node.kind] ? `${words[node.kind]}: ` : ""}${node.title}${node.sub ? `, ${node.sub}` : ""}, module ${node.module}`;
 }
 
-// An element that can be reached by pointer and keys.
+// Add a box that can be reached by pointer and keys.
 function register(node, element) {
   element.setAttribute("id", node.id);
   element.setAttribute("role", "button");
@@ -160,7 +161,7 @@ function drawFar(card, name) {
   );
 }
 
-// What crosses to the next card: an arrow, and between local modules a wall with a gap in it.
+// Draw what leads to the next card: an arrow, and between local modules a wall with a gap for it.
 function drawWall(card) {
   const { cards, left, right } = state.layout;
   const next = cards[cards.indexOf(card) + 1];
@@ -169,7 +170,7 @@ function drawWall(card) {
     : state.layout.output - state.layout.ends.height / 2 - card.y - card.height;
   const start = card.height;
   const module = data.modules[card.k];
-  // Without cards the arrow goes from box to box.
+  // In the view without cards the arrow leads from box to box.
   const bare = view.kind === "primary" ? CARD.pad : 0;
   const arrow = s("path", {
     class: "edge spine dims",

@@ -1,5 +1,5 @@
-// Places, all from dagre: layers of a module one below the other, its auxiliary networks beside them, modules one below
-// the other. Alike modules are laid out once.
+// Compute coordinates with dagre: the layers of a module stand in one column, its auxiliary networks to the right of
+// them, and modules one below the other. Alike modules are laid out once.
 
 const CARD = { pad: 16, head: 36, branch: 44, gap: view.kind === "primary" ? 0 : 64 };
 const FRAME = { pad: 14, head: 32, tab: 14 };
@@ -11,7 +11,7 @@ function dagreLayout(nodes, edges, options) {
   graph.setDefaultEdgeLabel(() => ({}));
   nodes.forEach((node) => graph.setNode(node.id, { width: node.width, height: node.height }));
   edges.forEach(([from, to]) => graph.setEdge(from, to));
-  // Boxes stay in the order in which they are given: groups count upwards.
+  // Keep boxes in the given order, so that groups count upwards.
   dagre.layout(graph, { disableOptimalOrderHeuristic: true });
   return {
     at: (id) => graph.node(id),
@@ -21,7 +21,7 @@ function dagreLayout(nodes, edges, options) {
 
 const chainOf = (nodes) => nodes.slice(1).map((node, i) => [nodes[i].id, node.id]);
 
-// A module's inside, with the middle of the spine at x = 0 and its own top at y = 0.
+// Lay out the inside of a module: x = 0 is the middle of the spine, y = 0 the top of the module.
 function insideOf(k) {
   const spine = spineBoxes(k).map(sized);
   const branches = branchesOf(k).map((branch) => ({ nodes: branch.nodes.map(sized), edges: branch.edges }));
@@ -62,7 +62,7 @@ function placesOf(spine, branches) {
   return { centres, edges, height: place.bottom + CARD.pad, right: place.right + CARD.pad };
 }
 
-// A branch starts at the right edge of the last layer; a second one goes below the first.
+// Place one auxiliary network: it starts at the right edge of the last layer; a second network goes below the first.
 function placeBranch(place, branch, index, last) {
   const entry = { id: "in", width: 1, height: 1 };
   const laid = dagreLayout([entry, ...branch.nodes], branch.edges, {
@@ -90,7 +90,7 @@ function placeBranch(place, branch, index, last) {
   place.bottom = Math.max(place.bottom, lowest + dy);
 }
 
-// Cards of a row: one module, or the modules that a folded run repeats, in a frame.
+// Lay out the cards of a row: one module, or in a frame the modules that a folded run repeats.
 function rowLayout(row) {
   let y = row.folded ? FRAME.head : 0;
   const cards = [];
@@ -99,7 +99,7 @@ function rowLayout(row) {
     cards.push({ k, inside, y, height: inside.height });
     y += inside.height + CARD.gap;
   }
-  // The wall behind a frame stands clear of it.
+  // Leave room between a frame and the wall below it.
   return { ...row, cards, height: y - CARD.gap + (row.folded ? FRAME.pad : 0), below: row.folded ? 12 : 0 };
 }
 
@@ -133,7 +133,7 @@ function layoutAll() {
   };
 }
 
-// What stands before the first module and behind the last one that is drawn.
+// Return the texts of the boxes before the first drawn module and after the last one.
 function endWords() {
   const k = view.module;
   if (k === null) return [`input  ${sizes(data.input)}`, `output  ${sizes(data.output)}`];
@@ -148,7 +148,7 @@ function tabWidth(row) {
   return 30 + widthOf(`\u00d7${row.count}   modules ${row.first}\u2013${last} are alike   unfold`, "small");
 }
 
-// A card is as wide as its head needs, within reason.
+// Return the width that the head of a card needs, at most 480 pixels.
 function headWidth(k) {
   if (view.kind === "primary") return 0;
   return Math.min(
@@ -157,7 +157,7 @@ function headWidth(k) {
   );
 }
 
-// Reaches of cascaded losses, each in the first lane where it overlaps none before it.
+// Place the brackets of cascaded losses: each goes into the first lane where it overlaps no other bracket.
 function bracketsOf(cards) {
   if (view.kind === "primary") return [];
   const byModule = new Map(cards.map((card) => [card.k, card]));

@@ -1,11 +1,11 @@
-// The start, what the buttons do, and printing.
+// Start the page, handle buttons, and prepare printing.
 
 function heading() {
   document.querySelector("#heading h1").textContent = clean(data.model);
-  const told = (list) => list.map(([key, value]) => `${clean(key)}=${clean(value)}`).join(", ");
-  const chosen = told(data.options.filter((option) => option[2]));
+  const pairs = (list) => list.map(([key, value]) => `${clean(key)}=${clean(value)}`).join(", ");
+  const chosen = pairs(data.options.filter((option) => option[2]));
   byId("method").replaceChildren(h("b", {}, clean(data.method)), chosen ? ` (${chosen})` : "");
-  byId("method").title = told(data.options);
+  byId("method").title = pairs(data.options);
   const memory = data.memory;
   const peak = memory.why ? null : bytes(memory.own.peak);
   const beside = !memory.why && memory.bp ? `${percent(memory.own.peak / memory.bp.peak)} of BP` : "";
@@ -46,12 +46,12 @@ function activate(id, focus) {
   light(id);
 }
 
-// For those who hear the page.
+// Announce words to screen readers.
 function say(words) {
   byId("hint").textContent = words;
 }
 
-// An opened panel may cover what it is about.
+// Scroll a node back into sight after the panel has opened over it.
 function keepInSight(id) {
   requestAnimationFrame(() => {
     if (state.nodes.has(id)) bringIntoView(id, false);
@@ -72,7 +72,7 @@ function leave() {
   clearLight();
 }
 
-// Draws anew after folding; what was in sight stays there if it still exists.
+// Draw again after folding or unfolding; the current node stays in sight if it still exists.
 function redraw() {
   const before = state.current;
   const chosen = state.selected;
@@ -130,7 +130,8 @@ function setTheme(theme) {
   byId("theme").textContent = isDark() ? "Light" : "Dark";
 }
 
-// On paper every row is a picture of its own, as wide as the page, so that no box is cut in two.
+// Lay out for paper: each row becomes a picture of its own, as wide as the page, since a picture higher than a page is
+// cut where the page ends. Patterns and arrow heads stay in an element that is displayed, or they would not be drawn.
 function layOutForPrint() {
   const box = bounds();
   const { rows, input, output, ends } = state.layout;
@@ -179,7 +180,7 @@ function start() {
   listenToHovering();
   listenToKeys();
   listenToSearch();
-  // Beside the graph there is an overview, if there is room for both.
+  // Open the overview next to the graph if there is room for both.
   const { x, right } = bounds();
   if (stageSize().width - 372 > 0.85 * (right - x) + 32) {
     showPanel(view.module === null ? aboutDetails() : moduleDetails(view.module), false);

@@ -1,4 +1,5 @@
-// What lights up: all that the gradient of a loss reaches, the layer that a block copies, the module under the cursor.
+// Highlight what belongs together: all that the gradient of a loss reaches, the layer that a block copies, or the
+// module under the cursor.
 
 const tip = byId("tip");
 
@@ -9,7 +10,7 @@ const isOf = (role) => (node) =>
   node.kind === "module" ||
   node.role === role;
 
-// Ids of what a loss trains: its own module and auxiliary network, and with a cascade the modules that it goes on into.
+// List the ids of what a loss trains: its module and auxiliary network, and the earlier modules that a cascade reaches.
 function reachOf(node) {
   const found = new Set();
   const module = data.modules[node.module];
@@ -73,7 +74,7 @@ function light(id) {
   markChart(node.module);
 }
 
-// Few words beside the cursor; the panel has the rest.
+// Show a few words next to the cursor; the panel has the details.
 function factsOf(node) {
   const module = data.modules[node.module];
   if (node.kind === "layer") {
@@ -157,7 +158,7 @@ function listenToHovering() {
   });
 }
 
-// Without a cursor what has the focus is lit, else what the panel is about.
+// When no node is under the cursor, highlight the focused node, or else the subject of the panel.
 function relight() {
   const focused =
     document.activeElement && document.activeElement.closest ? document.activeElement.closest(".node") : null;

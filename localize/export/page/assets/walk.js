@@ -1,4 +1,4 @@
-// Keys: one stop of the tab key for the whole graph, arrows within it; and search.
+// Move through the graph with keys, and search. The graph is one stop of the tab key; arrow keys move within it.
 
 const spineKinds = new Set(["module", "layer", "classifier", "box", "run"]);
 
@@ -18,7 +18,7 @@ function stepSpine(id, step) {
   const order = state.order.filter((each) => spineKinds.has(state.nodes.get(each).kind));
   const node = state.nodes.get(id);
   if (spineKinds.has(node.kind)) return order[order.indexOf(id) + step] || null;
-  // From within an auxiliary network: to the same place in that of the next module that has it.
+  // From within an auxiliary network, go to the same place in that of the next module that has one.
   const modules = state.layout.cards.map((card) => card.k);
   const inside = id.slice(id.indexOf("."));
   for (let i = modules.indexOf(node.module) + step; i >= 0 && i < modules.length; i += step) {
@@ -84,7 +84,7 @@ function listenToKeys() {
   });
 }
 
-// Modules and layers by name or number.
+// Find modules and layers by name or number.
 const index = data.modules.map((module, k) => ({
   k,
   layer: null,

@@ -1,4 +1,4 @@
-// Words and numbers as they are shown, and elements made without markup: names are text, whatever is in them.
+// Format text and numbers, and make elements. Names are only ever inserted as text, so markup in them does nothing.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const SVG = document.getElementById("graph").namespaceURI;
@@ -18,10 +18,11 @@ const h = (tag, attributes, ...children) => fill(document.createElement(tag), at
 const s = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 const byId = (id) => document.getElementById(id);
 
-// Control characters would vanish or break lines; they are shown as what they are, something that is not a letter.
+// Control characters would vanish or break lines, so each is shown as a replacement character.
 const clean = (text) =>
   String(text).replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, "\ufffd");
 
+// Write a number with three digits and a unit: 464, 74k, 1.81G.
 function si(value) {
   const units = ["", "k", "M", "G", "T"];
   let unit = 0;
@@ -32,6 +33,7 @@ function si(value) {
   return (unit === 0 || value >= 1000 ? String(Math.round(value)) : String(Number(value.toPrecision(3)))) + units[unit];
 }
 
+// Write a number of bytes with three digits and a decimal unit: 1.21 GB.
 function bytes(value) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let unit = 0;
@@ -52,7 +54,7 @@ const LETTERS = { name: "600 13px", small: "400 11px" };
 const pen = document.createElement("canvas").getContext("2d");
 const widths = new Map();
 
-// Width of a text in the page's own typeface, so that boxes are as wide as what stands in them.
+// Return the width of a text in the typeface of the page, by which boxes are sized.
 function widthOf(text, letters) {
   const key = `${letters}|${text}`;
   if (!widths.has(key)) {
@@ -62,6 +64,7 @@ function widthOf(text, letters) {
   return widths.get(key);
 }
 
+// Cut a text to the given width, and end it with an ellipsis.
 function clip(text, letters, room) {
   if (widthOf(text, letters) <= room) return text;
   const letterList = Array.from(text);
