@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
@@ -18,6 +19,7 @@ from localize.bench.setup import BenchError, Setup
 from localize.bench.timing import Timing, take_turns
 from localize.bench.zoo import ModelFactory, example_of
 from localize.memory.peak import Step, peak_step_bytes
+from localize.runtime.layout import channels_last_fault, lay_out
 from localize.runtime.local_graph import LocalGraphModule
 
 LEARNING_RATE = 1e-3
@@ -48,12 +50,14 @@ def measure(factory: ModelFactory, setup: Setup, on_progress: Tell | None = None
     with _threads(setup.threads):
         torch.manual_seed(setup.seed)
         model = factory.build(None, setup.image_size)
+        side = setup.image_size or factory.image_size
         locals_: dict[str, LocalGraphModule] = {}
         entries: dict[str, Entry] = {}
         for label, method, depth in setup.contenders():
             tell(f"{label}: counting")
-            side = setup.image_size or factory.image_size
             locals_[label] = _localized(copy.deepcopy(model), method, depth, side, setup.seed)
+        setup = _with_layout_for_all(setup, locals_.values())
+        for label, method, depth in setup.contenders():
             shapes_alone = _localized(copy.deepcopy(model).to("meta"), method, depth, side, setup.seed)
             entries[label] = count(label, shapes_alone, setup)
         if torch.device(setup.device).type == "cuda":
@@ -88,7 +92,7 @@ def count(label: str, local: LocalGraphModule, setup: Setup) -> Entry:
         raise BenchError(f"{plan.model} returns {plan.output}", why="steps are timed with cross-entropy of logits")
     shape = plan.input.shape[1:]
     if setup.channels_last:
-        local.to(memory_format=torch.channels_last)
+        lay_out(local, torch.device(setup.device).type)
     peak = peak_step_bytes(local, setup.batch_size, image_shape=shape, classes=plan.prediction.outputs, step=step)
     return Entry(
         label=label,
@@ -118,8 +122,7 @@ class Contender:
         labels = torch.randint(prediction.outputs, size, generator=generator).to(setup.device)
         self.local = local.to(setup.device).train()
         if setup.channels_last:
-            local.to(memory_format=torch.channels_last)
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=lay_out(local, images.device.type))
         self._batch = images, labels
         self._step = step_of(setup)
         parameters = [p for p in local.parameters() if p.requires_grad]
@@ -149,6 +152,18 @@ def step_of(setup: Setup) -> Step:
             del output
 
     return step
+
+
+def _with_layout_for_all(setup: Setup, locals_: Iterable[LocalGraphModule]) -> Setup:
+    """Return the setup with channels last only if torch computes every contender correctly so; else warn.
+
+    All contenders are measured in one layout.
+    """
+    if setup.channels_last and torch.device(setup.device).type == "cpu":
+        for fault in filter(None, map(channels_last_fault, locals_)):
+            warnings.warn(f"channels_last off: {fault}", stacklevel=3)
+            return replace(setup, channels_last=False)
+    return setup
 
 
 def _localized(model: nn.Module, method: str, depth: int, side: int | None, seed: int) -> LocalGraphModule:

@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from localize.runtime.compiled import Artefacts, CompiledRegions
+from localize.runtime.layout import channels_last_fault
 from localize.runtime.local_module import LocalModule
 from localize.runtime.options import PLAIN, Runtime, read_runtime
 from localize.runtime.streams import Streams
@@ -31,23 +32,29 @@ class Choice:
     """Those of the notes that say that something cannot be had."""
 
 
-def choose(asked: Runtime, device: str) -> Choice:
+def choose(asked: Runtime, device: str, fault: str | None = None) -> Choice:
     """What a runtime means on a device.
 
     Args:
         asked: The options.
         device: Type of the device, such as ``"cuda"``.
+        fault: Why the network cannot be trained with channels last on a CPU
+            (:func:`localize.runtime.layout.channels_last_fault`).
     """
     notes, missing = [], []
     changes: dict[str, Any] = {}
-    preferred = _PREFERRED.get(device, {})
+    preferred = dict(_PREFERRED.get(device, {}))
+    if device != "cpu":
+        fault = None
+    if fault is not None:
+        preferred["channels_last"] = (False, fault)
     for name in (field.name for field in fields(asked)):
         if getattr(asked, name) is None and name != "amp":
             value, why = preferred.get(name, (False, f"nothing is known of {device} devices"))
             changes[name] = value
             notes.append(f"{name} {'on' if value else 'off'}: {why}")
     chosen = replace(asked, **changes)
-    for name, why in _absent(chosen, device):
+    for name, why in _absent(chosen, device, fault):
         changes[name] = False
         missing.append(f"{name} off: {why}")
     return Choice(replace(asked, **changes), (*notes, *missing), tuple(missing))
@@ -76,13 +83,17 @@ class Schedule:
     Args:
         asked: ``"plain"``, ``"auto"``, ``"compile"``, or options.
         artefacts: Compiled code to go on with.
+        fault: Why the network cannot be trained with channels last on a CPU.
 
     Raises:
         OptionError: There is no such runtime.
     """
 
-    def __init__(self, asked: str | Runtime = PLAIN, artefacts: Artefacts | None = None) -> None:
+    def __init__(
+        self, asked: str | Runtime = PLAIN, artefacts: Artefacts | None = None, fault: str | None = None
+    ) -> None:
         self.asked = read_runtime(asked)
+        self._fault = fault
         self.artefacts = artefacts or Artefacts(self.asked.backend)
         self.regions = CompiledRegions(self.artefacts)
         self._choices: dict[str, Choice] = {}
@@ -99,7 +110,7 @@ class Schedule:
     def on(self, device: str) -> Choice:
         """What runs on a kind of device; warns the first time of what cannot be had."""
         if device not in self._choices:
-            self._choices[device] = choose(self.asked, device)
+            self._choices[device] = choose(self.asked, device, self._fault)
             for told in self._choices[device].missing:
                 warnings.warn(f"runtime: {told}", stacklevel=2)
         return self._choices[device]
@@ -172,7 +183,7 @@ class Schedule:
 
     def again(self) -> Schedule:
         """The same for a copy of the network, with the same compiled code."""
-        twin = Schedule(self.asked, self.artefacts)
+        twin = Schedule(self.asked, self.artefacts, self._fault)
         twin._laid_out = self._laid_out
         return twin
 
@@ -207,15 +218,17 @@ class Scheduled:
 
     @runtime.setter
     def runtime(self, asked: str | Runtime) -> None:
-        schedule = Schedule(asked)
-        if schedule.asked != self._schedule.asked:
+        options = read_runtime(asked)
+        if options != self._schedule.asked:
             assert isinstance(self, nn.Module)
             self._schedule.leave(self)
-            self._schedule = schedule
+            self._schedule = Schedule(options, fault=channels_last_fault(self))
 
 
-def _absent(chosen: Runtime, device: str) -> Iterator[tuple[str, str]]:
+def _absent(chosen: Runtime, device: str, fault: str | None) -> Iterator[tuple[str, str]]:
     """Options that cannot be had on a device, and why."""
+    if chosen.channels_last and fault is not None:
+        yield "channels_last", fault
     if chosen.compile and chosen.backend == "inductor":
         why = _no_compiler(device)
         if why:

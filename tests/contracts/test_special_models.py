@@ -57,7 +57,8 @@ FORMS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_types_and_memory_formats(form: str) -> None:
-    model, x = FORMS[form](net()), FORMS[form](X)
+    width = 16 if form == "channels last" else 4  # torch goes wrong with channels last for narrower ones on some CPUs
+    model, x = FORMS[form](cifar_resnet(8, width=width)), FORMS[form](X)
     local = localize(model, d=2, seed=0, example_inputs=x)
     assert {p.dtype for p in local.parameters()} == {x.dtype}
     assert_trains(local, x)

@@ -17,6 +17,7 @@ from localize.memory.peak import peak_step_bytes
 from localize.methods import METHODS
 from localize.models import cifar_resnet
 from localize.runtime.compiled import PATIENCE
+from localize.runtime.layout import LEAST_CHANNELS
 from localize.runtime.optimizers import build
 from localize.runtime.options import AUTO, PLAIN, OptionError
 from localize.runtime.regions import regions_of, structure
@@ -27,6 +28,8 @@ from tests.models.zoo import Entry, every_model
 from tests.tools.rules import images, small
 
 QUICK = ("auglocal", "mlaan", "gn-dgl", "checkpoint")
+WIDE = LEAST_CHANNELS
+"""Width of networks that channels last is for on every CPU."""
 EAGER = Runtime(compile=True, backend="eager")
 Gradients = dict[str, torch.Tensor]
 
@@ -278,7 +281,7 @@ def test_float16_carries_the_scale_of_losses_on() -> None:
 
 
 def test_channels_last_within_rounding() -> None:
-    local, plain = twins(small("auglocal"), Runtime(channels_last=True))
+    local, plain = twins(small("auglocal", WIDE), Runtime(channels_last=True))
     assert_alike(local, plain, by_steps, images(), rtol=1e-4, atol=1e-5)
     convolutions = [p for p in local.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
@@ -339,8 +342,8 @@ def test_frozen_layers_and_settings_that_change() -> None:
 
 
 def test_what_watches_operations_sees_the_plain_schedule() -> None:
-    local = small("auglocal", runtime=Runtime(compile=True, backend="eager", channels_last=True))
-    assert fake_step(local) == fake_step(small("auglocal"))
+    local = small("auglocal", WIDE, runtime=Runtime(compile=True, backend="eager", channels_last=True))
+    assert fake_step(local) == fake_step(small("auglocal", WIDE))
     by_steps(local, images())
     assert not all(p.is_contiguous() for p in local.parameters())
     assert peak_step_bytes(small("auglocal", runtime=EAGER), 4) == peak_step_bytes(small("auglocal"), 4)
@@ -426,7 +429,7 @@ def test_streams_fall_back_in_the_open() -> None:
 
 
 def test_a_runtime_chosen_by_device() -> None:
-    local, plain = twins(small("auglocal"), AUTO)
+    local, plain = twins(small("auglocal", WIDE), AUTO)
     told = local.runtime.describe("cpu")
     assert told.startswith("Runtime(channels_last=True, fused=True) on cpu\n")
     assert [line.split(":")[0].strip() for line in told.splitlines()[1:]] == [
@@ -442,7 +445,7 @@ def test_a_runtime_chosen_by_device() -> None:
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_fused_optimizers_within_rounding(kind: Any, channels_last: bool) -> None:
-    local, plain = twins(small("auglocal"), Runtime(fused=True, channels_last=channels_last))
+    local, plain = twins(small("auglocal", WIDE), Runtime(fused=True, channels_last=channels_last))
     options = {"lr": 0.01, "weight_decay": 1e-3} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
     optimizers = [build(kind, network, **options) for network in (local, plain)]
     assert [optimizer.defaults["fused"] for optimizer in optimizers] == [True, None]
