@@ -116,7 +116,7 @@ def test_layouts_of_contenders() -> None:
     with pytest.warns(UserWarning, match="channels_last off: torch may compute wrong"):
         contender = Contender(small("bp"), setup)
     assert all(value.is_contiguous() for value in (*contender.local.parameters(), contender._batch[0]))
-    contender = Contender(small("bp", LEAST_CHANNELS), setup)
+    contender = Contender(small("bp", width=LEAST_CHANNELS), setup)
     assert not all(value.is_contiguous() for value in contender.local.parameters())
     assert not contender._batch[0].is_contiguous()
 

@@ -281,7 +281,7 @@ def test_float16_carries_the_scale_of_losses_on() -> None:
 
 
 def test_channels_last_within_rounding() -> None:
-    local, plain = twins(small("auglocal", WIDE), Runtime(channels_last=True))
+    local, plain = twins(small("auglocal", width=WIDE), Runtime(channels_last=True))
     assert_alike(local, plain, by_steps, images(), rtol=1e-4, atol=1e-5)
     convolutions = [p for p in local.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
@@ -342,8 +342,8 @@ def test_frozen_layers_and_settings_that_change() -> None:
 
 
 def test_what_watches_operations_sees_the_plain_schedule() -> None:
-    local = small("auglocal", WIDE, runtime=Runtime(compile=True, backend="eager", channels_last=True))
-    assert fake_step(local) == fake_step(small("auglocal", WIDE))
+    local = small("auglocal", width=WIDE, runtime=Runtime(compile=True, backend="eager", channels_last=True))
+    assert fake_step(local) == fake_step(small("auglocal", width=WIDE))
     by_steps(local, images())
     assert not all(p.is_contiguous() for p in local.parameters())
     assert peak_step_bytes(small("auglocal", runtime=EAGER), 4) == peak_step_bytes(small("auglocal"), 4)
@@ -429,7 +429,7 @@ def test_streams_fall_back_in_the_open() -> None:
 
 
 def test_a_runtime_chosen_by_device() -> None:
-    local, plain = twins(small("auglocal", WIDE), AUTO)
+    local, plain = twins(small("auglocal", width=WIDE), AUTO)
     told = local.runtime.describe("cpu")
     assert told.startswith("Runtime(channels_last=True, fused=True) on cpu\n")
     assert [line.split(":")[0].strip() for line in told.splitlines()[1:]] == [
@@ -445,7 +445,7 @@ def test_a_runtime_chosen_by_device() -> None:
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_fused_optimizers_within_rounding(kind: Any, channels_last: bool) -> None:
-    local, plain = twins(small("auglocal", WIDE), Runtime(fused=True, channels_last=channels_last))
+    local, plain = twins(small("auglocal", width=WIDE), Runtime(fused=True, channels_last=channels_last))
     options = {"lr": 0.01, "weight_decay": 1e-3} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
     optimizers = [build(kind, network, **options) for network in (local, plain)]
     assert [optimizer.defaults["fused"] for optimizer in optimizers] == [True, None]

@@ -29,10 +29,10 @@ def images(samples: int = 4, size: tuple[int, int] = (16, 16), seed: int = 0) ->
     return torch.rand(samples, 3, *size, generator=generator), torch.randint(5, (samples,), generator=generator)
 
 
-def small(method: str, width: int = 4, **options: Any) -> LocalGraphModule:
+def small(method: str, **options: Any) -> LocalGraphModule:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model = cifar_resnet(8, num_classes=5, width=width)
+        model = cifar_resnet(8, num_classes=5, width=options.pop("width", 4))
     options = {"d": 2, "seed": 0, "max_cut": 1, "example_inputs": images()[0], **options}
     return localize(model, method, **options)
 
