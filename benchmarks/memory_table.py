@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from localize import LocalGraphModule, localize
 from localize.memory.peak import Step, peak_step_bytes
 from localize.models import cifar_resnet
-from localize.runtime.per_module import ModuleOptimizers, per_module
+from localize.runtime.optimizers import ModuleOptimizers, per_module
 from localize.text import markdown_table
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,4 +1,4 @@
-"""The plan: what a method decides, with what follows from the graph."""
+"""Planning: the decisions of a method, completed by what follows from the graph."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import get_args
 
-from localize.compiler.emit import Wires, known, parameters_of, reached_through, wire
+from localize.compiler.wiring import Wires, known, parameters_of, reached_through, wire
 from localize.methods.base import ChosenMethod, Context
 from localize.methods.networks.merge import adapter_cost, with_adapters
 from localize.plan.plan import LocalModulePlan, Original, Plan
@@ -18,7 +18,13 @@ from passes.pipeline import expect
 
 
 def make_plan(context: Context, method: ChosenMethod, original: Network | None) -> Plan:
-    """The plan; ``original`` is the user's model where the primary network is another."""
+    """Ask a method for its plan, and complete it.
+
+    Args:
+        context: What the method plans on.
+        method: The method and its options.
+        original: The network of the user's model, if the method trains another one made of it; else None.
+    """
     network = context.network
     planned = method.plan(context)
     wiring = wire(network, [module.layers for module in planned])
@@ -43,26 +49,39 @@ def make_plan(context: Context, method: ChosenMethod, original: Network | None) 
 
 
 def check_recompute(parts: bool | str | Sequence[str]) -> tuple[Recompute, ...]:
-    """What is to be computed anew, in each module: all that can be if True.
+    """Read the ``recompute`` option: the parts of a local module that are recomputed in the backward pass.
+
+    >>> check_recompute(True)
+    ('layers', 'blocks')
+    >>> check_recompute("norms")
+    ('norms',)
+
+    Args:
+        parts: True for all parts, False for none, or the names of some.
 
     Raises:
-        MethodError: No such thing.
+        MethodError: A name is unknown, or both ``'blocks'`` and ``'norms'`` are given.
     """
     if isinstance(parts, bool):
         return ("layers", "blocks") if parts else ()
-    asked = (parts,) if isinstance(parts, str) else tuple(parts)
+    names = (parts,) if isinstance(parts, str) else tuple(parts)
     known_parts = get_args(Recompute)
-    if unknown := [part for part in asked if part not in known_parts]:
+    if unknown := [part for part in names if part not in known_parts]:
         raise MethodError(
             f"recompute={unknown[0]!r} is unknown", remedy=f"Give True, or some of {', '.join(map(repr, known_parts))}"
         )
-    if {"blocks", "norms"} <= {*asked}:
+    if {"blocks", "norms"} <= {*names}:
         raise MethodError("recompute='norms' is a part of recompute='blocks'", remedy="Give one of them")
-    return tuple(part for part in known_parts if part in asked)
+    return tuple(part for part in known_parts if part in names)
 
 
 def with_recompute(plan: Plan, parts: Sequence[tuple[Recompute, ...]]) -> Plan:
-    """The plan, with what each module computes anew; without layers or auxiliary networks there is nothing to."""
+    """Return the plan with the parts that each module recomputes.
+
+    Args:
+        plan: The plan.
+        parts: Parts by module. A part that a module does not have, layers or auxiliary networks, is left out.
+    """
     modules = [
         dataclasses.replace(m, recompute=tuple(part for part in own if (m.layers if part == "layers" else m.networks)))
         for m, own in zip(plan.modules, parts, strict=True)
@@ -73,7 +92,7 @@ def with_recompute(plan: Plan, parts: Sequence[tuple[Recompute, ...]]) -> Plan:
 def _with_parameters(
     network: Network, module: LocalModulePlan, wiring: Sequence[Wires], owned: Sequence[tuple[str, ...]]
 ) -> LocalModulePlan:
-    """Adds which of the primary network's parameters the losses of a module reach."""
+    """Return the module with the names of the primary network's parameters that its losses reach."""
     cascade = module.cascade
     if cascade is not None:
         window = [wiring[j] for j in (*cascade.reaches, module.index)]
@@ -84,14 +103,14 @@ def _with_parameters(
 
 
 def _size(network: Network) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of a network."""
+    """Count the parameters and multiply-accumulates of a network."""
     part = network.partition
     params = sum(layer.params for layer in part.layers) + part.classifier_params
     return params, sum(layer.macs for layer in part.layers) + part.classifier_macs
 
 
 def _with_merged(network: Network, module: LocalModulePlan, wires: Wires) -> LocalModulePlan:
-    """Adds to auxiliary networks what they need to read more than the newest tensor of a cut."""
+    """Return the module with the adapters that its auxiliary networks need to read several tensors of a cut."""
     if module.auxiliary is None or len(wires.reads) == 1:
         return module
     like, *others = (known(network.shapes.specs[name]) for name in wires.reads)
@@ -102,7 +121,10 @@ def _with_merged(network: Network, module: LocalModulePlan, wires: Wires) -> Loc
 
 
 def merging(network: Network, groups: Sequence[Sequence[int]]) -> list[int]:
-    """Multiply-accumulates of merging (:mod:`localize.methods.networks.merge`) for each group but the last."""
+    """Count the multiply-accumulates of merging the tensors that leave each group of layers.
+
+    See :mod:`localize.methods.networks.merge`; 0 where one tensor leaves the group.
+    """
     if not groups:
         return []
     rest = range(groups[-1][-1] + 1, len(network.layers))

@@ -21,9 +21,11 @@ from localize.runtime.cascade import keep_overwritten, last_reads, run_attached,
 from localize.runtime.error_context import explain_input, explain_memory
 from localize.runtime.exporting import ViewKind, load_exports
 from localize.runtime.fused_loss import LossScale, fused_loss, without_strays
+from localize.runtime.layout import channels_last_fault
 from localize.runtime.local_module import LocalModule, LocalOutput, several
+from localize.runtime.options import Runtime, read_runtime
 from localize.runtime.predictions import ensemble, in_eval_mode, predictions, require_inference
-from localize.runtime.schedule import Scheduled
+from localize.runtime.schedule import Schedule
 from passes.codegen.generate import PRIMARY, returned
 from passes.errors import InputError, LocalizeError
 
@@ -31,7 +33,7 @@ HEAD_WEIGHT = 0.3
 """Weight of the losses of a model's own auxiliary classifiers (Szegedy et al., CVPR 2015, section 5)."""
 
 
-class LocalGraphModule(Scheduled, fx.GraphModule):
+class LocalGraphModule(fx.GraphModule):
     """A model that learns by local losses; made by :func:`localize.localize`.
 
     ``primary`` is the user's own model object. Its parameters are named ``primary.<own name>`` here; those of auxiliary
@@ -55,6 +57,7 @@ class LocalGraphModule(Scheduled, fx.GraphModule):
         self._plan = plan
         self._compiled = compiled
         self._structure = compiled.network.captured.structure
+        self._schedule = Schedule()
         self._loss_scale = LossScale()
         self._last_read = last_reads(modules)
         self._infers = False
@@ -79,6 +82,18 @@ class LocalGraphModule(Scheduled, fx.GraphModule):
 
         kind.forward = forward
         return result
+
+    @property
+    def runtime(self) -> Schedule:
+        """How steps run, and why so: ``print(local.runtime)``. Set it to a name or a :class:`localize.Runtime`."""
+        return self._schedule
+
+    @runtime.setter
+    def runtime(self, asked: str | Runtime) -> None:
+        options = read_runtime(asked)
+        if options != self._schedule.asked:
+            self._schedule.leave(self)
+            self._schedule = Schedule(options, fault=channels_last_fault(self))
 
     @property
     def plan(self) -> Plan:
@@ -114,13 +129,12 @@ class LocalGraphModule(Scheduled, fx.GraphModule):
         """
         self._check(x, y)
         check_target(self.criterion, y, self._plan.prediction.outputs)
-        x = self._schedule.start(self, x, y)
+        x = self._schedule.start(self, x)
         values: dict[str, Any] = {self.local_modules[0].inputs[0]: x}
         for module in self.local_modules:
             try:
-                with self._schedule.running(window_of(self.local_modules, module.plan.index) or [module], values):
+                with self._schedule.running(window_of(self.local_modules, module.plan.index) or [module]):
                     logits, loss = self._step(module, values, Batch(x, y, self.criterion, module.plan.name))
-                self._schedule.hand_over(logits, loss)
             except InputError:
                 raise
             except (RuntimeError, AssertionError, ValueError) as error:
@@ -363,7 +377,7 @@ class LocalGraphModule(Scheduled, fx.GraphModule):
         for old_parameter, new_parameter in zip(self.parameters(), twin.parameters(), strict=True):
             new_parameter.requires_grad_(old_parameter.requires_grad)
         twin.training = self.training
-        twin._schedule = self._schedule.again()
+        twin._schedule = self._schedule.copied()
         return twin
 
     def __reduce__(self) -> NoReturn:

@@ -50,12 +50,8 @@ class Runtime:
     """Whether optimizers that :func:`localize.runtime.optimizers.build` makes update all parameters in one kernel.
     Within rounding: about 1e-6 of a weight after a step."""
 
-    streams: bool | None = False
-    """CUDA only: whether a module's backward pass may overlap the next one's forward pass. Bit for bit the same; holds
-    two modules' activations at a time."""
-
     def __post_init__(self) -> None:
-        for name in ("compile", "channels_last", "fused", "streams"):
+        for name in ("compile", "channels_last", "fused"):
             value = getattr(self, name)
             if value not in (None, True, False):
                 raise OptionError(f"{name}={value!r} is none of True, False and None")
@@ -73,7 +69,7 @@ class Runtime:
 
 
 PLAIN = Runtime()
-AUTO = Runtime(compile=None, channels_last=None, fused=None, streams=None)
+AUTO = Runtime(compile=None, channels_last=None, fused=None)
 NAMED = {"plain": PLAIN, "auto": AUTO, "compile": replace(PLAIN, compile=True)}
 """What a name stands for."""
 

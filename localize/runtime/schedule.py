@@ -1,60 +1,60 @@
-"""How the steps of a localized network run: what was asked for, what that means on its device, and the hooks for it."""
+"""How the training steps of a localized network run: the options, what they mean on its device, and their hooks."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from localize.runtime.compiled import Artefacts, CompiledRegions
-from localize.runtime.layout import channels_last_fault
 from localize.runtime.local_module import LocalModule
 from localize.runtime.options import PLAIN, Runtime, read_runtime
-from localize.runtime.streams import Streams
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What runs on a kind of device."""
+    """The options that hold on one type of device."""
 
     runtime: Runtime
-    """No option is None."""
+    """The options. None of them is left open (None)."""
     notes: tuple[str, ...] = ()
-    """What was chosen and why, and what was asked for and cannot be had."""
+    """One line for each option that was chosen by device, then ``missing``."""
     missing: tuple[str, ...] = ()
-    """Those of the notes that say that something cannot be had."""
+    """One line for each option that was asked for and is not available, with the reason."""
 
 
 def choose(asked: Runtime, device: str, fault: str | None = None) -> Choice:
-    """What a runtime means on a device.
+    """Settle the options that were left open, and turn off those that are not available.
+
+    >>> print(choose(Runtime(channels_last=None), "cpu").runtime)
+    Runtime(channels_last=True)
 
     Args:
-        asked: The options.
+        asked: The options; None leaves one to the device.
         device: Type of the device, such as ``"cuda"``.
         fault: Why the network cannot be trained with channels last on a CPU
             (:func:`localize.runtime.layout.channels_last_fault`).
     """
     notes, missing = [], []
-    changes: dict[str, Any] = {}
+    changes: dict[str, bool] = {}
     preferred = dict(_PREFERRED.get(device, {}))
     if device != "cpu":
         fault = None
     if fault is not None:
         preferred["channels_last"] = (False, fault)
     for name in (field.name for field in fields(asked)):
-        if getattr(asked, name) is None and name != "amp":
-            value, why = preferred.get(name, (False, f"nothing is known of {device} devices"))
+        if getattr(asked, name) is None and name != "amp":  # amp=None means no autocast
+            value, why = preferred.get(name, (False, f"not measured on {device} devices"))
             changes[name] = value
             notes.append(f"{name} {'on' if value else 'off'}: {why}")
     chosen = replace(asked, **changes)
-    for name, why in _absent(chosen, device, fault):
+    for name, why in _unavailable(chosen, device, fault):
         changes[name] = False
         missing.append(f"{name} off: {why}")
     return Choice(replace(asked, **changes), (*notes, *missing), tuple(missing))
@@ -65,28 +65,26 @@ _PREFERRED: dict[str, dict[str, tuple[bool, str]]] = {
         "compile": (False, "convolutions take most of a step, and compiled ones are the same: no faster, measured"),
         "channels_last": (True, "0.8 of the plain schedule's time, measured on CIFAR ResNets"),
         "fused": (True, "one kernel updates all parameters"),
-        "streams": (False, "for CUDA devices"),
     },
     "cuda": {
         "compile": (True, "small kernels' launches take most of a step, and compiled blocks have fewer (not measured)"),
         "channels_last": (True, "tensor cores convolve in this layout (not measured)"),
         "fused": (True, "one kernel updates all parameters"),
-        "streams": (False, "holds two modules' activations at a time, and memory is what local learning saves"),
     },
 }
-"""For each option what to do if nothing is said, and why."""
+"""The choice for each option that is left open, and its reason, by type of device."""
 
 
 class Schedule:
-    """How steps run. ``print`` it to see what was chosen for the device, and why.
+    """How the steps of one network run. ``print`` it to see the options that hold on its device, and why.
 
     Args:
         asked: ``"plain"``, ``"auto"``, ``"compile"``, or options.
-        artefacts: Compiled code to go on with.
+        artefacts: Compiled code of a copy of the network, to use further.
         fault: Why the network cannot be trained with channels last on a CPU.
 
     Raises:
-        OptionError: There is no such runtime.
+        OptionError: ``asked`` is neither a known name nor a Runtime.
     """
 
     def __init__(
@@ -98,27 +96,24 @@ class Schedule:
         self.regions = CompiledRegions(self.artefacts)
         self._choices: dict[str, Choice] = {}
         self._laid_out = False
-        self._streams: Streams | None = None
-        self._sides: Streams | None = None
         self._device = "cpu"
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing is asked for."""
+        """Whether the options are the default ones."""
         return self.asked == PLAIN
 
     def on(self, device: str) -> Choice:
-        """What runs on a kind of device; warns the first time of what cannot be had."""
+        """Return the options that hold on a type of device; warn the first time of each that is not available."""
         if device not in self._choices:
             self._choices[device] = choose(self.asked, device, self._fault)
-            for told in self._choices[device].missing:
-                warnings.warn(f"runtime: {told}", stacklevel=2)
+            for note in self._choices[device].missing:
+                warnings.warn(f"runtime: {note}", stacklevel=2)
         return self._choices[device]
 
-    def start(self, network: nn.Module, x: torch.Tensor, y: Any) -> torch.Tensor:
-        """Called when a step begins; returns the input in the layout that is asked for."""
+    def start(self, network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Prepare a step on input ``x``, and return the input in the layout of the runtime."""
         self._device = x.device.type
-        self._streams = None
         if self.is_plain or isinstance(x, FakeTensor):  # fake tensors take no step of their own
             return x
         runtime = self.on(self._device).runtime
@@ -128,67 +123,55 @@ class Schedule:
                 x = x.contiguous(memory_format=torch.channels_last)
         if runtime.compile:
             self.regions.start(x)
-        if runtime.streams:
-            # The same in each step: memory that was freed belongs to the stream that it was taken on.
-            self._streams = self._sides = self._sides or Streams()
-            self._streams.start(x, y)
         return x
 
     @contextlib.contextmanager
-    def running(self, modules: Sequence[LocalModule], values: Mapping[str, Any]) -> Iterator[None]:
-        """Around forward pass and loss of a module.
+    def running(self, modules: Sequence[LocalModule]) -> Iterator[None]:
+        """Apply the options to the forward pass and loss of a local module, which run inside.
 
         Args:
-            modules: All that run in it.
-            values: What earlier modules made, by name.
+            modules: Every local module that runs: the module itself, and those that its cascaded loss reaches.
         """
         if self.is_plain:
             yield
             return
         runtime = self.on(self._device).runtime
         with contextlib.ExitStack() as stack:
-            if self._streams is not None:
-                stack.enter_context(self._streams.module(*values.values()))
             stack.enter_context(self.autocast())
             if runtime.compile:
                 stack.enter_context(self.regions.installed(modules))
             yield
 
-    def hand_over(self, *values: Any) -> None:
-        """Called with what a module gave, before the caller sees it."""
-        if self._streams is not None:
-            self._streams.hand_over(*values)
-
     def autocast(self) -> AbstractContextManager[object]:
-        """The region that forward passes run in."""
+        """Return the autocast region that forward passes run in."""
         dtype = self.dtype
         return contextlib.nullcontext() if dtype is None else torch.autocast(self._device, dtype)
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What forward passes are cast to."""
+        """Type that forward passes are autocast to; None for none."""
         return None if self.asked.amp is None else getattr(torch, self.asked.amp)
 
     def lay_out(self, network: nn.Module) -> None:
-        """Puts the weights in the layout that is asked for, once."""
+        """Put the weights in memory with channels last, once."""
         if not self._laid_out:
             network.to(memory_format=torch.channels_last)
             self._laid_out = True
 
     def leave(self, network: nn.Module) -> None:
-        """Puts the weights back in the usual layout."""
+        """Put the weights back in the contiguous layout, if they were laid out otherwise."""
         if self._laid_out:
             network.to(memory_format=torch.contiguous_format)
             self._laid_out = False
 
-    def again(self) -> Schedule:
-        """The same for a copy of the network, with the same compiled code."""
+    def copied(self) -> Schedule:
+        """Return the schedule of a copy of the network. Both use the same compiled code."""
         twin = Schedule(self.asked, self.artefacts, self._fault)
         twin._laid_out = self._laid_out
         return twin
 
     def describe(self, device: str | None = None) -> str:
-        """What runs, and why: one line for each thing chosen, refused or compiled.
+        """Return the options that hold, with one line for each that was chosen, is not available, or compiles.
 
         Args:
             device: Type of the device; by default that of the last step.
@@ -205,40 +188,18 @@ class Schedule:
         return self.describe()
 
 
-class Scheduled:
-    """What has a runtime: a network."""
-
-    _schedule = Schedule()
-    """The plain one serves all."""
-
-    @property
-    def runtime(self) -> Schedule:
-        """How steps run, and why so: ``print(local.runtime)``. Set it to a name or a :class:`localize.Runtime`."""
-        return self._schedule
-
-    @runtime.setter
-    def runtime(self, asked: str | Runtime) -> None:
-        options = read_runtime(asked)
-        if options != self._schedule.asked:
-            assert isinstance(self, nn.Module)
-            self._schedule.leave(self)
-            self._schedule = Schedule(options, fault=channels_last_fault(self))
-
-
-def _absent(chosen: Runtime, device: str, fault: str | None) -> Iterator[tuple[str, str]]:
-    """Options that cannot be had on a device, and why."""
+def _unavailable(chosen: Runtime, device: str, fault: str | None) -> Iterator[tuple[str, str]]:
+    """Yield each option that is on and not available on a device, with the reason."""
     if chosen.channels_last and fault is not None:
         yield "channels_last", fault
     if chosen.compile and chosen.backend == "inductor":
         why = _no_compiler(device)
         if why:
             yield "compile", why
-    if chosen.streams and device != "cuda":
-        yield "streams", f"for CUDA devices, and this is {device}"
 
 
 def _no_compiler(device: str) -> str | None:
-    """Why nothing can be compiled for a device, if so."""
+    """Return why ``torch.compile`` cannot compile for a device; None if it can."""
     if device == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from localize.runtime.local_graph import LocalGraphModule
-from localize.runtime.per_module import ModuleOptimizers, owned_parameters, per_module
+from localize.runtime.optimizers import ModuleOptimizers, owned_parameters, per_module
 from localize.training.averaging import Average
 from localize.training.recipe import Recipe
 

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from localize import LocalGraphModule, localize
-from localize.runtime.per_module import owned_parameters, per_module
+from localize.runtime.optimizers import owned_parameters, per_module
 from tests.tools.rules import images, small
 
 Batch = tuple[Tensor, Tensor]

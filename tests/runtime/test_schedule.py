@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,7 +21,6 @@ from localize.runtime.optimizers import build
 from localize.runtime.options import AUTO, PLAIN, OptionError
 from localize.runtime.regions import regions_of, structure
 from localize.runtime.schedule import choose
-from localize.runtime.streams import Streams
 from passes.errors import InputError
 from tests.models.zoo import Entry, every_model
 from tests.tools.rules import images, small
@@ -349,97 +347,18 @@ def test_what_watches_operations_sees_the_plain_schedule() -> None:
     assert peak_step_bytes(small("auglocal", runtime=EAGER), 4) == peak_step_bytes(small("auglocal"), 4)
 
 
-class Noted:
-    """Stands for ``torch.cuda``: streams that note what they are asked to wait for."""
-
-    def __init__(self) -> None:
-        self.log: list[tuple[str, str, str]] = []
-        self.current = NotedStream("caller", self.log)
-        self.made = 0
-
-    def Stream(self) -> NotedStream:  # noqa: N802
-        self.made += 1
-        return NotedStream(f"side{self.made}", self.log)
-
-    def current_stream(self) -> NotedStream:
-        return self.current
-
-    @contextlib.contextmanager
-    def stream(self, side: NotedStream) -> Iterator[None]:
-        before, self.current = self.current, side
-        yield
-        self.current = before
-
-
-class NotedStream:
-    def __init__(self, name: str, log: list[tuple[str, str, str]]) -> None:
-        self.name, self.log, self.events = name, log, 0
-
-    def wait_stream(self, other: NotedStream) -> None:
-        self.log.append((self.name, "waits for all of", other.name))
-
-    def wait_event(self, event: str) -> None:
-        self.log.append((self.name, "waits for", event))
-
-    def record_event(self) -> str:
-        self.events += 1
-        return f"{self.name}.{self.events}"
-
-
-def test_streams_wait_for_forward_passes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[tuple[str, int]] = []
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda value, stream: used.append((stream.name, id(value))))
-    device = Noted()
-    streams, x, values = Streams(device), torch.empty(1), [torch.empty(1) for _ in range(3)]
-    streams.start(x)
-    for k in range(3):
-        with streams.module({"cut": values[k - 1]} if k else {}):
-            device.log.append((device.current.name, "runs", str(k)))
-        streams.hand_over(values[k])
-    assert device.log == [
-        ("side1", "waits for all of", "caller"),
-        ("side2", "waits for all of", "caller"),
-        ("side1", "runs", "0"),
-        ("caller", "waits for", "side1.1"),
-        ("side2", "waits for", "side1.1"),
-        ("side2", "runs", "1"),
-        ("caller", "waits for", "side2.1"),
-        ("side1", "waits for", "side2.1"),
-        ("side1", "runs", "2"),
-        ("caller", "waits for", "side1.2"),
-    ]
-    a, b, c = map(id, values)
-    handed = [
-        ("side1", id(x)),
-        ("side2", id(x)),
-        ("caller", a),
-        ("side2", a),
-        ("caller", b),
-        ("side1", b),
-        ("caller", c),
-    ]
-    assert used == handed
-
-
-def test_streams_fall_back_in_the_open() -> None:
-    local, plain = twins(small("auglocal"), Runtime(streams=True))
-    with pytest.warns(UserWarning, match="runtime: streams off: for CUDA devices, and this is cpu"):
-        found = by_steps(local, images())
-    torch.testing.assert_close(found, by_steps(plain, images()), rtol=0, atol=0)
-
-
 def test_a_runtime_chosen_by_device() -> None:
     local, plain = twins(small("auglocal", width=WIDE), AUTO)
     told = local.runtime.describe("cpu")
     assert told.startswith("Runtime(channels_last=True, fused=True) on cpu\n")
     assert [line.split(":")[0].strip() for line in told.splitlines()[1:]] == [
-        "compile off", "channels_last on", "fused on", "streams off",
+        "compile off", "channels_last on", "fused on",
     ]  # fmt: skip
     assert_alike(local, plain, by_steps, images(), rtol=1e-4, atol=1e-5)
     cuda = choose(AUTO, "cuda")
     assert cuda.runtime.amp is None
     assert choose(AUTO, "mps").runtime == PLAIN
-    assert (cuda.runtime.channels_last, cuda.runtime.fused, cuda.runtime.streams) == (True, True, False)
+    assert (cuda.runtime.channels_last, cuda.runtime.fused) == (True, True)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
@@ -465,3 +384,12 @@ def test_an_optimizer_that_cannot_be_fused() -> None:
     local = small("bp", runtime=Runtime(fused=True))
     with pytest.warns(UserWarning, match="runtime: RMSprop is not fused"):
         assert isinstance(build(torch.optim.RMSprop, local, lr=0.1), torch.optim.RMSprop)
+
+
+def test_each_network_has_a_schedule_of_its_own() -> None:
+    local, other = small("bp"), small("bp")
+    assert local.runtime is not other.runtime
+    assert copy.deepcopy(local).runtime is not local.runtime
+    local.runtime.start(local, torch.empty(2, 3, 16, 16, device="meta"))
+    assert str(local.runtime).endswith("on meta")
+    assert str(other.runtime).endswith("on cpu")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from localize.compiler.emit import Wires, wire
+from localize.compiler.wiring import Wires, wire
 from localize.export.drawing import node_facts
 from localize.export.drawing.box_text import short
 from localize.export.drawing.drawing import Edge, Fact, Group, Node

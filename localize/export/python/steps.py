@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from localize.compiler.emit import wire
+from localize.compiler.wiring import wire
 from localize.export.python.modules import Modules
 from localize.export.python.nodes import Lines
 from localize.export.python.opened_code import CallSite
