@@ -154,7 +154,7 @@ class ComposedRun(DryRun):
             inputs,
             index == 0,
             tuple(name in last_read for name in module.outputs),
-            code_of(module.__dict__["stage"]),
+            code_of(module.stage),
             module.auxiliary is not None and code_of(module.auxiliary),
             tuple(look(p) for p in self.replica.parameters_of(index)),
             (module.plan.recompute, module.reads),
@@ -254,7 +254,7 @@ def _handed(value: Any, old: set[int]) -> _Handed | None:
 
 def _owners(module: LocalModule, criterion: Any) -> Iterator[nn.Module]:
     """Yield the modules whose parameters and buffers a local module runs with."""
-    stage = module.__dict__["stage"]
+    stage = module.stage
     for node in stage.graph.nodes:
         path = str(node.target)
         if node.op == "call_module":

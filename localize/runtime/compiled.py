@@ -1,8 +1,8 @@
-"""Compiled regions: one compiled artefact for each distinct piece of a network, called in place of all alike pieces.
+"""Compiled regions: one compiled artefact for each distinct piece of a network, called in place of all equal pieces.
 
-Nothing is wrapped and nothing is renamed: while a local module takes its step, the modules that are regions have
-torch's own hook for compiled calls set, and afterwards they have not. Whatever cannot be compiled runs as it is, and a
-warning says which region and why.
+No module is wrapped or renamed: while a local module takes its step, torch's own hook for compiled calls is set on the
+modules that are regions, and afterwards it is removed. A region that cannot be compiled runs uncompiled, and a warning
+names it and the reason.
 """
 
 from __future__ import annotations
@@ -25,38 +25,40 @@ from localize.runtime.regions import Code, Region, look, regions_of, structure
 from passes.errors import first_line
 
 Backend = str | Callable[..., Any]
+Args = tuple[object, ...]
+Named = dict[str, object]
 
 HOOK = "_compiled_call_impl"
-"""Where ``nn.Module`` keeps what answers its calls, once ``Module.compile`` was called; never pickled or copied."""
+"""Attribute of ``nn.Module`` that answers its calls after ``Module.compile``; never pickled or copied."""
 
 MOST_SHAPES = 4
-"""Input shapes that are compiled for, at most."""
+"""Largest number of input shapes that are compiled for."""
 PATIENCE = 16
-"""Steps with another shape of the input until that is compiled for as well: an epoch's last batch is not worth it."""
+"""Steps on a further input shape before that is compiled for, too: an epoch's last batch is not worth it."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(eq=False)
 class Artefacts:
-    """Compiled code by what it is specialized on; copies of a network share it."""
+    """Compiled code by the key that it is specialized on; copies of a network share it."""
 
     backend: Backend
     count: int = 0
-    """How many graphs were compiled."""
+    """Number of graphs that were compiled."""
     functions: dict[Hashable, Callable[..., Any] | str] = field(default_factory=dict)
-    """A text says why there is no compiled code."""
+    """Compiled functions; a text in the place of one says why there is none."""
     structures: dict[Hashable, int] = field(default_factory=dict)
-    """Numbers of structures: shorter keys."""
+    """Numbers that stand for structures in keys."""
     eager: dict[str, str] = field(default_factory=dict)
-    """Regions that run uncompiled, and why."""
+    """Reasons by the names of regions that run uncompiled."""
 
     def number(self, region: Region) -> int:
-        """The same for regions of the same structure."""
+        """Return a number that is equal for regions of the same structure."""
         return self.structures.setdefault(structure(region), len(self.structures))
 
-    def run(self, key: Hashable, region: Region, eager: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """What the region gives, compiled if it can be."""
+    def run(self, key: Hashable, region: Region, eager: Callable[..., Any], args: Args, kwargs: Named) -> object:
+        """Run a region, compiled if it can be."""
         function = self.functions.get(key)
         if isinstance(function, str):
             self.leave(region.name, function)
@@ -64,90 +66,91 @@ class Artefacts:
         try:
             return self._call(key, region, args, kwargs)
         except _failures() as error:
-            # Compiling runs nothing for real: buffers and generators are as they were. An error of the region's own
-            # comes again here, as its own.
+            # Compiling computes on no real tensors: buffers and generators are unchanged, so the region can run
+            # now. An error of its own is raised by this run, in its own form.
             result = eager(*args, **kwargs)
-            why = self.functions[key] = f"it cannot be compiled: {_told(error)}"
+            why = self.functions[key] = f"it cannot be compiled: {_complaint(error)}"
             self.leave(region.name, why)
             return result
 
-    def _call(self, key: Hashable, region: Region, args: Any, kwargs: Any) -> Any:
-        function: Any = self.functions.get(key)
+    def _call(self, key: Hashable, region: Region, args: Args, kwargs: Named) -> object:
+        function = self.functions.get(key)
+        assert not isinstance(function, str)
         if function is not None:
             try:
                 return function(*args, *region.arguments(), **kwargs)
             except _failures() as error:
-                if not _told(error).partition(":")[0].endswith("Warning"):
+                if not _complaint(error).partition(":")[0].endswith("Warning"):
                     raise
-        # Something is compiled: what torch warns of while it does is its own business, and to be no error either.
+        # Torch warns about itself while it compiles; that must not become an error where warnings are errors.
         function = self.functions[key] = function or self._function(region.code)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"torch(\.|$)")
             return function(*args, *region.arguments(), **kwargs)
 
     def leave(self, name: str, why: str) -> None:
-        """Notes a region that runs uncompiled; warns once for each reason."""
+        """Record a region that runs uncompiled; warn once for each reason."""
         if name not in self.eager:
             if why not in self.eager.values():
                 warnings.warn(f"{name} runs uncompiled: {why}", stacklevel=2)
             self.eager[name] = why
 
     def _function(self, code: Code) -> Callable[..., Any]:
-        """A function of a region's inputs and arguments, with a code object of its own; compiled when it is called."""
+        """Return a function of a region's inputs and arguments, compiled when called, with a code object of its own."""
         space = dict(code.names)
-        # A file that lists its lines: torch 2.11 shares one code object among functions that have none.
+        # A file name of its own: torch 2.11 shares one code object among functions whose lines it cannot find.
         file = f"<region {zlib.crc32(code.source.encode()):08x}>"
         linecache.cache[file] = (len(code.source), None, code.source.splitlines(keepends=True), file)
         exec(compile(code.source, file, "exec"), space)
-        made: Callable[..., Any] = space["forward"]
-        return torch.compile(made, backend=self._compile, fullgraph=True, dynamic=False)
+        function: Callable[..., Any] = space["forward"]
+        return torch.compile(function, backend=self._compile, fullgraph=True, dynamic=False)
 
-    def _compile(self, graph: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    def _compile(self, graph: fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
         from torch._dynamo.backends.registry import lookup_backend
         from torch._functorch import config
 
         self.count += 1
         backend: Callable[..., Any] = lookup_backend(self.backend) if isinstance(self.backend, str) else self.backend
         if self.backend == "inductor":
-            # Random numbers as without compiling, so that dropout drops the same.
+            # The same random numbers as without compiling, so that dropout draws the same masks.
             backend = partial(backend, config_patches={"fallback_random": True})
-        # The backward pass is compiled here too, where what goes wrong is seen.
+        # Compile the backward pass now, too, so that its failures are caught here.
         with config.patch(force_non_lazy_backward_lowering=True):
-            made: Callable[..., Any] = backend(graph, inputs)
-            return made
+            compiled: Callable[..., Any] = backend(graph, inputs)
+            return compiled
 
 
 class CompiledRegions:
     """The regions of a network's local modules.
 
     Args:
-        artefacts: Where compiled code is, and goes.
+        artefacts: Compiled code so far; new code is added to it.
     """
 
     def __init__(self, artefacts: Artefacts) -> None:
         self.artefacts = artefacts
         self.regions: dict[LocalModule, list[_Dispatch]] = {}
-        self._seen: dict[Hashable, int] = {}
+        self._steps: dict[Hashable, int] = {}
         self._shapes: set[Hashable] = set()
         self._active = False
 
     def start(self, x: torch.Tensor) -> None:
-        """Decides whether a step on this input runs compiled code: with the first shape, and with frequent ones."""
+        """Decide whether a step on input ``x`` runs compiled code: for its first shape, and for frequent ones."""
         shape = (tuple(x.shape), x.dtype, x.device)
         if shape not in self._shapes and len(self._shapes) < MOST_SHAPES:
-            self._seen[shape] = self._seen.get(shape, 0) + 1
-            if not self._shapes or self._seen[shape] > PATIENCE:
+            self._steps[shape] = self._steps.get(shape, 0) + 1
+            if not self._shapes or self._steps[shape] > PATIENCE:
                 self._shapes.add(shape)
         self._active = shape in self._shapes
 
     @contextlib.contextmanager
     def installed(self, modules: Sequence[LocalModule]) -> Iterator[None]:
-        """Calls of the modules' regions run compiled code inside, where gradients are computed in train mode."""
+        """Answer calls of the modules' regions by compiled code inside, if gradients are computed in train mode."""
         if not (self._active and torch.is_grad_enabled() and all(m.training for m in modules)) or _watched():
             yield
             return
         answering = [dispatch for module in modules for dispatch in self._of(module)]
-        # A module that its user has compiled stays as it is.
+        # A module that the user has compiled keeps the user's compiled code.
         free = [(d.region.module.__dict__, d) for d in answering if d.region.module.__dict__.get(HOOK) is None]
         for own, dispatch in free:
             own[HOOK] = dispatch
@@ -158,9 +161,9 @@ class CompiledRegions:
                 own.pop(HOOK, None)
 
     def count(self) -> tuple[int, int]:
-        """Regions seen so far, and distinct structures among them."""
-        found = [dispatch.number for several in self.regions.values() for dispatch in several]
-        return len(found), len(set(found))
+        """Return the numbers of regions so far, and of distinct structures among them."""
+        numbers = [dispatch.number for several in self.regions.values() for dispatch in several]
+        return len(numbers), len(set(numbers))
 
     def _of(self, module: LocalModule) -> list[_Dispatch]:
         if module not in self.regions:
@@ -175,12 +178,12 @@ class _Dispatch:
         self.region, self.artefacts = region, artefacts
         self.number = artefacts.number(region)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         eager = self.region.module._call_impl
         if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-            # Activations are computed anew in the backward pass, or go elsewhere: both runs must be alike.
+            # Activations are recomputed in the backward pass, or saved elsewhere: both runs must be equal.
             return eager(*args, **kwargs)
-        inputs = [_seen(value) for value in (*args, *kwargs.values())]
+        inputs = [_specialization(value) for value in (*args, *kwargs.values())]
         if None in inputs:
             return eager(*args, **kwargs)
         hooked = next((m for m in self.region.called() if self._is_hooked(m)), None)
@@ -194,22 +197,22 @@ class _Dispatch:
         return any(own[name] for name in _HOOKS) or (own.get(HOOK) is not None and module is not self.region.module)
 
 
-def _seen(value: Any) -> Hashable:
-    """What compiled code is specialized on in an argument; None where it has no business with such a one."""
+def _specialization(value: object) -> Hashable:
+    """Return what compiled code is specialized on in an argument; None for one that it does not support."""
     if isinstance(value, torch.Tensor):
         return look(value) if type(value) in (torch.Tensor, nn.Parameter) and value.layout == torch.strided else None
     return (type(value), value) if value is None or isinstance(value, (bool, int, float, str)) else None
 
 
-def _mode(args: Sequence[Any]) -> Hashable:
-    """What compiled code is specialized on beside its arguments, and changes."""
+def _mode(args: Sequence[object]) -> Hashable:
+    """Return the settings that compiled code is specialized on, apart from its arguments."""
     device = next((value.device.type for value in args if isinstance(value, torch.Tensor)), "cpu")
     cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
     return (cast, torch.are_deterministic_algorithms_enabled())
 
 
 def _watched() -> bool:
-    """Whether something looks at every operation (a count of memory, fake tensors), or at every module's call."""
+    """Return whether a mode observes every operation (a memory count, fake tensors), or a hook every module's call."""
     return _get_current_dispatch_mode() is not None or nn.modules.module._has_any_global_hook()
 
 
@@ -219,7 +222,7 @@ def _failures() -> tuple[type[Exception], ...]:
     return (exc.TorchDynamoException, exc.FailOnRecompileLimitHit)
 
 
-def _told(error: BaseException) -> str:
-    """What a compiler complains of, in one line."""
+def _complaint(error: BaseException) -> str:
+    """Return the complaint of a compiler in one line."""
     cause = getattr(error, "inner_exception", None) or error.__cause__
     return first_line(error) if cause is None else f"{type(cause).__name__}: {first_line(cause)}"

@@ -1,4 +1,4 @@
-"""Errors from within a network in the user's terms: an input not planned for, and memory that does not suffice."""
+"""Errors of a network in the user's terms: an input that it was not planned for, and too little memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from passes.errors import InputError, OutOfMemoryError, first_line, ran_out_of_m
 
 
 def explain_input(plan: Plan, x: torch.Tensor, error: Exception) -> None:
-    """Puts an error in terms of the input, if the input is not what was planned for.
+    """Raise a clearer error if a step failed on an input that the model was not planned for.
 
     Raises:
-        InputError: It is not.
+        InputError: The shape or type of ``x`` is not the planned one, and memory was not the cause.
     """
     spec = plan.input
     if not ran_out_of_memory(error) and (tuple(x.shape[1:]) != spec.shape[1:] or x.dtype != spec.dtype):
@@ -35,10 +35,10 @@ def explain_input(plan: Plan, x: torch.Tensor, error: Exception) -> None:
 def explaining_memory(
     plan: Plan, x: torch.Tensor, doing: str, index: int | None = None, settings: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
-    """Inside, an error for want of memory says more.
+    """Explain out-of-memory errors that are raised inside. Arguments are those of :func:`explain_memory`.
 
     Raises:
-        OutOfMemoryError: As :func:`explain_memory` says.
+        OutOfMemoryError: What runs inside ran out of memory.
     """
     try:
         yield
@@ -55,18 +55,18 @@ def explain_memory(
     error: Exception,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Where an error is for want of memory, says what took it and what would take less.
+    """Raise a clearer error if a step ran out of memory: what took the memory, and what would take less.
 
     Args:
         plan: The plan of the model that is trained.
         x: The batch.
         doing: ``"forward pass"``, ``"backward pass"``, ``"update"``.
-        index: Of the local module.
-        error: What was raised.
-        settings: Of the training step, as :meth:`Plan.memory` takes them.
+        index: Index of the local module; None if the error belongs to no single one.
+        error: The error that was raised.
+        settings: Settings of the training step, as :meth:`Plan.memory` takes them.
 
     Raises:
-        OutOfMemoryError: It is for want of memory.
+        OutOfMemoryError: ``error`` says that memory ran out.
     """
     if not ran_out_of_memory(error) or isinstance(error, OutOfMemoryError):
         return
@@ -81,19 +81,19 @@ def explain_memory(
 
 
 def _forecast(plan: Plan, x: torch.Tensor, settings: Mapping[str, Any]) -> str:
-    """What sets the peak of such a step, in a sentence; nothing where that cannot be told."""
+    """Return a sentence on the forecast peak of such a step; an empty string if there is no forecast."""
     if tuple(x.shape[1:]) != plan.input.shape[1:]:
         return ""
     try:
-        found: MemoryForecast = plan.memory(x.shape[0], rivals=False, **settings)
-    except Exception:  # whatever goes wrong here must not hide what went wrong there
+        forecast: MemoryForecast = plan.memory(x.shape[0], rivals=False, **settings)
+    except Exception:  # an error here must not hide the one that is being explained
         return ""
-    module = f"module {found.binding.index} ({found.binding.name})" if found.binding else "the update"
-    return f"The step's peak is forecast to be {format_bytes(found.peak)} of tensors, in {module}: {found.at}. "
+    module = f"module {forecast.binding.index} ({forecast.binding.name})" if forecast.binding else "the update"
+    return f"The step's peak is forecast to be {format_bytes(forecast.peak)} of tensors, in {module}: {forecast.at}. "
 
 
 def _remedy(plan: Plan, x: torch.Tensor, amp: Any) -> str:
-    """What takes less memory."""
+    """Return a sentence that lists what would take less memory."""
     options = []
     if x.shape[0] > 1:
         options.append("a smaller batch")
@@ -102,7 +102,7 @@ def _remedy(plan: Plan, x: torch.Tensor, amp: Any) -> str:
     if any(m.auxiliary and m.auxiliary.depth > 1 for m in plan.modules) and plan.options.get("d", 1) > 1:
         options.append(f"auxiliary networks of less depth than d={plan.options['d']}")
     if not all(module.recompute for module in plan.modules):
-        options.append("activations computed anew (recompute=True, or memory_budget=)")
+        options.append("recomputed activations (recompute=True, or memory_budget=)")
     if plan.method == "bp":
         options.append("method='checkpoint', or local losses (method='auglocal')")
     return f"What takes less: {'; '.join(options) or 'a smaller model'}; plan.memory(batch_size) says how much"

@@ -1,7 +1,8 @@
-"""All local losses behind one scalar: gradients during the forward, delivered on the one backward.
+"""One scalar for all local losses: gradients are computed in the forward pass, and delivered by the one backward.
 
-A GradScaler's factor arrives with that backward, after the gradients were computed. Under float16 autocast small ones
-would have vanished by then, so each step computes with the factor that the last one saw, and corrects the difference.
+A GradScaler's factor arrives with that backward, after the gradients were computed. Under float16 autocast small
+gradients would have vanished by then. So each step multiplies losses by the factor of the step before, and corrects the
+difference in the backward.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class _HasLoss(Protocol):
 
 
 class LossScale:
-    """The factor the last backward saw under float16 autocast."""
+    """Factor that the last backward received under float16 autocast; carried from step to step."""
 
     __slots__ = ("value",)
 
@@ -38,15 +39,15 @@ def fused_loss(
     failed: Callable[[int, RuntimeError], None] = lambda index, error: None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Sum of the losses of ``steps``.
+    """Return the sum of the losses of ``steps``.
 
     Args:
-        steps: Yields something with a ``loss``, a local module after the other; it is taken one at a time.
-        owned: Parameters each loss reaches, in the same order; several may reach one.
+        steps: Yields an object with a ``loss`` for each local module; one is taken at a time.
+        owned: Parameters that each loss reaches, in the same order. Several losses may reach one parameter.
         scale: Carried from step to step.
         device: Type of the device the step runs on, for its autocast state.
-        failed: Called with the index of a loss whose backward fails, and the error; may raise a better one.
-        dtype: What the steps themselves autocast to; by default what autocast is at now.
+        failed: Called with the index of a loss whose backward fails, and the error; may raise a clearer one.
+        dtype: Type that the steps autocast to themselves; by default that of the autocast region around this call.
 
     Returns:
         A scalar. Its backward adds ``grad_output * gradient`` to each parameter's ``grad``, once.
@@ -63,17 +64,17 @@ S = TypeVar("S", bound=_HasLoss)
 
 
 def without_strays(steps: Iterator[S], owned: Sequence[Sequence[nn.Parameter]]) -> Iterator[S]:
-    """The steps, refusing a last loss that reaches parameters to which nobody would hand a gradient.
+    """Yield the steps, and refuse a last loss that reaches parameters which would get no gradient.
 
     Args:
-        steps: As :func:`fused_loss` takes them.
-        owned: Likewise.
+        steps: See :func:`fused_loss`.
+        owned: See :func:`fused_loss`.
 
     Raises:
-        InputError: The last loss reaches a leaf tensor that is not among ``owned``.
+        InputError: The last loss reaches a leaf tensor that is not in ``owned``.
     """
     for group in owned:
-        # Not enumerate() or zip(): they hold what they gave last, and with it its graph, while the next module runs.
+        # Not enumerate() or zip(): they keep their last item, and with it its graph, while the next module runs.
         step = next(steps)
         if group is owned[-1] and _reaches_others(step.loss, {id(p) for p in group}):
             raise InputError(
@@ -87,13 +88,14 @@ def without_strays(steps: Iterator[S], owned: Sequence[Sequence[nn.Parameter]]) 
 
 
 def _reaches_others(loss: torch.Tensor, known: set[int]) -> bool:
-    pending: list[Any] = [loss.grad_fn]
-    seen: set[Any] = set()
+    """Return whether the graph of a loss has a leaf tensor whose identity is not in ``known``."""
+    pending: list[torch.autograd.graph.Node | None] = [loss.grad_fn]
+    visited: set[torch.autograd.graph.Node] = set()
     while pending:
         node = pending.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in known:
             return True
@@ -121,19 +123,19 @@ class _FusedLoss(torch.autograd.Function):
                 if group:
                     scaled = loss if factor is None else loss * factor
                     try:
-                        found = torch.autograd.grad(scaled, group, allow_unused=True)
+                        computed = torch.autograd.grad(scaled, group, allow_unused=True)
                     except RuntimeError as error:
                         failed(index, error)
                         raise
-                    for parameter, gradient in zip(group, found, strict=True):
+                    for parameter, gradient in zip(group, computed, strict=True):
                         before = gradients[id(parameter)]
                         if gradient is not None:
                             gradients[id(parameter)] = gradient if before is None else before + gradient
-                    del scaled, found
+                    del scaled, computed
             value = loss.detach()
             total = value.clone() if total is None else total + value
             del loss
-        # Runs what stands after the last yield.
+        # Run the code after the last yield.
         next(iterator, None)
         ctx.gradients, ctx.factor, ctx.scale = list(gradients.values()), factor, scale
         return total

@@ -1,4 +1,4 @@
-"""What the user holds: LocalGraphModule, which runs local modules one after the other."""
+"""``LocalGraphModule``: a localized model, which runs local modules one after the other."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ class LocalGraphModule(fx.GraphModule):
         self._last_read = last_reads(modules)
         self._infers = False
         self.criterion = compiled.criteria.local
-        # A module's parameters are this module's too, trained by the last loss.
+        # If it is a module, it is registered here: its parameters are trained by the last loss.
         self.output_criterion = compiled.criteria.output
         self.training = training
         for module in modules:
             module.train(training)
 
     def recompile(self) -> Any:
-        """Compiles the graph, and puts the choice between training and inference before it."""
+        """Compile the graph, and choose between training and inference before it runs."""
         result = super().recompile()
         kind: Any = type(self)
         generated = kind.forward
@@ -77,7 +77,7 @@ class LocalGraphModule(fx.GraphModule):
         def forward(self: LocalGraphModule, x: torch.Tensor, y: Any = None) -> Any:
             if y is not None:
                 return self.loss(x, y)
-            # Functional dropout and the like bake the training flag into a trace: inference runs the user's own module.
+            # A trace holds the training flag of functional dropout and the like: inference runs the user's own module.
             return self._structure.rebuild(several(generated(self, x))) if self.training else self.primary(x)
 
         kind.forward = forward
@@ -97,7 +97,7 @@ class LocalGraphModule(fx.GraphModule):
 
     @property
     def plan(self) -> Plan:
-        """Everything that was decided."""
+        """Decisions that the model was compiled from."""
         return self._plan
 
     @property
@@ -108,11 +108,11 @@ class LocalGraphModule(fx.GraphModule):
     @property
     def local_modules(self) -> tuple[LocalModule, ...]:
         """The K local modules, input to output."""
-        found = tuple(self._modules[f"module_{k}"] for k in range(len(self._plan.modules)))
-        return found  # type: ignore[return-value]
+        modules = tuple(self._modules[f"module_{k}"] for k in range(len(self._plan.modules)))
+        return modules  # type: ignore[return-value]
 
     def steps(self, x: torch.Tensor, y: Any) -> Iterator[LocalOutput]:
-        """One training step, a local module at a time.
+        """Take one training step, one local module at a time.
 
         Call ``backward`` on each loss before taking the next: a module's graph is then freed before the next one runs.
 
@@ -142,18 +142,18 @@ class LocalGraphModule(fx.GraphModule):
                 explain_input(self._plan, x, error)
                 raise
             if torch.is_grad_enabled() and not loss.requires_grad:
-                # All that this module would train is frozen: the caller's backward should find nothing, not fail.
+                # All parameters of this module are frozen: the caller's backward must do nothing, not fail.
                 loss = loss.detach().requires_grad_()
             yield LocalOutput(module.plan.name, loss, logits)
-            # The caller has gone backward: nothing here may keep the module's graph alive while the next one runs.
+            # The caller has called backward: no name here may keep the module's graph alive while the next one runs.
             del logits, loss
 
     def _step(self, module: LocalModule, values: dict[str, Any], batch: Batch) -> tuple[Any, torch.Tensor]:
-        """Runs a module; returns what it predicts, and its local loss."""
+        """Run a module; return its prediction and its local loss."""
         cascade = module.plan.cascade
         if cascade is None:
             return self._supervised(module, self._run(module, values), batch)
-        # First, since what it starts from is read here for the last time.
+        # The cascade goes first: the values that it starts from are freed when the module itself has run.
         upstream = run_attached(window_of(self.local_modules, module.plan.index), values) if cascade.reaches else None
         own = self._run(module, values)
         logits, loss = self._supervised(module, own, batch)
@@ -176,10 +176,10 @@ class LocalGraphModule(fx.GraphModule):
         return logits, loss
 
     def _run(self, module: LocalModule, values: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        """Runs a module; leaves in ``values`` what later modules read, without graph.
+        """Run a module; keep in ``values`` what later modules read, without graph, and drop the rest.
 
         Returns:
-            What the local loss is computed from, with its graph.
+            The values that the local loss is computed from, with their graph.
         """
         keep_overwritten(module, values, self._last_read)
         results = returned(module.outputs, module(*[values[name] for name in module.inputs]))
@@ -191,11 +191,11 @@ class LocalGraphModule(fx.GraphModule):
         return tuple(results[: module.reads])
 
     def loss(self, x: torch.Tensor, y: Any) -> torch.Tensor:
-        """The sum of the local losses, as one scalar whose one backward delivers the gradients of :meth:`steps`.
+        """Return the sum of the local losses: one scalar, whose backward delivers the gradients of :meth:`steps`.
 
-        Bit for bit the same gradients: each module's are computed during this call, and its graph is freed at once; the
-        backward hands ``grad_output * gradient`` to the parameters. ``local(x, y)`` is the same, and the form to use
-        under ``DistributedDataParallel``.
+        The gradients are the same bit for bit. Those of each module are computed during this call, and its graph is
+        freed at once; the backward adds ``grad_output * gradient`` to each parameter's ``grad``. ``local(x, y)`` is the
+        same, and the form to use under ``DistributedDataParallel``.
 
         Args:
             x: Input of the primary network, batch first.
@@ -222,9 +222,9 @@ class LocalGraphModule(fx.GraphModule):
         explain_memory(self._plan, x, "backward pass", index, error)
 
     def predictions(self, x: torch.Tensor) -> tuple[Any, ...]:
-        """What each local module predicts, in inference: early exits of the network.
+        """Return the prediction of each local module, in inference: early exits of the network.
 
-        Modules run in eval mode; their modes are put back. Prediction k costs the primary network's first k + 1 local
+        Modules run in eval mode, and return to their modes. Prediction k costs the primary network's first k + 1 local
         modules and one auxiliary network.
 
         Args:
@@ -240,17 +240,17 @@ class LocalGraphModule(fx.GraphModule):
         self._check(x, None)
         with in_eval_mode(self):
             try:
-                found = predictions(self.local_modules, self.primary, x)
+                exits = predictions(self.local_modules, self.primary, x)
                 if not self._infers:
-                    require_inference(self.local_modules, self._structure, x, found[-1])
+                    require_inference(self.local_modules, self._structure, x, exits[-1])
                     self._infers = True
             except (RuntimeError, AssertionError) as error:
                 explain_input(self._plan, x, error)
                 raise
-        return found
+        return exits
 
     def ensemble(self, x: torch.Tensor) -> torch.Tensor:
-        """The layerwise ensemble: class probabilities from what all depths predict, the deeper the more they count.
+        """Return the layerwise ensemble: class probabilities over all depths, of which deeper ones count more.
 
         Patel et al., "Local Learning with Neuron Groups", section 3.4 (after Belilovsky et al., "Greedy layerwise
         learning can scale to ImageNet", ICML 2019): the mean of the softmax of :meth:`predictions`, prediction j
@@ -265,23 +265,24 @@ class LocalGraphModule(fx.GraphModule):
 
         Raises:
             InputError: ``x`` does not fit the model.
-            LocalizeError: See :meth:`predictions`; or the model's output is no logits of the same classes.
+            LocalizeError: As for :meth:`predictions`; or the model's output is not logits of the same classes.
         """
         return ensemble(self.predictions(x), self._plan.prediction)
 
     def parameters_of(self, index: int) -> list[nn.Parameter]:
-        """What the loss of module ``index`` trains: its part of the primary network, and its auxiliary networks.
+        """Return the parameters that the loss of module ``index`` trains.
 
-        With a cascaded loss (``plan.modules[index].cascade``), what that reaches of earlier modules too.
+        These are its part of the primary network's and those of its auxiliary networks; with a cascaded loss
+        (``plan.modules[index].cascade``), also those of earlier modules that it reaches.
         """
         module = self.local_modules[index]
         names = (*(module.plan.cascade.parameters if module.plan.cascade else ()), *module.plan.parameters)
-        found = [self.primary.get_parameter(name) for name in names]
-        found += module.parameters()
+        trained = [self.primary.get_parameter(name) for name in names]
+        trained += module.parameters()
         if module.auxiliary is None and isinstance(self.output_criterion, nn.Module):
-            held = {id(p) for p in (*self.primary.parameters(), *found)}
-            found += [p for p in self.output_criterion.parameters() if id(p) not in held]
-        return [p for p in found if p.requires_grad]
+            held = {id(p) for p in (*self.primary.parameters(), *trained)}
+            trained += [p for p in self.output_criterion.parameters() if id(p) not in held]
+        return [p for p in trained if p.requires_grad]
 
     def export(
         self,

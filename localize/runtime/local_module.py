@@ -13,10 +13,11 @@ from localize.methods.networks.local_loss import Batch, supervise
 from localize.plan.records import LocalModulePlan
 from passes.codegen.buffers import Buffer, buffers_of
 from passes.codegen.eval_mode import for_inference
+from passes.common.parameters import hold
 
 
 class LocalOutput(NamedTuple):
-    """What one local module gives in one training step."""
+    """Result of one local module in one training step."""
 
     name: str
     """Name of the local module."""
@@ -24,15 +25,29 @@ class LocalOutput(NamedTuple):
     """Local loss, a scalar; its backward reaches this module's parameters and its auxiliary network's, and no other
     unless the plan says so (``cascade``)."""
     logits: Any
-    """What the loss was computed from: (N, classes), or (N, classes, H, W); the last module's is all that the model
-    returns, where there is an ``output_criterion``."""
+    """Prediction that the loss was computed from: (N, classes), or (N, classes, H, W). The last module's is what the
+    model returns, if there is an ``output_criterion``."""
 
 
 class LocalModule(nn.Module):
     """One local module: generated code over the user's layers, and the auxiliary network that trains them.
 
     The layers belong to ``LocalGraphModule.primary``; here they are only called, so every parameter has one name.
+
+    Args:
+        plan: The decisions on this module.
+        stage: The generated code.
+        auxiliary: The network that computes the local loss; None for the last module.
+        inputs: Names of the values that it takes.
+        outputs: Names of the values that it returns.
+        reads: Number of the outputs, from the first on, that the local loss is computed from.
+        cascaded: The auxiliary network of the cascaded loss, if there is one.
+        recomputed: The same code layer by layer, if activations of layers are recomputed in the backward pass.
+        overwrites: Those of the inputs that running the module changes in place.
     """
+
+    stage: fx.GraphModule
+    recomputed: Recomputed | None
 
     def __init__(
         self,
@@ -54,38 +69,35 @@ class LocalModule(nn.Module):
         self.auxiliary = auxiliary
         self.cascaded = cascaded
         self.overwrites = overwrites
-        """Those of ``inputs`` that running it changes in place."""
-        # Not registered: its submodules are the user's, and have their names in the primary network already.
-        self.__dict__["stage"] = stage
-        self.__dict__["recomputed"] = recomputed
-        self.__dict__["buffers_read"] = None
+        # Held, not registered: their submodules are the user's, and have their names in the primary network already.
+        hold(self, stage=stage, recomputed=recomputed)
+        self._buffers_read: tuple[Buffer, ...] | None = None
 
     @property
     def code(self) -> str:
         """The generated Python of this module."""
-        return str(self.__dict__["stage"].code)
+        return str(self.stage.code)
 
     def forward(self, *values: Any) -> Any:
-        """Runs the module's layers on detached values; returns the cut, and beside it what else later modules need."""
+        """Run the module's layers on detached values; return the values named in ``outputs``."""
         return self.attached(*[v.detach() if isinstance(v, torch.Tensor) else v for v in values])
 
     def attached(self, *values: Any) -> Any:
-        """Runs the module's layers on values as they are: gradients pass into whatever computed them."""
-        return (self.__dict__["recomputed"] or self.__dict__["stage"])(*values)
+        """Run the module's layers on values with their graph: gradients pass into earlier modules."""
+        return (self.recomputed or self.stage)(*values)
 
     def infer(self, *values: Any) -> Any:
-        """Runs the module's layers as in inference, if they are in eval mode."""
-        return for_inference(self.__dict__["stage"])(*values)
+        """Run the module's layers as in inference. They must be in eval mode."""
+        return for_inference(self.stage)(*values)
 
     def running_statistics(self) -> tuple[Buffer, ...]:
-        """The buffers that running the module's layers may change."""
-        if self.__dict__["buffers_read"] is None:
-            self.__dict__["buffers_read"] = buffers_of(self.__dict__["stage"])
-        found: tuple[Buffer, ...] = self.__dict__["buffers_read"]
-        return found
+        """Return the buffers that running the module's layers may change."""
+        if self._buffers_read is None:
+            self._buffers_read = buffers_of(self.stage)
+        return self._buffers_read
 
     def logits(self, *cut: torch.Tensor) -> torch.Tensor:
-        """What the local loss is computed from: the auxiliary network's output, or the primary's in the last module."""
+        """Return the output of the auxiliary network; in the last module, that of the primary network."""
         if self.auxiliary is None:
             return cut[0]
         result: torch.Tensor = self.auxiliary(*cut)
@@ -94,10 +106,10 @@ class LocalModule(nn.Module):
     def supervise(
         self, cut: Sequence[torch.Tensor], batch: Batch, *, cascaded: bool = False
     ) -> tuple[Any, torch.Tensor]:
-        """Prediction and local loss of a module that has auxiliary networks.
+        """Return prediction and local loss of a module that has auxiliary networks.
 
         Args:
-            cut: What they read.
+            cut: The tensors that they read.
             batch: The batch.
             cascaded: Whether the loss is the one that reaches earlier modules.
         """
@@ -106,10 +118,10 @@ class LocalModule(nn.Module):
         return supervise(network, batch, *cut)
 
     def extra_repr(self) -> str:
-        """Name and layers."""
+        """Return name and layers, for ``print``."""
         return f"{self.plan.name}, layers={list(self.plan.layers)}"
 
 
 def several(result: Any) -> tuple[Any, ...]:
-    """A value, or a tuple of them, as a tuple."""
+    """Return a value, or a tuple of values, as a tuple."""
     return result if isinstance(result, tuple) else (result,)

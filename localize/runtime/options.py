@@ -1,4 +1,4 @@
-"""``Runtime``: what may make steps faster. None of it is in the plan, and none of it changes what is learned."""
+"""``Runtime``: options that may make steps faster. They are no part of the plan, and do not change what is learned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from passes.errors import LocalizeError
 
 
 class OptionError(LocalizeError):
-    """An option of the runtime is unknown or out of range."""
+    """A runtime or one of its options is unknown, or has a value that it cannot have."""
 
 
 DTYPES = ("bfloat16", "float16")
@@ -20,69 +20,76 @@ DTYPES = ("bfloat16", "float16")
 class Runtime:
     """How training steps run. The default is the plain schedule: PyTorch's own operations, one after the other.
 
-    An option that is None is chosen by device (:func:`localize.runtime.schedule.choose`), which says what it chose and
-    why. What an option does to results is said with each; everything else is the plain schedule's, bit for bit.
+    An option that is None is chosen by device (:func:`localize.runtime.schedule.choose`), and ``print(local.runtime)``
+    says what was chosen and why. Results are those of the plain schedule bit for bit, except as noted at an option.
+
+    >>> print(Runtime(channels_last=True, amp="bfloat16"))
+    Runtime(channels_last=True, amp='bfloat16')
 
     Raises:
-        OptionError: A value that an option cannot have.
+        OptionError: An option has a value that it cannot have.
     """
 
     compile: bool | None = False
     """Whether local modules run compiled, one artefact for each distinct block. Losses and gradients are those of the
-    plain schedule within rounding (float32: about 1e-5 of their size, more behind many layers), and running statistics
-    move once a step; dropout draws from the same generator. Takes effect in train mode with gradients only. A loss goes
-    backward once: there is no ``retain_graph``."""
+    plain schedule within rounding (float32: about 1e-5 of their size, more after many layers), and running statistics
+    move once a step; dropout draws from the same generator. Takes effect in train mode with gradients only. Each loss
+    can go backward once: ``retain_graph`` is not supported."""
 
     backend: str | Callable[..., Any] = "inductor"
-    """Of ``torch.compile``. With ``"eager"`` and ``"aot_eager"``, for debugging, results are bit for bit the same."""
+    """Backend of ``torch.compile``. With ``"eager"`` and ``"aot_eager"``, for debugging, results are bit-identical."""
 
     channels_last: bool | None = False
-    """Whether images and weights lie in memory with channels last. Within rounding, as for ``compile``, but for
-    dropout, which draws in the order of memory, and so other masks. Weights are the same parameters with the same
-    values, and have this layout until another runtime is set. Torch's fused optimizers go wrong where it changes after
-    their first step; those of :func:`localize.runtime.optimizers.build` do not."""
+    """Whether images and weights lie in memory with channels last. Results are equal within rounding, as for
+    ``compile``, except with dropout: it draws in the order of memory, so its masks differ. Weights are the same
+    parameters with the same values, and keep this layout until another runtime is set. Torch's fused optimizers compute
+    wrongly if the layout changes after their first step; those of :func:`localize.runtime.optimizers.build` do not.
+    Turned off on CPUs for networks that torch computes wrongly in this layout (:mod:`localize.runtime.layout`)."""
 
     amp: str | None = None
-    """``"bfloat16"`` or ``"float16"``: forward passes and losses compute under autocast, one region a module; backward
-    passes run outside. Rounds to 8 or 11 bits, so it is never chosen by itself; float16 needs a ``GradScaler``."""
+    """``"bfloat16"`` or ``"float16"``: forward passes and losses run under autocast, one region a module; backward
+    passes run outside. Rounds to 8 or 11 bits, so it must be asked for; float16 needs a ``GradScaler``."""
 
     fused: bool | None = False
-    """Whether optimizers that :func:`localize.runtime.optimizers.build` makes update all parameters in one kernel.
-    Within rounding: about 1e-6 of a weight after a step."""
+    """Whether optimizers of :func:`localize.runtime.optimizers.build` update all parameters in one kernel. Weights are
+    equal within rounding: about 1e-6 of a weight after a step."""
 
     def __post_init__(self) -> None:
         for name in ("compile", "channels_last", "fused"):
             value = getattr(self, name)
             if value not in (None, True, False):
-                raise OptionError(f"{name}={value!r} is none of True, False and None")
+                raise OptionError(f"{name} must be True, False or None, got {value!r}")
         if self.amp not in (None, *DTYPES):
             raise OptionError(f"unknown amp {self.amp!r}", remedy=f"Known: {', '.join(DTYPES)}")
         if not isinstance(self.backend, str) and not callable(self.backend):
-            raise OptionError(f"backend={self.backend!r} is neither a name nor a function")
+            raise OptionError(f"backend must be a name or a function, got {self.backend!r}")
 
     def __str__(self) -> str:
-        """What is not as by default."""
+        """Return the options that differ from the default."""
         plain = Runtime()
-        changed = {f.name: getattr(self, f.name) for f in fields(self)}
-        told = [f"{name}={value!r}" for name, value in changed.items() if value != getattr(plain, name)]
-        return f"Runtime({', '.join(told)})"
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed = [f"{name}={value!r}" for name, value in values.items() if value != getattr(plain, name)]
+        return f"Runtime({', '.join(changed)})"
 
 
 PLAIN = Runtime()
 AUTO = Runtime(compile=None, channels_last=None, fused=None)
 NAMED = {"plain": PLAIN, "auto": AUTO, "compile": replace(PLAIN, compile=True)}
-"""What a name stands for."""
+"""Runtimes that have a name."""
 
 
 def read_runtime(asked: str | Runtime) -> Runtime:
-    """The options of a name.
+    """Return the options that a name stands for; options are returned as they are.
+
+    >>> read_runtime("compile")
+    Runtime(compile=True, backend='inductor', channels_last=False, amp=None, fused=False)
 
     Raises:
-        OptionError: There is no such name.
+        OptionError: ``asked`` is neither a known name nor a Runtime.
     """
     if isinstance(asked, Runtime):
         return asked
-    found = NAMED.get(asked) if isinstance(asked, str) else None
-    if found is None:
+    options = NAMED.get(asked) if isinstance(asked, str) else None
+    if options is None:
         raise OptionError(f"unknown runtime {asked!r}", remedy=f"Known: {', '.join(NAMED)}, or a localize.Runtime(...)")
-    return found
+    return options

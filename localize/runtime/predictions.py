@@ -1,4 +1,4 @@
-"""What local modules predict in inference: early exits of a network."""
+"""Predictions of local modules in inference: the early exits of a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from passes.structure import Structure
 
 @contextmanager
 def in_eval_mode(network: nn.Module) -> Iterator[None]:
-    """Inside, all modules are in eval mode and nothing records gradients; afterwards each is in the mode it was in."""
+    """Put all modules in eval mode and record no gradients inside; afterwards restore the mode of each."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -32,16 +32,16 @@ def in_eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def predictions(modules: Sequence[LocalModule], primary: nn.Module, x: torch.Tensor) -> tuple[Any, ...]:
-    """The prediction of each local module, in the mode that they are in; the last is the primary network's output."""
-    found = []
+    """Return the prediction of each local module, in its present mode; the last is the primary network's output."""
+    early = []
     for module, results in _chain(modules[:-1], x):
         with as_in_inference(module):
-            found.append(module.logits(*results[: module.reads]))
-    return (*found, primary(x))
+            early.append(module.logits(*results[: module.reads]))
+    return (*early, primary(x))
 
 
 def _chain(modules: Sequence[LocalModule], x: torch.Tensor) -> Iterator[tuple[LocalModule, tuple[Any, ...]]]:
-    """Runs modules one behind the other, as in inference; gives each with the values of its outputs."""
+    """Run modules one after the other, as in inference; yield each with the values of its outputs."""
     values: dict[str, Any] = {modules[0].inputs[0]: x} if modules else {}
     for module in modules:
         results = returned(module.outputs, module.infer(*[values[name] for name in module.inputs]))
@@ -50,17 +50,21 @@ def _chain(modules: Sequence[LocalModule], x: torch.Tensor) -> Iterator[tuple[Lo
 
 
 def ensemble(predicted: Sequence[Any], spec: Prediction) -> torch.Tensor:
-    """The mean of class probabilities of several depths, each with twice the weight of the one before it.
+    """Return the weighted mean of class probabilities; each prediction has twice the weight of the one before it.
+
+    >>> logits = torch.tensor([[0.0, 0.0]])
+    >>> ensemble([logits, logits], Prediction("vector", 2))
+    tensor([[0.5000, 0.5000]])
 
     Args:
-        predicted: Logits, input to output.
-        spec: What they are of.
+        predicted: Logits of each depth, from input to output.
+        spec: Form of the logits.
 
     Returns:
         Probabilities of the logits' shape.
 
     Raises:
-        LocalizeError: The last prediction holds no logits of the same shape as the others.
+        LocalizeError: The model's output is not a tensor of logits, or predictions differ in shape.
     """
     shapes = {tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits) for logits in predicted}
     if spec.kind == "other" or len(shapes) > 1 or not isinstance(predicted[-1], torch.Tensor):
@@ -81,19 +85,25 @@ def _described(value: Any) -> str:
 
 
 def require_inference(modules: Sequence[LocalModule], structure: Structure, x: torch.Tensor, output: Any) -> None:
-    """Refuses a model that its local modules, run one after the other in eval mode, do not add up to.
+    """Refuse a model whose local modules, run one after the other in eval mode, do not compute what it computes.
+
+    Args:
+        modules: All local modules.
+        structure: Structure of the model's output.
+        x: An input.
+        output: The model's own output for ``x``.
 
     Raises:
-        LocalizeError: They give something else than ``output``, what the model gives.
+        LocalizeError: The last module's output differs from ``output``.
     """
     *_, (last, results) = _chain(modules, x)
-    found = structure.rebuild(results[: last.reads])
-    pairs = zip(_tensors(found)[:1], _tensors(output)[:1], strict=False)
+    rebuilt = structure.rebuild(results[: last.reads])
+    pairs = zip(_tensors(rebuilt)[:1], _tensors(output)[:1], strict=False)
     if not all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs):
         raise LocalizeError(
             "local modules do not give in eval mode what the model gives",
-            why="the graph was captured in train mode, and the model's forward takes another way in eval mode",
-            remedy="Train as before, and run the model itself; its predictions at local modules cannot be had",
+            why="the graph was captured in train mode, and the model's forward takes another path in eval mode",
+            remedy="Train as before, and run the model itself; it has no predictions at local modules",
         )
 
 

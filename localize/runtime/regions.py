@@ -1,9 +1,9 @@
-"""Regions: the pieces of local modules that are compiled, each at most one block, in a form that alike pieces share.
+"""Regions: the pieces of local modules that are compiled, each at most one block, in a form that equal pieces share.
 
-A deep network repeats few blocks. Compiled block by block, its cost of compilation follows from the number of distinct
-blocks; but generated code is a class and a code object of its own for every block, and compiled code belongs to a code
-object. So the code of a region is written anew: what it calls and reads become arguments with names that count from 0,
-and two regions of one text share a function.
+A deep network repeats few blocks. If it is compiled block by block, compilation costs as much as the number of distinct
+blocks. But generated code has its own class and code object for every block, and compiled code belongs to a code
+object. So the code of a region is rewritten: modules and tensors become arguments, numbered from 0, and two regions
+with the same text share a function.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device)
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """What a region computes, apart from the modules and tensors that it does it with."""
+    """Computation of a region, without the modules and tensors that it uses."""
 
     source: str
-    """A Python function ``forward``, from the inputs, then ``arguments``."""
+    """A Python function ``forward`` of the inputs, followed by ``arguments``."""
     names: tuple[tuple[str, Any], ...]
-    """What the source refers to by global names."""
+    """Global names in the source, with their values."""
     arguments: tuple[str, ...]
-    """Modules and tensors that the function takes behind the inputs: their paths within the region's module."""
+    """Paths, within the region's module, of the modules and tensors that the function takes after the inputs."""
     within: tuple[str, ...]
-    """Modules whose own ``forward`` the text replaces."""
+    """Paths of the modules whose own ``forward`` the source replaces."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,16 +45,16 @@ class Region:
     """A piece that is compiled: calls of ``module`` are answered by compiled code."""
 
     name: str
-    """Where it stands, for messages."""
+    """Place in the network, for messages."""
     module: nn.Module
     code: Code
 
-    def arguments(self) -> list[Any]:
-        """What the function takes behind the inputs, as it is now: ``.to()`` may have put another buffer there."""
+    def arguments(self) -> list[nn.Module | torch.Tensor]:
+        """Return the modules and tensors that the function takes after the inputs; ``.to()`` may have replaced some."""
         return [_at(self.module, path) for path in self.code.arguments]
 
     def called(self) -> Iterator[nn.Module]:
-        """Every module that runs within."""
+        """Yield every module that runs in the region."""
         yield from (_at(self.module, path) for path in self.code.within)
         for value in self.arguments():
             if isinstance(value, nn.Module):
@@ -62,19 +62,19 @@ class Region:
 
 
 def regions_of(module: LocalModule) -> list[Region]:
-    """The regions of a local module: of its own code, and of its auxiliary networks. None lies within another."""
-    found = list(_walk(module.__dict__["stage"], f"the code of {module.plan.name}"))
+    """Return the regions of a local module: of its own code, and of its auxiliary networks. None is inside another."""
+    regions = list(_walk(module.stage, f"the code of {module.plan.name}"))
     for role in ("auxiliary", "cascaded"):
         network = getattr(module, role)
         if network is not None:
-            found += _walk(network, f"module_{module.plan.index}.{role}")
-    return list({id(region.module): region for region in found}.values())
+            regions += _walk(network, f"module_{module.plan.index}.{role}")
+    return list({id(region.module): region for region in regions}.values())
 
 
 def structure(region: Region) -> Hashable:
-    """What two regions have in common if one compiled artefact serves both, whatever they are called with.
+    """Return a key that is equal for two regions if one compiled artefact serves both.
 
-    Compiled code has guards for all of it: where this misses something, another graph is compiled behind one entry.
+    Compiled code guards all of it: where the key misses something, torch compiles a second graph under one entry.
     """
     parts: list[Hashable] = []
     for value in region.arguments():
@@ -89,13 +89,13 @@ def structure(region: Region) -> Hashable:
 
 
 def look(value: torch.Tensor) -> Hashable:
-    """What compiled code is specialized on in a tensor."""
+    """Return the properties of a tensor that compiled code is specialized on."""
     return (tuple(value.shape), value.stride(), value.dtype, value.device, value.requires_grad)
 
 
 def write(module: nn.Module) -> Code:
-    """The code of a module, in a form that alike modules share."""
-    return _Writer().write(module)
+    """Return the code of a module, in a form that equal modules share."""
+    return _RegionWriter().write(module)
 
 
 def _walk(module: nn.Module, name: str) -> Iterator[Region]:
@@ -119,7 +119,7 @@ def _called(code: fx.GraphModule) -> list[str]:
 
 
 def _is_divided(module: nn.Module) -> bool:
-    """Whether a module is more than a block, or its own forward is not what trains it, and its parts are regions."""
+    """Return whether the parts of a module are regions: it is several blocks, or its own forward does not train it."""
     if isinstance(module, fx.GraphModule):
         return sum(_is_block(module.get_submodule(path)) for path in _called(module)) > 1
     if isinstance(module, (Supervising, Term)):
@@ -131,12 +131,12 @@ def _is_divided(module: nn.Module) -> bool:
 
 
 def _is_sequence(module: nn.Module) -> bool:
-    """Whether a module runs its parts one after the other, and nothing else."""
+    """Return whether a module only runs its parts one after the other."""
     return type(module) is nn.Sequential or (type(module) is AuxiliaryBlocks and not module.recomputes)
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether a module is as much as a building block: two layers that mix channels, or more."""
+    """Return whether a module is at least a building block: two or more layers that mix channels."""
     if isinstance(module, fx.GraphModule):
         return sum(isinstance(module.get_submodule(path), MIXING) or _is_block(module.get_submodule(path))
                    for path in _called(module)) > 0  # fmt: skip
@@ -148,14 +148,15 @@ def _is_plain(value: Any) -> bool:
 
 
 def _at(module: nn.Module, path: str) -> Any:
-    found: Any = module
+    """Return the module or tensor at a path; the module itself for an empty one."""
+    value: Any = module
     for name in path.split(".") if path else ():
-        found = getattr(found, name)
-    return found
+        value = getattr(value, name)
+    return value
 
 
-class _Writer:
-    """Writes modules whose inside is known out, calls the others, and numbers all names."""
+class _RegionWriter:
+    """Writes the code of a region: what is known inside line by line, other modules as calls, with numbered names."""
 
     def __init__(self) -> None:
         self.graph = fx.Graph()
@@ -173,7 +174,7 @@ class _Writer:
             source = written.src.replace("(self, ", "(", 1)
             names = tuple(sorted(written.globals.items()))
             return Code(source, names, tuple(self.values), tuple(self.within))
-        # Arguments by name may stand behind: the module comes last nevertheless, under a name of its own.
+        # Keyword arguments may follow the inputs, so the module is passed as the last positional argument.
         source = "def forward(*inputs, **named):\n    return inputs[-1].forward(*inputs[:-1], **named)\n"
         return Code(source, (), ("",), ())
 
@@ -208,7 +209,7 @@ def _join(path: str, name: str) -> str:
 class _Inliner(Interpreter):
     """Writes the nodes of a graph into another one: values are nodes."""
 
-    def __init__(self, writer: _Writer, module: fx.GraphModule, path: str) -> None:
+    def __init__(self, writer: _RegionWriter, module: fx.GraphModule, path: str) -> None:
         super().__init__(module)
         self.writer, self.path = writer, path
 

@@ -13,6 +13,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from passes.common.parameters import hold
+
 _FLAGS = ("training", "train")
 """Names of the arguments that tell a function that it runs in training."""
 _ATTENTION_DROPOUT = 4
@@ -28,7 +30,7 @@ def for_inference(module: fx.GraphModule) -> fx.GraphModule:
     branch that it took in training: where that may be, compare results with the user's model.
     """
     if _TWIN not in module.__dict__:
-        module.__dict__[_TWIN] = _twin(module)
+        hold(module, **{_TWIN: _twin(module)})
     twin: fx.GraphModule = module.__dict__[_TWIN]
     return twin
 

@@ -1,4 +1,4 @@
-"""Which nodes of a graph use which parameters and buffers."""
+"""Which nodes of a graph use which parameters and buffers, and modules that are held without owning theirs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ import torch
 from torch import fx, nn
 
 from passes.ir import Captured
+
+
+def hold(module: nn.Module, **values: object) -> None:
+    """Set attributes of a module without registering them as its children.
+
+    A module that only calls the layers of another must not own them: their parameters would have two names.
+
+    >>> owner, user = nn.Linear(2, 2), nn.Module()
+    >>> hold(user, layer=owner)
+    >>> user.layer is owner, list(user.children())
+    (True, [])
+    """
+    for name, value in values.items():
+        object.__setattr__(module, name, value)
 
 
 def own_tensors(captured: Captured, node: fx.Node) -> list[torch.Tensor]:

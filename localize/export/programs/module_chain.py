@@ -21,6 +21,7 @@ from localize.runtime.local_module import LocalModule
 from localize.runtime.predictions import in_eval_mode
 from passes.codegen.eval_mode import as_in_inference
 from passes.codegen.generate import PRIMARY, returned
+from passes.common.parameters import hold
 
 AUXILIARY = "auxiliary"
 """Name of the auxiliary networks of a module, as in :class:`LocalModule`."""
@@ -38,16 +39,18 @@ def module_key(index: int) -> str:
 class _Stage(nn.Module):
     """The layers of a local module and its auxiliary networks, in eval mode."""
 
+    module: LocalModule
+
     def __init__(self, module: LocalModule, *, auxiliary: bool) -> None:
         super().__init__()
         # Kept from torch: the layers are registered as children of the primary network already.
-        self.__dict__["module"] = module
+        hold(self, module=module)
         if auxiliary and module.auxiliary is not None:
             self.add_module(AUXILIARY, module.auxiliary)
 
     def forward(self, *values: object) -> tuple[tuple[object, ...], object]:
         """Return the outputs of the module, and its prediction; None without auxiliary networks."""
-        module: LocalModule = self.__dict__["module"]
+        module = self.module
         results = returned(module.outputs, module.infer(*values))
         if AUXILIARY not in self._modules:
             return results, None
@@ -66,17 +69,19 @@ class ModuleChain(nn.Module):
         kept: Positions of the outputs of the last module that are returned, in order; None for all.
     """
 
+    local_modules: Sequence[LocalModule]
+
     def __init__(self, local: LocalGraphModule, *, auxiliary: bool, kept: Sequence[int] | None = None) -> None:
         super().__init__()
         self.add_module(PRIMARY, local.primary)
         self.kept = kept
-        self.__dict__["local_modules"] = local.local_modules
+        hold(self, local_modules=local.local_modules)
         for module in local.local_modules:
             self.add_module(module_key(module.plan.index), _Stage(module, auxiliary=auxiliary))
 
     def forward(self, x: Tensor) -> tuple[object, ...]:
         """Return the predictions of the local modules, then the tensors of the primary network's output."""
-        modules: Sequence[LocalModule] = self.__dict__["local_modules"]
+        modules = self.local_modules
         values: dict[str, object] = {modules[0].inputs[0]: x}
         predictions: list[object] = []
         for module in modules:

@@ -150,7 +150,7 @@ class Steps:
         """Write expressions for the modules whose buffers may change while a window of modules runs."""
         places = {id(module): path for path, module in reversed([*self.local.named_modules(remove_duplicate=False)])}
         owners: dict[int, str] = {}
-        for owner, name in (buffer for member in window for buffer in buffers_of(member.__dict__["stage"])):
+        for owner, name in (buffer for member in window for buffer in buffers_of(member.stage)):
             # Tensors that the model's forward makes are constants of the generated class.
             if id(owner) in places and name not in owner._non_persistent_buffers_set:
                 owners.setdefault(id(owner), access("self", places[id(owner)], self.local))

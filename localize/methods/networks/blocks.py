@@ -66,19 +66,18 @@ class AuxiliaryBlocks(nn.Sequential):
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__(*blocks)
         # Not registered: what runs in a block's place calls the block's own modules.
-        self.__dict__["_leaner"] = {}
+        self._leaner: dict[str, Callable[[Any], Any]] = {}
 
     def forward(self, x: Any) -> Any:
         """Runs them in turn."""
-        leaner: dict[str, Callable[[Any], Any]] = self.__dict__["_leaner"]
         for name, block in self.named_children():
-            x = leaner.get(name, block)(x)
+            x = self._leaner.get(name, block)(x)
         return x
 
     @property
     def recomputes(self) -> bool:
         """Whether any block computes activations anew."""
-        return bool(self.__dict__["_leaner"])
+        return bool(self._leaner)
 
     def recompute(self, *, norms: bool) -> None:
         """From now on activations inside of blocks are computed anew in the backward pass.
@@ -89,9 +88,9 @@ class AuxiliaryBlocks(nn.Sequential):
         """
         for name, block in list(self.named_children())[:-1]:
             if norms and isinstance(block, fx.GraphModule):
-                self.__dict__["_leaner"][name] = _without_norms(block)
+                self._leaner[name] = _without_norms(block)
             elif block._modules and not norms:
-                self.__dict__["_leaner"][name] = _Whole(block)
+                self._leaner[name] = _Whole(block)
 
 
 def recompute_blocks(network: nn.Module, *, norms: bool) -> None:
