@@ -2,7 +2,8 @@
 
 No module is wrapped or renamed: while a local module takes its step, torch's own hook for compiled calls is set on the
 modules that are regions, and afterwards it is removed. A region that cannot be compiled runs uncompiled, and a warning
-names it and the reason.
+names it and the reason. Because the hook is set for the time of a step alone, names, ``state_dict``, inference, copies
+and recomputed layers (whose second run must save what the first one saved) never see it.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ class Artefacts:
         if self.backend == "inductor":
             # The same random numbers as without compiling, so that dropout draws the same masks.
             backend = partial(backend, config_patches={"fallback_random": True})
-        # Compile the backward pass now, too, so that its failures are caught here.
+        # Compile the backward pass now, too, so that its failures are caught where the region can still run
+        # uncompiled. Compiled graphs donate buffers, which rules out retain_graph; that switch is global, so it stays.
         with config.patch(force_non_lazy_backward_lowering=True):
             compiled: Callable[..., Any] = backend(graph, inputs)
             return compiled

@@ -115,6 +115,9 @@ class LocalGraphModule(fx.GraphModule):
         """Take one training step, one local module at a time.
 
         Call ``backward`` on each loss before taking the next: a module's graph is then freed before the next one runs.
+        That saves the memory; adding up the losses first keeps all graphs alive. For the same reason do not wrap the
+        iterator in ``enumerate`` or ``zip``: they keep their last item. Module k's input depends on earlier modules'
+        weights after the batch before only.
 
         Args:
             x: Input of the primary network, batch first.

@@ -152,6 +152,7 @@ def per_module(local: LocalGraphModule, factory: Factory) -> ModuleOptimizers:
             out.loss.backward()
             optimizers.step(out.name)
 
+    This saves little of the peak at large batches: gradients pile up towards the output, and the peak is at the input.
     Weights are bit for bit those of one optimizer over all parameters, if it updates each parameter by itself (SGD,
     Adam, ...).
 

@@ -3,7 +3,11 @@
 A deep network repeats few blocks. If it is compiled block by block, compilation costs as much as the number of distinct
 blocks. But generated code has its own class and code object for every block, and compiled code belongs to a code
 object. So the code of a region is rewritten: modules and tensors become arguments, numbered from 0, and two regions
-with the same text share a function.
+with the same text share a function. ResNet-110 at d=6 has 300 regions of 15 structures, ResNet-20 has 13 structures.
+
+Parameters of a module that is an argument are inputs of the compiled graph, and its attributes are guarded: after a
+change of momentum, or when a layer is frozen, torch compiles again by itself. Hooks are not guarded, so regions with
+hooks run uncompiled.
 """
 
 from __future__ import annotations

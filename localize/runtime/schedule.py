@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ def choose(asked: Runtime, device: str, fault: str | None = None) -> Choice:
             (:func:`localize.runtime.layout.channels_last_fault`).
     """
     notes, missing = [], []
-    changes: dict[str, bool] = {}
+    changes: dict[str, Any] = {}
     preferred = dict(_PREFERRED.get(device, {}))
     if device != "cpu":
         fault = None
@@ -72,7 +73,12 @@ _PREFERRED: dict[str, dict[str, tuple[bool, str]]] = {
         "fused": (True, "one kernel updates all parameters"),
     },
 }
-"""The choice for each option that is left open, and its reason, by type of device."""
+"""The choice for each option that is left open, and its reason, by type of device.
+
+Measured on 2 cores of an x86-64 with torch 2.15 (2026-11-21), against the plain step: with channels last 0.79 of its
+processor time for ResNet-20 at batch 64 and 128, 0.85 and 0.80 for ResNet-32; compiled 1.07 for ResNet-20 (d=4, batch 64,
+one thread), compiled with channels last 1.03.
+"""
 
 
 class Schedule:

@@ -10,7 +10,7 @@ from torch import fx, nn
 from passes.ir import Captured
 
 
-def hold(module: nn.Module, **values: object) -> None:
+def hold(module: nn.Module, /, **values: object) -> None:
     """Set attributes of a module without registering them as its children.
 
     A module that only calls the layers of another must not own them: their parameters would have two names.
