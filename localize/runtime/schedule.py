@@ -76,8 +76,8 @@ _PREFERRED: dict[str, dict[str, tuple[bool, str]]] = {
 """The choice for each option that is left open, and its reason, by type of device.
 
 Measured on 2 cores of an x86-64 with torch 2.15 (2026-11-21), against the plain step: with channels last 0.79 of its
-processor time for ResNet-20 at batch 64 and 128, 0.85 and 0.80 for ResNet-32; compiled 1.07 for ResNet-20 (d=4, batch 64,
-one thread), compiled with channels last 1.03.
+processor time for ResNet-20 at batch 64 and 128, 0.85 and 0.80 for ResNet-32; compiled 1.07 for ResNet-20 (d=4, batch
+64, one thread), compiled with channels last 1.03.
 """
 
 
