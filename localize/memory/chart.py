@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from localize.memory.composed import dry_run_of
-from localize.memory.dry_run import Recording
+from localize.memory.composed import ComposedRun, is_composable
+from localize.memory.dry_run import DryRun, Recording
 from localize.memory.forecast import Forecaster, forecast
+from localize.memory.replicas import meta_copy
 from localize.memory.settings import StepSettings
 from localize.plan.memory_forecast import MemoryForecast, Phase
 from localize.runtime.local_graph import LocalGraphModule
+from passes.common.fake_tensors import device_of
 from passes.errors import LocalizeError
 
 POINTS = 1200
@@ -77,6 +79,20 @@ def step_memory(local: LocalGraphModule, batch: int) -> StepMemory:
     except LocalizeError as error:
         return StepMemory(forecast=found, own=own, rival=None, why_not=str(error))
     return StepMemory(forecast=found, own=own, rival=course(rival))
+
+
+def dry_run_of(local: LocalGraphModule, settings: StepSettings) -> DryRun:
+    """Return a dry run of a localized model as it is now: composed if possible, else of every module.
+
+    Args:
+        local: The localized model, on any device, the meta device included. It is not changed.
+        settings: How the step is run.
+    """
+    if is_composable(local, settings):
+        return ComposedRun(local, settings, device_of(local))
+    twin = meta_copy(local)
+    assert isinstance(twin, LocalGraphModule)
+    return DryRun(twin, settings, device_of(local))
 
 
 def course(recording: Recording) -> Course:

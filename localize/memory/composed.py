@@ -26,30 +26,15 @@ from torch.utils._pytree import tree_leaves
 
 from localize.memory.dry_run import DryRun
 from localize.memory.optimizer_update import bytes_of
-from localize.memory.replicas import meta_copy
 from localize.memory.settings import StepSettings
 from localize.memory.timeline import Event, Timeline
 from localize.methods.networks.local_loss import Batch
 from localize.runtime.local_graph import LocalGraphModule
 from localize.runtime.local_module import LocalModule, LocalOutput
-from passes.common.fake_tensors import device_of, fill
+from passes.common.fake_tensors import fill
 from passes.common.restore import untouched
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype)
-
-
-def dry_run_of(local: LocalGraphModule, settings: StepSettings) -> DryRun:
-    """Return a dry run of a localized model as it is now: composed if possible, else of every module.
-
-    Args:
-        local: The localized model, on any device, the meta device included. It is not changed.
-        settings: How the step is run.
-    """
-    if is_composable(local, settings):
-        return ComposedRun(local, settings, device_of(local))
-    twin = meta_copy(local)
-    assert isinstance(twin, LocalGraphModule)
-    return DryRun(twin, settings, device_of(local))
 
 
 def is_composable(local: LocalGraphModule, settings: StepSettings) -> bool:

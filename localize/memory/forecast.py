@@ -14,8 +14,7 @@ import torch
 from localize.compiler.emit import emit
 from localize.compiler.planning import make_plan
 from localize.memory.dry_run import DryRun, Recording
-from localize.memory.replicas import meta_copy, on_meta
-from localize.memory.settings import MakeOptimizer, StepSettings
+from localize.memory.settings import StepSettings
 from localize.memory.timeline import Event
 from localize.methods import bp
 from localize.methods.base import ChosenMethod, Compiled
@@ -23,47 +22,11 @@ from localize.methods.networks.losses import Criteria
 from localize.plan.memory_budget import MemoryBudget
 from localize.plan.memory_forecast import MemoryForecast, ModuleMemory, Moment, Schedule
 from localize.plan.plan import Plan
-from localize.runtime.local_graph import LocalGraphModule
-from passes.common.fake_tensors import device_of
+from passes.common.fake_tensors import device_of, on_meta
 from passes.errors import PlanError
 
 RIVALS = {rule.name: ChosenMethod(rule, bp.Options()) for rule in (bp.METHOD, bp.CHECKPOINT)}
 """Methods that a forecast shows next to a plan's own, by name."""
-
-
-def measure(
-    local: LocalGraphModule,
-    batch_size: int,
-    *,
-    dtype: torch.dtype | str | None = None,
-    amp: torch.dtype | str | None = None,
-    optimizer: str | MakeOptimizer = "sgd",
-    step: Schedule = "batch",
-    target: Callable[[int], Any] | None = None,
-) -> MemoryForecast:
-    """Forecast the memory of a localized model as it is now, without the rivals of :meth:`localize.Plan.memory`.
-
-    A forecast takes about as long as one training step of a small batch. The model is not changed.
-
-    Args:
-        local: The localized model, on any device, the meta device included.
-        batch_size: Number of samples.
-        dtype: Type of parameters, buffers and images; by default they stay as they are.
-        amp: Autocast type of the forward passes; by default none.
-        optimizer: ``"sgd"`` (Nesterov momentum), ``"adam"``, ``"adamw"``, or a function from parameters to an
-            optimizer.
-        step: ``"batch"`` updates all parameters at the end of the step; ``"module"`` updates each local module's, and
-            frees their gradients, right after the last backward that reaches them.
-        target: Function from the batch size to a target for the criterion; by default class indices.
-
-    Raises:
-        PlanError: The step cannot be run on fake tensors, or a setting is out of range.
-        OptionError: ``optimizer`` is a string and not a known name.
-    """
-    settings = StepSettings(dtype=dtype, amp=amp, optimizer=optimizer, step=step, target=target)
-    twin = meta_copy(local)
-    assert isinstance(twin, LocalGraphModule)
-    return forecast(DryRun(twin, settings, device_of(local)), batch_size)
 
 
 def _forget() -> None:

@@ -9,8 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from localize.memory.dry_run import DryRun
+from localize.memory.forecast import forecast
 from localize.memory.live_bytes import LiveBytes
-from localize.memory.replicas import fake_copy
+from localize.memory.replicas import fake_copy, meta_copy
+from localize.memory.settings import MakeOptimizer, StepSettings
+from localize.plan.memory_forecast import MemoryForecast, Schedule
+from localize.runtime.local_graph import LocalGraphModule
+from passes.common.fake_tensors import device_of
 
 Step = Callable[[nn.Module, Tensor, Tensor], None]
 """Runs forward and backward of one batch, and leaves the gradients on the parameters."""
@@ -87,3 +93,38 @@ def train_step(module: nn.Module, images: Tensor, labels: Tensor) -> None:
 
 def _nesterov(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True)
+
+
+def measure(
+    local: LocalGraphModule,
+    batch_size: int,
+    *,
+    dtype: torch.dtype | str | None = None,
+    amp: torch.dtype | str | None = None,
+    optimizer: str | MakeOptimizer = "sgd",
+    step: Schedule = "batch",
+    target: Callable[[int], Any] | None = None,
+) -> MemoryForecast:
+    """Forecast the memory of a localized model as it is now, without the rivals of :meth:`localize.Plan.memory`.
+
+    A forecast takes about as long as one training step of a small batch. The model is not changed.
+
+    Args:
+        local: The localized model, on any device, the meta device included.
+        batch_size: Number of samples.
+        dtype: Type of parameters, buffers and images; by default they stay as they are.
+        amp: Autocast type of the forward passes; by default none.
+        optimizer: ``"sgd"`` (Nesterov momentum), ``"adam"``, ``"adamw"``, or a function from parameters to an
+            optimizer.
+        step: ``"batch"`` updates all parameters at the end of the step; ``"module"`` updates each local module's, and
+            frees their gradients, right after the last backward that reaches them.
+        target: Function from the batch size to a target for the criterion; by default class indices.
+
+    Raises:
+        PlanError: The step cannot be run on fake tensors, or a setting is out of range.
+        OptionError: ``optimizer`` is a string and not a known name.
+    """
+    settings = StepSettings(dtype=dtype, amp=amp, optimizer=optimizer, step=step, target=target)
+    twin = meta_copy(local)
+    assert isinstance(twin, LocalGraphModule)
+    return forecast(DryRun(twin, settings, device_of(local)), batch_size)

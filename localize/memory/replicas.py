@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from localize.compiler.emit import emit
 from localize.runtime.local_graph import LocalGraphModule
-from passes.common.fake_tensors import fake_mode, fill_with_fakes
+from passes.common.fake_tensors import fake_mode, fill_with_fakes, on_meta
 
 
 @contextmanager
@@ -37,22 +36,6 @@ def meta_copy(module: nn.Module) -> nn.Module:
     memo = on_meta(module)
     with torch.random.fork_rng(devices=[]):  # a copy may build layers anew, and draw weights for them
         return _remade(module, memo) if isinstance(module, LocalGraphModule) else copy.deepcopy(module, memo)
-
-
-def on_meta(*parts: Any) -> dict[int, Any]:
-    """Return a ``copy.deepcopy`` memo that replaces parameters and buffers by tensors on the meta device.
-
-    Args:
-        parts: Modules; other values are ignored.
-    """
-    modules = [part for part in parts if isinstance(part, nn.Module)]
-    memo: dict[int, Any] = {}
-    for tensor in (t for module in modules for t in (*module.parameters(), *module.buffers())):
-        if not is_lazy(tensor):
-            like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if parameter else like
-    return memo
 
 
 def _remade(local: LocalGraphModule, memo: dict[int, Any]) -> LocalGraphModule:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from localize.plan.memory_forecast import Schedule
-from localize.runtime.optimizers import OPTIMIZERS, build_named
+from localize.runtime.named_optimizers import OPTIMIZERS, build_named
 from localize.runtime.options import OptionError
 from passes.errors import PlanError
 
@@ -32,7 +32,7 @@ class StepSettings:
     amp: torch.dtype | str | None = None
     """Autocast type of the forward passes, one region for each local module; None for no autocast."""
     optimizer: str | MakeOptimizer = "sgd"
-    """A key of :data:`localize.runtime.optimizers.OPTIMIZERS`, or a function from parameters to an optimizer."""
+    """A key of :data:`localize.runtime.named_optimizers.OPTIMIZERS`, or a function from parameters to an optimizer."""
     step: Schedule = "batch"
     """When parameters are updated: at the end of the step, or each local module's right after its own backward."""
     target: Callable[[int], Any] | None = None

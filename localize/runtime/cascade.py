@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from localize.runtime.local_module import LocalModule
-from passes.codegen.buffers import buffers_kept
 from passes.codegen.generate import returned
+from passes.codegen.recompute import buffers_kept
 
 
 def window_of(modules: Sequence[LocalModule], index: int) -> list[LocalModule]:

@@ -11,8 +11,8 @@ from torch import fx, nn
 from localize.methods.networks.blocks import Recomputed
 from localize.methods.networks.local_loss import Batch, supervise
 from localize.plan.records import LocalModulePlan
-from passes.codegen.buffers import Buffer, buffers_of
 from passes.codegen.eval_mode import for_inference
+from passes.codegen.recompute import Buffer, buffers_of
 from passes.common.parameters import hold
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from localize.runtime.optimizers import OPTIMIZERS, build_named
+from localize.runtime.named_optimizers import OPTIMIZERS, build_named
 from localize.runtime.options import Runtime
 from passes.errors import LocalizeError
 

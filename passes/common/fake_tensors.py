@@ -124,3 +124,19 @@ def fill(owners: Iterable[nn.Module], dtype: torch.dtype | None = None) -> list[
 def _empty_on_cpu(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=kind, device="cpu")
+
+
+def on_meta(*parts: Any) -> dict[int, Any]:
+    """Return a ``copy.deepcopy`` memo that replaces parameters and buffers by tensors on the meta device.
+
+    Args:
+        parts: Modules; other values are ignored.
+    """
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    memo: dict[int, Any] = {}
+    for tensor in (t for module in modules for t in (*module.parameters(), *module.buffers())):
+        if not is_lazy(tensor):
+            like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if parameter else like
+    return memo

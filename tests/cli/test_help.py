@@ -25,7 +25,7 @@ from localize.cli.inspect_why import take_name
 from localize.cli.main import app, main
 from localize.cli.method_flags import options_of
 from localize.methods import METHODS
-from localize.runtime.optimizers import OPTIMIZERS
+from localize.runtime.named_optimizers import OPTIMIZERS
 from localize.runtime.options import DTYPES, NAMED
 from localize.training.recipe import CLIP_BY, STEPS
 from tests.tools.paths import ROOT

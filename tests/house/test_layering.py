@@ -38,6 +38,9 @@ SPINE = (
 )
 """A room sees itself and the rows above its own; rooms of one row do not see each other."""
 
+LONGEST_CHAIN = 18
+"""Modules in the longest chain of imports."""
+
 OUTSIDE = {"passes": {"torch", "networkx"}, "localize.methods": {"torch"}}
 """What a package may import from outside, beside the standard library."""
 
@@ -104,6 +107,12 @@ def test_one_door_alone_is_opened_by_name() -> None:
 def test_imports_have_no_cycle() -> None:
     graph = nx.DiGraph((name, target) for name in MODULES for target in _own(name))
     assert list(nx.simple_cycles(graph)) == []
+
+
+def test_the_longest_chain_of_imports_is_short() -> None:
+    graph = nx.DiGraph((name, target) for name in MODULES for target in _own(name))
+    chain = nx.dag_longest_path(graph)
+    assert len(chain) <= LONGEST_CHAIN, " > ".join(chain)
 
 
 @pytest.mark.parametrize("package", sorted(OUTSIDE))

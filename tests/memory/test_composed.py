@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule, localize
-from localize.memory.chart import POINTS, step_memory
-from localize.memory.composed import ComposedRun, dry_run_of
+from localize.memory.chart import POINTS, dry_run_of, step_memory
+from localize.memory.composed import ComposedRun
 from localize.memory.dry_run import DryRun
 from localize.memory.forecast import forecast
 from localize.memory.replicas import meta_copy

@@ -17,13 +17,13 @@ from torch import nn
 
 from localize import LocalGraphModule, LocalizeError, Plan, PlanError, localize
 from localize.memory.dry_run import DryRun
-from localize.memory.forecast import Curve, forecast, measure
-from localize.memory.peak import peak_step_bytes
+from localize.memory.forecast import Curve, forecast
+from localize.memory.peak import measure, peak_step_bytes
 from localize.memory.replicas import meta_copy
 from localize.memory.settings import StepSettings
 from localize.models import CifarResNet, cifar_resnet
 from localize.plan.memory_forecast import MemoryForecast
-from localize.runtime.optimizers import OPTIMIZERS
+from localize.runtime.named_optimizers import OPTIMIZERS
 from localize.runtime.options import OptionError
 from localize.training.recipe import Recipe
 from tests.models.dense_models import Pyramid

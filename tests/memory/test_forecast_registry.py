@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from localize import localize
-from localize.memory.forecast import measure
+from localize.memory.peak import measure
 from tests.models.real import OTHERS, PAIRED, SIZE
 from tests.tools.tracked import tracked
 

@@ -11,7 +11,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from localize import LocalGraphModule, LocalizeError, OutOfMemoryError, localize
-from localize.memory.forecast import measure
+from localize.memory.peak import measure
 from localize.models import CifarResNet, cifar_resnet
 from localize.training.data.batches import load_data
 from localize.training.data.sources import open_source

@@ -22,8 +22,8 @@ from localize.plan.show import describe
 from localize.runtime.cascade import before, entering, last_reads, window_of
 from localize.runtime.local_graph import HEAD_WEIGHT, LocalGraphModule
 from localize.runtime.local_module import LocalModule
-from passes.codegen.buffers import buffers_kept, buffers_of
 from passes.codegen.generate import opened
+from passes.codegen.recompute import buffers_kept, buffers_of
 
 LEARNABLE = '''\
 def learnable(loss):

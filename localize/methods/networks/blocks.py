@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from passes.codegen.buffers import buffers_in, buffers_of
 from passes.codegen.generate import returned
-from passes.codegen.recompute import recomputed
+from passes.codegen.recompute import buffers_in, buffers_of, recomputed
 from passes.common.inplace import overwritten
 from passes.common.layer_kinds import DENSE, is_norm
 

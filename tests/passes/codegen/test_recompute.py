@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from passes.codegen.buffers import buffers_in
-from passes.codegen.recompute import recomputed
+from passes.codegen.recompute import buffers_in, recomputed
 from passes.codegen.relu import frugal_relu
 
 
