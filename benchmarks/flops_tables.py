@@ -1,4 +1,4 @@
-"""Costs of AugLocal's networks beside the paper's tables and the authors' released code, counted on what is emitted.
+"""Costs of AugLocal's networks next to the paper's tables and the authors' released code, counted on emitted networks.
 
 python benchmarks/flops_tables.py --output docs/parity.md
 """
@@ -46,13 +46,14 @@ MISPRINT = (6, 1.0)
 ABOUT = """\
 # Parity with the authors' networks
 
-What `localize(model, "auglocal")` emits, beside AugLocal's paper (Ma et al., ICLR 2024) and the authors' released code;
-DGL, PredSim and InfoPro as that paper compares them.
-Everything is counted on the emitted networks, as fvcore counts (`localize/bench/flops.py`): multiply-accumulates of
-convolutions and linear layers, 2 for each batch-norm element, 1 for each element that global pooling reads; at batch 1,
-in eval mode, primary and auxiliary networks together. `tests/methods/auglocal/test_parity.py` and
-`tests/methods/test_baselines.py` hold all of it; the latter also each auxiliary network of DGL, PredSim and InfoPro on
-ResNet-32 and VGG6a."""
+The costs of the networks that `localize` makes, next to those that AugLocal's paper (Ma et al., ICLR 2024) prints
+and those of the authors' released code. DGL, PredSim and InfoPro are counted as that paper compares them.
+
+Counted are the emitted networks, primary and auxiliary ones together, at batch 1 and in eval mode, in the way of fvcore
+(`localize/bench/flops.py`): multiply-accumulates of convolutions and linear layers, 2 for each batch-norm element, 1
+for each element that global pooling reads. Tests hold all of these figures: `tests/methods/auglocal/test_parity.py` and
+`tests/methods/test_baselines.py`, which also checks each auxiliary network of DGL, PredSim and InfoPro on ResNet-32 and
+VGG6a."""
 
 
 def primary(name: str) -> nn.Module:
@@ -65,12 +66,12 @@ def primary(name: str) -> nn.Module:
 
 
 def billions(count: int) -> str:
-    """To the digits that the paper prints."""
+    """Return a figure with the digits that the paper prints."""
     return f"{count / 1e9:.2f}"
 
 
 def table_7(count: Callable[[int, float], int]) -> Iterator[str]:
-    """Rows of table 7.
+    """Yield the rows of table 7.
 
     Args:
         count: FLOPs of ResNet-110 for a depth and a decay.
@@ -84,12 +85,12 @@ def table_7(count: Callable[[int, float], int]) -> Iterator[str]:
 
 @cache
 def baseline(method: str) -> LocalGraphModule:
-    """ResNet-110 with one local layer a module."""
+    """Return ResNet-110 with one local layer in each module."""
     return localize(primary("resnet110"), method)
 
 
 def baselines() -> Iterator[str]:
-    """Rows of table 7's other methods: what the paper counts, what it prints, and all that a step's networks cost."""
+    """Yield table 7's rows of other methods: MACs as the paper counts, the printed ones, and all networks of a step."""
     yield "| method | localize, MACs of classifiers | paper | localize, all networks, as fvcore counts |"
     yield "|---|---:|---:|---:|"
     for method, printed in TABLE_7_BASELINES.items():
@@ -99,7 +100,7 @@ def baselines() -> Iterator[str]:
 
 
 def table_11(count: Callable[[int, float], int]) -> Iterator[str]:
-    """Rows of table 11, ours / the paper's in each cell."""
+    """Yield the rows of table 11, with ours / the paper's in each cell."""
     yield "| d | " + " | ".join(f"tau={tau:g}" for tau in TAUS) + " |"
     yield "|---:" * (len(TAUS) + 1) + "|"
     for d, row in TABLE_11.items():
@@ -121,7 +122,7 @@ def reference_rows(name: str, expected: dict[str, Any], options: dict[str, Any])
 
 
 def row(name: str, label: str, local: LocalGraphModule, params: int, flops: int) -> str:
-    """Parameters and FLOPs of an emitted network, beside those of the released code."""
+    """Return parameters and FLOPs of an emitted network, next to those of the released code."""
     plan = local.plan
     auxiliaries = sum(module.auxiliary is not None for module in plan.modules)
     own = sum(p.numel() for p in local.parameters())

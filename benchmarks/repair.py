@@ -35,8 +35,9 @@ def markdown(records: Sequence[ModelRecord]) -> str:
     lines = [
         "# Repair",
         "",
-        "Copied layers of all auxiliary networks that fit their place by repair, without an adapter in front: the",
-        "smallest model of each of timm's families, AugLocal, d=3.",
+        "An auxiliary network copies later layers. A copy is repaired to fit its new place; where that fails, an",
+        "adapter goes in front. This page counts the copies that repair alone made fit, for the smallest model of each",
+        "family of timm, with AugLocal at d=3.",
         "",
         f"{datetime.date.today()}, torch {version('torch')}, timm {version('timm')}. "
         "Command: `python benchmarks/repair.py --output docs/repair.md`",
