@@ -60,6 +60,7 @@ def capture(
     _check_signature(model)
     leaves = _Leaves(model, policy or LeafPolicy(), closed)
     builtins = False
+    # Each failed trace closes a module or starts to record len and int, so there are not more rounds than that.
     for _ in range(2 + sum(1 for _ in model.modules())):
         tracer = Tracer(leaves.is_leaf, leaves.policy, example, builtins)
         try:
@@ -69,6 +70,7 @@ def capture(
         except Exception as error:
             path = tracer.failed_path
             if tracer.missed_number and not builtins:
+                # Only now: replacing them in the user's files is the last resort.
                 builtins = True
                 continue
             if path is None:
@@ -203,6 +205,7 @@ def _primary(model: nn.Module, tracer: Tracer, values: tuple[fx.Node, ...], outp
             remedy=f"Say which of them is the output. {choices(tracer.structure)}. Where all of them go into one loss, "
             "give output_criterion=",
         )
+    # In eval mode the model returns one value: in train mode it is the one from the same module or function.
     alike = [i for i, node in enumerate(values) if (node.op, node.target) == (in_eval.op, in_eval.target)]
     return alike[0] if len(alike) == 1 else 0
 

@@ -101,6 +101,7 @@ def find_difference(captured: Captured, example: TensorSpec) -> Opaque | None:
 def _blame(captured: Captured, eager: Trace, traced: Trace) -> Opaque | None:
     leaves = {str(node.target) for node in captured.nodes if node.op == "call_module"}
     for path, time in _completions(captured, eager.passes):
+        # Fingerprints before and after call number `time` of the module, in both runs.
         pairs = eager.calls[path], traced.calls[path]
         if any(len(pair) <= time for pair in pairs):
             continue
@@ -109,6 +110,7 @@ def _blame(captured: Captured, eager: Trace, traced: Trace) -> Opaque | None:
             # A leaf runs its own code either way: it does not compute the same twice.
             return None if path in leaves else _opaque(captured, path)
     if traced.failed is not None:
+        # No call that ended differs: the graph failed inside of one that did not end.
         path = captured.scope_path(captured.nodes[traced.failed].name)
         if path:
             return _opaque(captured, path)

@@ -62,7 +62,7 @@ def patched(tracer: Recorder) -> Iterator[None]:
     Args:
         tracer: The tracer that is recording.
     """
-    set_attribute, apply = nn.Module.__setattr__, torch.autograd.Function.apply
+    set_attribute, apply = nn.Module.__setattr__, torch.autograd.Function.__dict__["apply"]
     enter = torch.amp.autocast_mode.autocast.__enter__
 
     def assign(module: nn.Module, name: str, value: Any) -> None:
@@ -73,7 +73,8 @@ def patched(tracer: Recorder) -> Iterator[None]:
 
     def apply_traced(cls: Any, *args: Any, **kwargs: Any) -> object:
         if not _holds_proxy((args, kwargs)):
-            return apply.__func__(cls, *args, **kwargs)
+            # A method of C in some versions of torch, which has no __func__.
+            return apply.__get__(None, cls)(*args, **kwargs)
         if cls is CheckpointFunction:
             return args[0](*args[2:], **kwargs)
         if cls.__module__ == CheckpointFunction.__module__:

@@ -161,6 +161,7 @@ class Tracer(fx.Tracer):
     def _writes_to_buffer(self, node: fx.Node) -> bool:
         if node.op not in ("call_function", "call_method") or not changes_first_argument(node):
             return False
+        # Through views back to the tensor whose memory they share.
         source: Any = node.args[0]
         while isinstance(source, fx.Node) and is_view(source):
             source = source.args[0]
@@ -264,6 +265,7 @@ class Tracer(fx.Tracer):
         """
         if self.sizes is None:
             raise Undecided("its path depends on a tensor")
+        # Noted before the question: if it fails, another trace that records len and int may succeed.
         missed, self.missed_number = self.missed_number, ask in ("len", "int")
         with self._deciding():
             decision = self.sizes.decide(obj.node, ask)

@@ -130,6 +130,7 @@ class _GraphWriter:
                 continue
             if call is not None:
                 self._write_call(call)
+                # The module's own forward runs everything up to here.
                 done = call.last
             elif self.nodes[position].name not in self.values:
                 self._write_node(self.nodes[position])
@@ -155,6 +156,7 @@ class _GraphWriter:
         inside = {node.name for node in self.nodes[call.first : call.last + 1]}
         if not inside <= self.wanted | self.shared or call.result.name not in inside or not inside & self.members:
             return False
+        # Reads of parameters may be used elsewhere too: they can be written again.
         leaking = (n for n in self.nodes[call.first : call.last + 1] if n is not call.result)
         if any(user.name not in inside for node in leaking if node.op != "get_attr" for user in node.users):
             return False
