@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from localize.bench.sweep.examine import ExamineSettings, ModelRecord
+from localize.bench.sweep.examine import examine
+from localize.bench.sweep.record import ExamineSettings, ModelRecord
 from localize.bench.sweep.workers import Subject, sweep
 
 COVERAGE = Path(__file__).parent / "results" / "coverage.jsonl"
@@ -60,9 +61,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=400, help="seconds for each model")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    records = list(
-        sweep(smallest(arguments.coverage), ExamineSettings(), jobs=arguments.jobs, timeout=arguments.timeout)
-    )
+    models = smallest(arguments.coverage)
+    records = list(sweep(models, ExamineSettings(), examine, jobs=arguments.jobs, timeout=arguments.timeout))
     for record in records:
         if record.status != "localized":
             raise SystemExit(f"{record.name}: {record.status} at {record.stage}: {record.reason}")

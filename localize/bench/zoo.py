@@ -1,4 +1,4 @@
-"""Models from one string: timm's, torchvision's, this package's, or a function in a file of the user's."""
+"""Models by name: those of timm, torchvision and this package, and functions in a user's file."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ from passes.errors import LocalizeError
 
 
 class ModelError(LocalizeError):
-    """A model named in a string cannot be built."""
+    """A model does not exist, or cannot be built."""
 
 
 FORMS = "timm:NAME, torchvision:NAME, localize:cifar_resnetDEPTH or path.py:callable"
 DEFAULT_SIZE = 224
-"""Pixels a side where a model does not say what it takes."""
+"""Pixels a side for a model that does not say what it takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFactory:
-    """A model found by name, not yet built."""
+    """A model that was found by name and is not built yet."""
 
     spec: str
-    """The string that named it."""
+    """Name of the model, as :func:`find_model` took it."""
 
     name: str
-    """Short, fit for a folder's name."""
+    """Short name, fit for a folder."""
 
     make: Callable[[int | None, int | None], nn.Module]
-    """Number of classes, pixels a side (``None``: the model's own choice) -> model."""
+    """Builds the model from number of classes and pixels a side; None leaves either to the model."""
 
     image_size: int | None = None
-    """Pixels a side of the images it is meant for, where the model itself does not know."""
+    """Pixels a side of the images that the model is meant for, where the model itself does not say."""
 
     def build(self, classes: int | None = None, image_size: int | None = None, *, meta: bool = False) -> nn.Module:
-        """A model with fresh weights.
+        """Build the model with new random weights.
 
         Args:
-            classes: Number of outputs, by default the model's own choice; a function of the user's that takes no
-                ``num_classes`` decides by itself.
-            image_size: Pixels a side that the model is to take; only models with a fixed size need it.
-            meta: Build on the meta device: the parameters have shapes, hold no values and take no memory.
+            classes: Number of outputs; None leaves it to the model, as does a user's function without a parameter
+                ``num_classes``.
+            image_size: Pixels a side that the model takes; only models of a fixed size need it.
+            meta: Build on the meta device, where parameters have shapes but no values and take no memory.
 
         Raises:
-            ModelError: The model cannot be built so.
+            ModelError: The constructor raised an error, or did not return an ``nn.Module``.
         """
         try:
             model = (self._empty if meta else self.make)(classes, image_size)
         except LocalizeError:
             raise
-        except Exception as error:  # whatever a model's constructor raises
+        except Exception as error:  # a constructor may raise anything
             raise ModelError(f"cannot build {self.spec}", why=f"{type(error).__name__}: {error}") from error
         if not isinstance(model, nn.Module):
             raise ModelError(f"{self.spec} gave a {type(model).__name__}, not a torch.nn.Module")
@@ -72,7 +72,7 @@ class ModelFactory:
         try:
             with torch.device("meta"):
                 return self.make(classes, image_size)
-        except Exception:  # a constructor that reads what it computes, such as the slope of stochastic depth
+        except Exception:  # the constructor reads values that it computed, such as the rates of stochastic depth
             with _empty_parameters():
                 return self.make(classes, image_size).to("meta")
 
@@ -80,12 +80,15 @@ class ModelFactory:
 def find_model(spec: str) -> ModelFactory:
     """Find a model by name, without building it.
 
+    >>> find_model("localize:cifar_resnet20").name
+    'cifar_resnet20'
+
     Args:
         spec: ``timm:NAME``, ``torchvision:NAME``, ``localize:cifar_resnetDEPTH`` or ``path.py:callable``. The last
-            one runs the file, with all it does; the callable gets ``num_classes`` if it takes a parameter of that name.
+            form runs the file; the callable gets ``num_classes`` if it has a parameter of that name.
 
     Raises:
-        ModelError: There is no such model.
+        ModelError: No model has this name, or its library is not installed, or the file cannot be run.
     """
     prefix, colon, name = spec.partition(":")
     finders = {"timm": _timm, "torchvision": _torchvision, "localize": _own}
@@ -98,9 +101,10 @@ def find_model(spec: str) -> ModelFactory:
 
 
 def input_size(model: nn.Module, native: tuple[int, int] | None, channels: int) -> int | None:
-    """Pixels a side to feed a model with.
+    """Choose the pixels a side of a model's images.
 
     Args:
+        model: The model.
         native: Height and width of the images at hand if they are small; ``None`` if they are large.
         channels: Channels of an image.
 
@@ -114,14 +118,14 @@ def input_size(model: nn.Module, native: tuple[int, int] | None, channels: int) 
 
 
 def configured_size(model: nn.Module) -> int | None:
-    """Pixels a side that timm's configuration of a model names, if it has one."""
+    """Return the pixels a side in timm's configuration of a model; None if it has no such configuration."""
     configuration = getattr(model, "pretrained_cfg", None) or {}
     size = configuration.get("input_size") if hasattr(configuration, "get") else None
     return int(size[-1]) if size else None
 
 
 def input_channels(model: nn.Module) -> int:
-    """Channels of the images that a model takes: those of its first convolution if that is 1 or 3, else 3."""
+    """Return the channels of a model's images: those of its first convolution if that has 1 or 3, else 3."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return first.in_channels if first is not None and first.in_channels in (1, 3) else 3
 
@@ -139,11 +143,11 @@ def example_of(model: nn.Module, image_size: int | None) -> torch.Tensor | None:
 
 
 def takes(model: nn.Module, image_shape: tuple[int, int, int]) -> bool:
-    """Whether a model runs on images of this shape (C, H, W); tried on fake tensors, without computing."""
+    """Check on fake tensors whether a model runs on images of this shape (C, H, W)."""
     try:
         with fake_copy(model) as replica, torch.no_grad():
             replica.train()(torch.empty(2, *image_shape))
-    except Exception:  # a model refuses a size in its own way: an assertion, a shape error, ...
+    except Exception:  # models refuse a size in many ways: an assertion, a shape error, ...
         return False
     return True
 
@@ -185,7 +189,7 @@ def _own(spec: str, name: str) -> ModelFactory:
         )
     depth = int(match.group(1))
     if depth < 8 or depth % 6 != 2:
-        raise ModelError(f"no CIFAR ResNet has depth {depth}", remedy="Take 6n + 2: 8, 14, 20, 32, 56, 110, ...")
+        raise ModelError(f"depth must be 6n + 2, got {depth}", remedy="Take 8, 14, 20, 32, 56, 110, ...")
 
     def make(classes: int | None, image_size: int | None) -> nn.Module:
         from localize.models import cifar_resnet
@@ -199,9 +203,9 @@ def _from_file(spec: str, path: Path, attribute: str) -> ModelFactory:
     if not path.is_file():
         raise ModelError(f"no file {path} for model {spec!r}")
     module_spec = importlib.util.spec_from_file_location(f"_localize_user_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None  # it ends in .py
+    assert module_spec is not None and module_spec.loader is not None  # true of every path that ends in .py
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses and pickling look their module up there
+    sys.modules[module_spec.name] = module  # dataclasses and pickle look up their module there
     sys.path.insert(0, str(path.resolve().parent))  # as `python path.py` would
     try:
         module_spec.loader.exec_module(module)
@@ -209,16 +213,16 @@ def _from_file(spec: str, path: Path, attribute: str) -> ModelFactory:
         raise ModelError(f"{path} cannot be run", why=f"{type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.resolve().parent))
-    found = getattr(module, attribute, None)
-    if not callable(found):
+    builder = getattr(module, attribute, None)
+    if not callable(builder):
         known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise _unknown(spec, attribute, known)
 
     def make(classes: int | None, image_size: int | None) -> nn.Module:
-        if isinstance(found, nn.Module):  # callable too, but meant as it is
-            return found
-        takes_classes = "num_classes" in inspect.signature(found).parameters
-        model: nn.Module = found(**_classes(classes if takes_classes else None))
+        if isinstance(builder, nn.Module):  # a module is callable too, but is itself the model
+            return builder
+        takes_classes = "num_classes" in inspect.signature(builder).parameters
+        model: nn.Module = builder(**_classes(classes if takes_classes else None))
         return model
 
     return ModelFactory(spec, f"{path.stem}-{attribute}", make)
@@ -226,21 +230,22 @@ def _from_file(spec: str, path: Path, attribute: str) -> ModelFactory:
 
 @contextlib.contextmanager
 def _empty_parameters() -> Iterator[None]:
-    """Inside, parameters go to the meta device as modules get them; other tensors hold values."""
+    """Move each parameter to the meta device when a module registers it; other tensors keep their values."""
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta:  # None leaves it as it is; so tied parameters stay tied
+        if parameter is None or parameter.is_meta:  # None means no change, so tied parameters stay tied
             return None
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(cast(Any, to_meta))  # torch declares that it returns nothing
+    # torch's annotation says that the hook returns None.
+    handle = register_module_parameter_registration_hook(cast(Any, to_meta))
     try:
         yield
     finally:
         handle.remove()
 
 
-def _classes(count: int | None) -> dict[str, Any]:
+def _classes(count: int | None) -> dict[str, int]:
     return {} if count is None else {"num_classes": count}
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import typer
 from torch import nn
 
-from localize.bench.sweep.examine import ExamineSettings, figures
+from localize.bench.sweep.examine import figures
+from localize.bench.sweep.record import ExamineSettings
 from localize.bench.zoo import ModelFactory, example_of, find_model
 from localize.cli.load import tried
 from localize.obstacles import Obstacle

@@ -176,7 +176,7 @@ def check(
     Submodules that cannot be traced are named, and are no obstacle: the model localizes with them kept whole. Models
     are built without memory for their parameters, so large ones cost no more than small ones.
     """
-    from localize.bench.sweep.examine import ExamineSettings
+    from localize.bench.sweep.record import ExamineSettings
     from localize.cli.check import run_check
 
     settings = ExamineSettings(method=method, d=depth, **cutting(max_cut, granularity, output))
@@ -251,7 +251,7 @@ def sweep(
     Nothing is computed and no weights are made. Verifies that each local loss reaches exactly its own parameters.
     Ctrl-C leaves a file that the same command goes on with.
     """
-    from localize.bench.sweep.examine import ExamineSettings
+    from localize.bench.sweep.record import ExamineSettings
     from localize.cli.sweep import run_sweep
 
     settings = ExamineSettings(method=method, d=depth, **cutting(max_cut, granularity, None))

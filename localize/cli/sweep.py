@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from localize.bench.sweep.coverage import Log, family_table, report
-from localize.bench.sweep.examine import ExamineSettings, ModelRecord, SweepError
+from localize.bench.sweep.examine import examine
+from localize.bench.sweep.record import ExamineSettings, ModelRecord, SweepError
 from localize.bench.sweep.workers import SOURCES, Subject, subjects, sweep
 from localize.bench.zoo import ModelError
 
@@ -40,7 +41,7 @@ def run_sweep(
     if retry and force:
         raise SweepError("--retry and --force contradict each other", why="the one keeps records, the other drops them")
     wanted = subjects(SOURCES if source == "all" else (source,), patterns)
-    log = Log(out, anew=force)
+    log = Log(out, restart=force)
     console = Console(highlight=False, soft_wrap=True)
     waiting = [subject for subject in wanted if _due(log, subject, retry=retry)]
     if waiting or not log.runs:
@@ -80,7 +81,7 @@ def _examine(
         disable=not console.is_terminal,
     )
     # Closing the sweep ends its workers, also where Ctrl-C strikes.
-    with progress, closing(sweep(waiting, settings, jobs=jobs, timeout=timeout)) as found:
+    with progress, closing(sweep(waiting, settings, examine, jobs=jobs, timeout=timeout)) as found:
         task = progress.add_task("starting", total=len(waiting))
         for record in found:
             log.append(record)

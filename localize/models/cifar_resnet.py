@@ -3,7 +3,7 @@
 A 3x3 convolution, three stages of n blocks at widths 16, 32 and 64 whose later two begin with a stride of 2, global
 average pool, linear: depth 6n + 2. Shortcuts are projections where a block changes the shape (the paper's option B; its
 own CIFAR networks pad with zeros, option A), as in the networks that AugLocal (ICLR 2024) reports on. Convolutions are
-initialized as in AugLocal's appendix A.2. Modules bear torchvision's names.
+initialized as in AugLocal's appendix A.2. Modules have torchvision's names.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Residual function plus shortcut."""
+        """Return residual function plus shortcut."""
         identity = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
@@ -46,8 +46,8 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """ResNet for small images: (N, in_channels, H, W) -> (N, num_classes).
 
-    Any height and width from 8 pixels on will do; 32 is what it was made for, and what ``pretrained_cfg`` (timm's
-    convention) says. Build one with :func:`cifar_resnet`.
+    Height and width may be any number of pixels from 8 on; 32 is what the network was made for, and what
+    ``pretrained_cfg`` (timm's convention) says. Build one with :func:`cifar_resnet`.
     """
 
     def __init__(self, blocks: int, num_classes: int, in_channels: int, width: int) -> None:
@@ -67,7 +67,7 @@ class CifarResNet(nn.Module):
                 nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan_out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of a batch of images."""
+        """Return the logits of a batch of images, (N, num_classes)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: torch.Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
@@ -80,7 +80,10 @@ def _stage(in_channels: int, out_channels: int, stride: int, blocks: int) -> nn.
 
 
 def cifar_resnet(depth: int, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> CifarResNet:
-    """A CIFAR ResNet with fresh weights.
+    """Build a CIFAR ResNet with new random weights.
+
+    >>> sum(p.numel() for p in cifar_resnet(20).parameters())
+    272474
 
     Args:
         depth: Layers with weights, shortcuts not counted: 6n + 2, so 8, 14, 20, 32, 44, 56, 110, ...
@@ -96,8 +99,8 @@ def cifar_resnet(depth: int, num_classes: int = 10, in_channels: int = 3, width:
         LocalizeError: ``depth`` is not 6n + 2, or another argument is less than 1.
     """
     if depth < 8 or depth % 6 != 2:
-        raise LocalizeError(f"no CIFAR ResNet has depth {depth}", remedy="Take 6n + 2: 8, 14, 20, 32, 44, 56, 110, ...")
+        raise LocalizeError(f"depth must be 6n + 2, got {depth}", remedy="Take 8, 14, 20, 32, 44, 56, 110, ...")
     for name, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
         if value < 1:
-            raise LocalizeError(f"{name}={value} is less than 1")
+            raise LocalizeError(f"{name} must be at least 1, got {value}")
     return CifarResNet((depth - 2) // 6, num_classes, in_channels, width)

@@ -149,7 +149,7 @@ def test_the_command_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFix
         (("localize:cifar_resnet8", "--depth", "two"), "--depth takes whole numbers"),
         (("localize:cifar_resnet8", "--methods", "bp,nonsense"), "nonsense"),
         (("localize:cifar_resnet8", "--methods", ","), "no methods"),
-        (("localize:cifar_resnet9",), "no CIFAR ResNet has depth 9"),
+        (("localize:cifar_resnet9",), "depth must be 6n + 2, got 9"),
         (("localize:cifar_resnet8", "--device", "nowhere"), "no device 'nowhere'"),
     ],
 )

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from localize.bench.sweep.examine import ExamineSettings, ModelRecord, examine
-from localize.bench.sweep.workers import Subject
+from localize.bench.sweep.record import ExamineSettings, ModelRecord
+from localize.bench.sweep.workers import Examine, Subject
 from localize.cli import sweep as _sweep
 from localize.cli.main import main
 from tests.models.model_file import MODEL_FILE
@@ -96,11 +96,13 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Sweeps run in this process; the names that they come to."""
     names: list[str] = []
 
-    def in_process(models: list[Subject], settings: ExamineSettings, **options: Any) -> Iterator[ModelRecord]:
+    def in_process(
+        models: list[Subject], settings: ExamineSettings, examine: Examine, **options: Any
+    ) -> Iterator[ModelRecord]:
         assert options == {"jobs": None, "timeout": 600}
         for name, family in models:
             names.append(name)
-            yield examine(name, family, settings)
+            yield examine(name, family, settings, lambda stage: None)
 
     monkeypatch.setattr(_sweep, "sweep", in_process)
     return names
@@ -152,7 +154,9 @@ def test_sweep_stops_and_goes_on(
 def test_sweep_retries_what_did_not_localize(
     examined: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(models: list[Subject], settings: ExamineSettings, **options: Any) -> Iterator[ModelRecord]:
+    def refused(
+        models: list[Subject], settings: ExamineSettings, examine: Examine, **options: Any
+    ) -> Iterator[ModelRecord]:
         for name, family in models:
             status: Any = "localized" if name.endswith("0") else "refused"
             yield ModelRecord(

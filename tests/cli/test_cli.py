@@ -216,7 +216,7 @@ def test_force_starts_anew() -> None:
         ([*SHORT, "--model", "resnet"], "unknown model 'resnet'"),
         ([*SHORT, "--model", "timm:resnet1888"], "unknown model 'timm:resnet1888'. Did you mean resnet18"),
         ([*SHORT, "--model", "torchvision:vgg11_nb"], "Did you mean vgg11_bn"),
-        ([*SHORT, "--model", "localize:cifar_resnet9"], "no CIFAR ResNet has depth 9"),
+        ([*SHORT, "--model", "localize:cifar_resnet9"], "depth must be 6n + 2, got 9"),
         ([*SHORT, "--model", "none.py:make"], "no file none.py"),
         ([*SHORT, "--model", "model.py:mak"], "Did you mean make?"),
         ([*SHORT, "--model", "model.py:broken"], "cannot build model.py:broken: RuntimeError: no such luck"),

@@ -1,4 +1,4 @@
-"""Many models, one by one: localized, stepped, isolation checked, in worker processes.
+"""Sweeps over many models: each is localized, stepped and checked for isolation, in worker processes.
 
-May import what ``localize.bench`` may import.
+May import the same rooms as ``localize.bench``.
 """

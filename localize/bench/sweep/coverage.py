@@ -1,4 +1,4 @@
-"""The file of a sweep, which can be gone on with, and the report that is written from it."""
+"""The file of a sweep, to which later runs add, and the report that is written from it."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from localize.bench.sweep.examine import LARGE_SHARE, ExamineSettings, ModelRecord, SweepError
+from localize.bench.sweep.record import LARGE_SHARE, ExamineSettings, ModelRecord, SweepError
 from localize.text import markdown_table
 from localize.version import own_version
 
 NAMES_SHOWN = 3
-"""Names that a list shows of each model's submodules or parameters."""
+"""Most names of submodules or parameters that a list shows for one model."""
 
 
 class Log:
     """A file of records as JSON lines. Each run that adds to it first writes a line of its circumstances.
 
-    A later record of a model replaces an earlier one. What an interrupted write left of a last line is dropped.
+    A later record of a model replaces an earlier one. A last line that an interrupted write left incomplete is dropped.
 
     Args:
         path: The file; it need not exist.
-        anew: Forget what it holds; :meth:`begin` empties it.
+        restart: Ignore the content of the file; :meth:`begin` empties it.
 
     Raises:
-        SweepError: The file is no such file.
+        SweepError: The file was not written by a sweep.
         OSError: The file cannot be read.
     """
 
-    def __init__(self, path: Path, *, anew: bool = False) -> None:
+    def __init__(self, path: Path, *, restart: bool = False) -> None:
         self.path = path
         self.runs: list[dict[str, Any]] = []
-        """Circumstances of the runs."""
+        """Settings, versions, date and machine of each run that wrote to the file."""
         self.records: dict[str, ModelRecord] = {}
         """The last record of each model, by name."""
-        text = path.read_text(encoding="utf-8") if path.exists() and not anew else ""
+        text = path.read_text(encoding="utf-8") if path.exists() and not restart else ""
         self._whole = text.rpartition("\n")[0] + "\n" if "\n" in text else ""
         for number, line in enumerate(self._whole.splitlines(), 1):
             self._read(number, line)
@@ -56,13 +56,13 @@ class Log:
                 self.records[record.name] = record
         except (ValueError, TypeError) as error:
             raise SweepError(
-                f"{self.path} is no file of a sweep",
+                f"{self.path} was not written by a sweep",
                 why=f"line {number}: {error}",
                 remedy="Give another --out, or overwrite it with --force",
             ) from error
 
     def begin(self, settings: ExamineSettings, **further: Any) -> None:
-        """Notes the circumstances of a run: settings, versions, date, and what is given.
+        """Write the circumstances of a run: settings, versions, date, and the further values given.
 
         Raises:
             SweepError: An earlier run in this file had other settings.
@@ -83,7 +83,7 @@ class Log:
         self._write({"run": self.runs[-1]})
 
     def append(self, record: ModelRecord) -> None:
-        """Adds a record, on disk at once."""
+        """Add a record; it is on disk when the call returns."""
         self.records[record.name] = record
         self._write(dataclasses.asdict(record))
 
@@ -93,13 +93,13 @@ class Log:
 
 
 def _versions() -> dict[str, str]:
-    found = {"localize": own_version(), "python": platform.python_version()}
+    versions = {"localize": own_version(), "python": platform.python_version()}
     for package in ("torch", "timm", "torchvision"):
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _machine() -> str:
@@ -107,11 +107,11 @@ def _machine() -> str:
 
 
 def report(runs: Sequence[dict[str, Any]], records: Iterable[ModelRecord]) -> str:
-    """A sweep as markdown: a table of families for each library, then what did not go well.
+    """Write a sweep as markdown: a table of families for each library, then lists of models that need attention.
 
     Args:
         runs: :attr:`Log.runs`.
-        records: The records, one a model.
+        records: The records, one per model.
     """
     ordered = sorted(records, key=lambda record: (_library(record), record.family, record.name))
     sections = ["# Coverage", "\n".join(dict.fromkeys(_circumstances(run) for run in runs)), _totals(ordered)]
@@ -153,10 +153,10 @@ def _totals(records: Sequence[ModelRecord]) -> str:
 
 
 def family_table(records: Sequence[ModelRecord]) -> str:
-    """One line a family, as a markdown table.
+    """Write a markdown table with one row per family.
 
     Args:
-        records: Of one library.
+        records: The records of one library.
     """
     header = ("family", "models", "localized", "L", "K", "cut width", "largest layer", "repaired", "seconds")
     rows: list[tuple[str, ...]] = []

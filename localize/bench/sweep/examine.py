@@ -1,25 +1,25 @@
-"""One model by name: built on the meta device, localized, trained for a fake step. What came of it is a record."""
+"""Examine one model by name: build it on the meta device, localize it, run one fake training step, write a record."""
 
 from __future__ import annotations
 
 import traceback
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from localize.api import localize
 from localize.bench.sweep.isolation import fake_step
+from localize.bench.sweep.record import LARGE_SHARE, ExamineSettings, ModelRecord, Progress
 from localize.bench.zoo import example_of, find_model
 from localize.compiler.inputs import input_of
-from localize.methods import get_method, with_depth
+from localize.methods import get_method
 from localize.methods.networks.pooling import GlobalAveragePool
 from localize.runtime.local_graph import LocalGraphModule
 from passes.common.fake_tensors import fake_mode
@@ -27,130 +27,24 @@ from passes.common.parameters import uses
 from passes.errors import AdaptError, CaptureError, LocalizeError, MethodError, PartitionError, first_line
 from passes.ir import Network
 
-
-class SweepError(LocalizeError):
-    """A sweep cannot run, or its file belongs to another."""
-
-
-LARGE_SHARE = 0.5
-"""Share of a model's MACs above which a layer is looked into."""
 CLASSES = 1000
-"""Outputs of a classifier that is added."""
-
-Status = Literal["localized", "refused", "failed", "timeout"]
+"""Number of outputs of a classifier that is added to an encoder."""
 
 REASON_LENGTH = 300
-"""Characters of a reason that are kept: some of torch's errors run to pages."""
+"""Characters of a reason that are kept: some of torch's errors are pages long."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExamineSettings:
-    """How models are to be localized.
-
-    Raises:
-        MethodError: The method is unknown, or the depth is none.
-    """
-
-    method: str = "auglocal"
-    d: int = 3
-    """Depth of auxiliary networks."""
-    max_cut: int | None = None
-    """Most tensors that may cross a border between layers; None leaves it to :func:`localize.localize`."""
-    granularity: str | tuple[str, ...] | None = None
-    """What a layer is: "minimal", "block", or the names of cuts; None leaves it to :func:`localize.localize`."""
-    output: str | int | None = None
-    """Which of several values that the model returns is trained."""
-
-    def __post_init__(self) -> None:
-        options = get_method(self.method).Options
-        options(**with_depth(options, self.d, {}))
-
-    def keywords(self) -> dict[str, Any]:
-        """As :func:`localize.localize` takes them."""
-        further = {"max_cut": self.max_cut, "granularity": self.granularity, "output": self.output}
-        return {"d": self.d, **{key: value for key, value in further.items() if value is not None}}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRecord:
-    """What examining one model came to. Figures are 0 or empty where the examination did not get that far."""
-
-    name: str
-    """As :func:`~localize.bench.zoo.find_model` takes it."""
-    family: str
-    """The library's module that defines it."""
-    status: Status
-    """``localized``: localized, and the step kept to the plan. ``refused``: with an error that names the cause.
-    ``failed``: an unforeseen error, a loss that reached what it must not, or a process that died."""
-    stage: str = ""
-    """Where it stopped: build, capture, partition, plan, localize, step, isolation."""
-    reason: str = ""
-    """In one line."""
-    where: str = ""
-    """Module path in the model."""
-    source: str = ""
-    """Source line, ``file.py:12``."""
-    params: int = 0
-    macs: int = 0
-    """Convolution and linear multiply-accumulates at batch 1."""
-    input_shape: tuple[int, ...] = ()
-    """Of one sample."""
-    nodes: int = 0
-    """Of the captured graph."""
-    opaque: tuple[str, ...] = ()
-    """Submodules that were kept whole because they cannot be traced."""
-    layers: int = 0
-    """L."""
-    modules: int = 0
-    """K."""
-    cut_width: int = 0
-    """Most tensors that cross a border between layers."""
-    largest_share: float = 0.0
-    """The largest layer's share of the model's MACs, 0..1."""
-    tied: tuple[str, ...] = ()
-    """Where the largest layer holds more than half of the MACs: the parameters that several of its operations share. It
-    is not cut between their uses."""
-    blocks: int = 0
-    """Copied layers in all auxiliary networks."""
-    repaired: int = 0
-    """Those of them that were made to fit without an adapter in front."""
-    classifier_added: bool = False
-    """Whether it returns features of many positions, and was examined with pooling and a linear layer behind it."""
-    untrained: tuple[str, ...] = ()
-    """Trainable parameters that no loss reaches."""
-    build_seconds: float = 0.0
-    localize_seconds: float = 0.0
-    step_seconds: float = 0.0
-    peak_mb: int = 0
-    """Most memory that the process held, torch itself included; 1 MB is 1,000,000 bytes."""
-
-    @property
-    def seconds(self) -> float:
-        """All that the examination took."""
-        return self.build_seconds + self.localize_seconds + self.step_seconds
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelRecord:
-        """Reads what ``dataclasses.asdict`` gave, after a way through JSON."""
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**plain)
-
-
-def examine(
-    name: str, family: str, settings: ExamineSettings, progress: Callable[[str], object] = lambda stage: None
-) -> ModelRecord:
-    """Builds a model on the meta device, localizes it, and runs one training step on fake tensors.
+def examine(name: str, family: str, settings: ExamineSettings, progress: Progress = lambda stage: None) -> ModelRecord:
+    """Build a model on the meta device, localize it, and run one training step on fake tensors.
 
     Args:
-        name: As :func:`~localize.bench.zoo.find_model` takes it. The model has as many outputs as it likes.
-        family: Goes into the record.
-        settings: How to localize.
-        progress: Is told the stage that begins: build, localize, step.
+        name: As :func:`~localize.bench.zoo.find_model` takes it. The model keeps its own number of outputs.
+        family: The model's family, for the record.
+        settings: How to localize the model.
+        progress: Called with the stage that begins: build, localize, step.
 
     Returns:
-        The record; whatever error the model causes is in it.
+        The record. An error of any kind that the model causes is part of it.
     """
     facts: dict[str, Any] = {"name": name, "family": family, "status": "failed", "stage": "build"}
     _restart_peak()
@@ -172,29 +66,29 @@ def examine(
     except LocalizeError as error:
         facts |= {"status": "refused", "stage": _stage_of(error, facts["stage"]), "reason": _short(error.reason)}
         facts |= {"where": error.where or "", "source": error.source or ""}
-    except Exception as error:  # a bug, of ours or of the model's: it must not stop a sweep
+    except Exception as error:  # a bug of this package or of the model must not stop a sweep
         facts |= {"reason": _short(f"{type(error).__name__}: {first_line(error)}"), "source": _innermost(error)}
     return ModelRecord(**facts, peak_mb=_peak_mb())
 
 
 def compile_model(model: nn.Module, settings: ExamineSettings, example: torch.Tensor | None) -> LocalGraphModule:
-    """Localizes a model as the settings say.
+    """Localize a model with the options of the settings.
 
     Args:
         model: The primary network.
-        settings: How.
-        example: An input, if the model's configuration does not say what it takes.
+        settings: Method, depth and where to cut.
+        example: An input; None if the model's configuration says what it takes.
 
     Raises:
-        LocalizeError: As :func:`localize.localize` does.
+        LocalizeError: The model cannot be localized; see :func:`localize.localize`.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of a model's own code on being traced say nothing to who asks for it
+        warnings.simplefilter("ignore")  # a model's own code may warn when it is traced, which says nothing to the user
         return localize(model, settings.method, example_inputs=example, seed=0, **settings.keywords())
 
 
 def _compile(model: nn.Module, settings: ExamineSettings, image_size: int | None) -> tuple[LocalGraphModule, bool]:
-    """Localizes a model, or, if it is an encoder, the same model with a classifier behind it; whether that was so."""
+    """Localize a model, or an encoder with a classifier after it; return too whether a classifier was added."""
     example = example_of(model, image_size)
     try:
         local = compile_model(model, settings, example)
@@ -208,7 +102,8 @@ def _compile(model: nn.Module, settings: ExamineSettings, image_size: int | None
         example = torch.empty(shape, dtype=dtype, device="meta")
         with fake_mode(), torch.no_grad():
             features: Any = model.train()(example)
-        positions = {3: (1,), 4: (2, 3)}.get(getattr(features, "ndim", 0))  # of tokens, of images
+        # Dimensions of positions: of tokens (N, T, C), of images (N, C, H, W).
+        positions = {3: (1,), 4: (2, 3)}.get(getattr(features, "ndim", 0))
         if positions is None:
             raise
     channels = features.shape[1 if features.ndim == 4 else -1]
@@ -218,10 +113,10 @@ def _compile(model: nn.Module, settings: ExamineSettings, image_size: int | None
 
 
 def figures(local: LocalGraphModule) -> dict[str, Any]:
-    """The fields of a :class:`ModelRecord` that follow from a localized model."""
+    """Return the fields of a :class:`~localize.bench.sweep.record.ModelRecord` that a localized model determines."""
     plan = local.plan
-    planned = [block for module in plan.modules if module.auxiliary for block in module.auxiliary.blocks]
-    blocks = [block for block in planned if block.source is not None]  # plain ones copy nothing
+    every = [block for module in plan.modules if module.auxiliary for block in module.auxiliary.blocks]
+    blocks = [block for block in every if block.source is not None]  # plain blocks copy no layer
     largest = max(plan.layers, key=lambda layer: layer.macs)
     share = largest.macs / max(1, plan.macs)
     return {
@@ -247,7 +142,7 @@ def _tied(network: Network, index: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def _stage(name: str, facts: dict[str, Any], progress: Callable[[str], object]) -> Iterator[None]:
+def _stage(name: str, facts: dict[str, Any], progress: Progress) -> Iterator[None]:
     facts["stage"] = name
     progress(name)
     start = perf_counter()
@@ -275,14 +170,14 @@ def _short(text: str) -> str:
 
 
 def _innermost(error: Exception) -> str:
-    """The last source line outside torch that the error passed."""
+    """Return the last source line outside torch in the error's traceback; empty if there is none."""
     library = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((library, "<"))]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def _restart_peak() -> None:
-    """Makes the kernel count the process's peak memory from now on, where it can: Linux alone does."""
+    """Reset the peak that the kernel keeps of the process's memory; Linux alone can do it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

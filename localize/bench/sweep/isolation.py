@@ -1,4 +1,4 @@
-"""Whether each local loss reaches the parameters it is to train, and no other: seen by running one training step."""
+"""Check by one training step that each local loss reaches the parameters it trains, and no others."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from passes.codegen.generate import returned
 from passes.common.fake_tensors import device_of, fake_mode, faked
 
 BATCH = 2
-"""Samples in the step: batch norm in train mode refuses one value a channel."""
+"""Samples in the step: batch norm in train mode refuses a single value per channel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What the losses of one training step reached."""
+    """Differences between the plan and the gradients of one training step."""
 
     violations: tuple[str, ...]
-    """Each a sentence: a loss reached another module's parameter, or left out one of its own."""
+    """Sentences, one for each parameter that a wrong loss reached or that its own loss left out."""
     untrained: tuple[str, ...]
     """The model's trainable parameters that no loss reaches, by their names in the model."""
 
 
 def fake_step(local: LocalGraphModule) -> Reach:
-    """Runs one training step without computing anything, and compares what gets a gradient with the plan.
+    """Run one training step on fake tensors, and compare the parameters that get a gradient with the plan.
 
-    The step is one on fake tensors, of :data:`BATCH` samples. Gradients that ``local`` holds are dropped. Its buffers
-    are written to unless they are on the meta device, where there is nothing to write.
+    The step has :data:`BATCH` samples. Gradients that ``local`` holds are dropped. Its buffers are written to, unless
+    they are on the meta device, where there is nothing to write.
 
     Args:
-        local: A localized model, best one on the meta device; its criterion must take class indices.
+        local: A localized model, preferably on the meta device; its criterion must take class indices.
     """
     spec = local.plan.input
     device = device_of(local)
@@ -49,10 +49,9 @@ def fake_step(local: LocalGraphModule) -> Reach:
 
 
 def reach(local: LocalGraphModule, x: torch.Tensor, y: Any) -> Reach:
-    """One training step on the given batch; see :func:`fake_step`.
+    """Run one training step on the given batch; see :func:`fake_step`.
 
-    The cost grows with the number of parameters, not with that times the number of local modules: a hook on each
-    parameter tells when a gradient arrives.
+    A hook on each parameter tells when a gradient arrives, so the cost does not grow with the number of local modules.
     """
     names = {id(p): name for name, p in local.named_parameters()}
     modules = range(len(local.plan.modules))
@@ -60,21 +59,21 @@ def reach(local: LocalGraphModule, x: torch.Tensor, y: Any) -> Reach:
     owner = {id(p): k for k in reversed(modules) for p in local.parameters_of(k)}
     owner |= {id(local.primary.get_parameter(name)): m.index for m in local.plan.modules for name in m.parameters}
     with _arrivals(local) as arrived:
-        found: list[set[int]] = []
+        reached: list[set[int]] = []
         for out in local.steps(x, y):
             out.loss.backward()
-            found.append(set(arrived))
+            reached.append(set(arrived))
             arrived.clear()
-        missing = [(k, key) for k in modules for key in owned[k] - found[k]]
+        missing = [(k, key) for k in modules for key in owned[k] - reached[k]]
         idle = _unused(local, x, arrived, {key for _, key in missing}) if missing else set()
-    violations = [_leak(local, k, names[key], owner.get(key)) for k in modules for key in found[k] - owned[k]]
+    violations = [_leak(local, k, names[key], owner.get(key)) for k in modules for key in reached[k] - owned[k]]
     violations += [
         f"the loss of module {_label(local, k)} does not reach {names[key]}, which "
         + ("it owns" if owner[key] == k else f"module {_label(local, owner[key])} owns, as its cascade is to")
         for k, key in missing
         if key not in idle
     ]
-    everywhere = set().union(*found)
+    everywhere = set().union(*reached)
     primary = {name: p for name, p in local.primary.named_parameters() if p.requires_grad}
     untrained = tuple(name for name, p in primary.items() if id(p) not in everywhere)
     return Reach(tuple(sorted(violations)), untrained)
@@ -82,7 +81,7 @@ def reach(local: LocalGraphModule, x: torch.Tensor, y: Any) -> Reach:
 
 @contextmanager
 def _arrivals(module: nn.Module) -> Iterator[list[int]]:
-    """Inside, a list that grows by the identity of each parameter whose gradient arrives; the gradient is dropped."""
+    """Yield a list that grows by the ``id`` of each parameter whose gradient arrives; the gradient is dropped."""
     arrived: list[int] = []
 
     def note(parameter: torch.Tensor) -> None:
@@ -101,7 +100,7 @@ def _arrivals(module: nn.Module) -> Iterator[list[int]]:
 
 
 def _unused(local: LocalGraphModule, x: torch.Tensor, arrived: list[int], missing: set[int]) -> set[int]:
-    """Those of ``missing`` that nothing could train: the model does not use them, or they are copies of such."""
+    """Return those of ``missing`` that no loss can train: unused by the model, or copies of unused ones."""
     primary = {id(p): name for name, p in local.primary.named_parameters()}
     unused = missing & primary.keys() - _reached_by_backpropagation(local, x, arrived)
     # Blocks of auxiliary networks call their layers by the names of graph nodes, which have no dots.
@@ -113,7 +112,7 @@ def _unused(local: LocalGraphModule, x: torch.Tensor, arrived: list[int], missin
 
 
 def _reached_by_backpropagation(local: LocalGraphModule, x: torch.Tensor, arrived: list[int]) -> set[int]:
-    """What backward from the outputs reaches, where nothing is detached."""
+    """Return the ``id`` of each parameter that backpropagation from the outputs reaches, with nothing detached."""
     values: dict[str, Any] = {local.local_modules[0].inputs[0]: x}
     for module in local.local_modules:
         stage: Any = module.stage

@@ -1,4 +1,4 @@
-"""Many models, one by one, in worker processes: whatever one model does to its worker, the sweep goes on."""
+"""Many models, one after the other, in worker processes: a model that crashes its worker does not end the sweep."""
 
 from __future__ import annotations
 
@@ -13,42 +13,46 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 
 import torch
 
-from localize.bench.sweep.examine import ExamineSettings, ModelRecord, SweepError, examine
+from localize.bench.sweep.record import ExamineSettings, ModelRecord, Progress, SweepError
 from localize.bench.zoo import ModelError
 
 SOURCES = ("timm", "torchvision")
 MODELS_PER_WORKER = 100
-"""A worker is replaced after so many models: libraries keep a little of each (compiled code, names, caches).
+"""Models after which a worker is replaced: libraries keep a little of each model (compiled code, names, caches).
 
-What torch knows of fake operators is worth keeping that long: neighbours in the list are of one family.
+Fewer would be slower: torch caches what it learns about operators on fake tensors, and neighbours in the list are
+of one family.
 """
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-"""Of workers: they share the cores among them, and libraries warn on being imported."""
+"""Environment variables of workers: they share the cores among them, and libraries warn when they are imported."""
 
 Subject = tuple[str, str]
 """Name and family of a model."""
 
+Examine = Callable[[str, str, ExamineSettings, Progress], ModelRecord]
+"""A function of a file's top level, from name, family, settings and progress; a worker process imports it by name."""
+
 
 def subjects(sources: Sequence[str] = SOURCES, patterns: Sequence[str] = ()) -> list[Subject]:
-    """The models of libraries, by name, in the libraries' own order.
+    """Return the models of libraries, in the libraries' own order.
 
     Args:
-        sources: Of :data:`SOURCES`.
+        sources: Libraries, from :data:`SOURCES`.
         patterns: Keep models that match one of these, as a shell matches file names, with or without the prefix
             ``timm:`` or ``torchvision:``; without patterns, keep all.
 
     Raises:
         ModelError: A library is unknown or not installed, or no model matches.
     """
-    found = [subject for source in sources for subject in _listed(source)]
-    kept = [subject for subject in found if not patterns or _matches(subject[0], patterns)]
+    every = [subject for source in sources for subject in _listed(source)]
+    kept = [subject for subject in every if not patterns or _matches(subject[0], patterns)]
     if not kept:
         raise ModelError(f"no model of {' or '.join(sources)} matches {' or '.join(patterns)}")
     return kept
@@ -77,23 +81,29 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def sweep(
-    models: Iterable[Subject], settings: ExamineSettings, *, jobs: int | None = None, timeout: float = 600
+    models: Iterable[Subject],
+    settings: ExamineSettings,
+    examine: Examine,
+    *,
+    jobs: int | None = None,
+    timeout: float = 600,
 ) -> Generator[ModelRecord, None, None]:
-    """Examines models in worker processes, of one thread each.
+    """Examine models in worker processes of one thread each.
 
     A worker that dies or takes too long is replaced. Closing the iterator, or an exception in it, ends all workers.
 
     Args:
         models: Names and families.
-        settings: How to localize.
-        jobs: Number of workers; by default one a core.
-        timeout: Seconds for a model.
+        settings: How to localize the models.
+        examine: Examines one model; :func:`~localize.bench.sweep.examine.examine`.
+        jobs: Number of workers; by default one per core.
+        timeout: Seconds after which a model is given up.
 
     Yields:
         Records, in the order in which models are done.
 
     Raises:
-        SweepError: A worker process does not start.
+        SweepError: A worker process cannot be started.
     """
     waiting = deque(models)
     workers: list[_Worker] = []
@@ -101,7 +111,7 @@ def sweep(
         while waiting or any(worker.subject for worker in workers):
             busy = sum(worker.subject is not None for worker in workers)
             for _ in range(min(jobs or _cores(), len(waiting) + busy) - len(workers)):
-                workers.append(_Worker(settings))
+                workers.append(_Worker(settings, examine))
             for worker in workers:
                 if worker.idle and waiting:
                     worker.examine(waiting.popleft(), timeout)
@@ -122,12 +132,12 @@ def _cores() -> int:
 
 
 class _Worker:
-    """A process that examines models by name. Its messages: the stage that begins (``ready`` at first), and records."""
+    """A process that examines models by name. It sends the stage that begins (``ready`` at first), and records."""
 
-    def __init__(self, settings: ExamineSettings) -> None:
+    def __init__(self, settings: ExamineSettings, examine: Examine) -> None:
         context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
         self.connection, far = context.Pipe()
-        self.process = context.Process(target=_serve, args=(far, settings), daemon=True)
+        self.process = context.Process(target=_serve, args=(far, settings, examine), daemon=True)
         with _environment(ENVIRONMENT), _no_interrupts():
             self.process.start()
         far.close()
@@ -140,18 +150,18 @@ class _Worker:
 
     @property
     def idle(self) -> bool:
-        """Whether it has started and waits for a model."""
+        """Whether the worker has started and waits for a model."""
         return bool(self._stage) and self.subject is None and not self.spent
 
     def examine(self, subject: Subject, timeout: float) -> None:
-        """Hands it a model."""
+        """Give the worker a model."""
         self.subject, self._stage, self._start = subject, "build", time.monotonic()
         self.deadline = self._start + timeout
-        with suppress(OSError):  # it has died since: poll() finds out
+        with suppress(OSError):  # the worker has died: poll() finds out
             self.connection.send(subject)
 
     def poll(self) -> ModelRecord | None:
-        """What has come of its model, if anything has yet."""
+        """Return the record of the worker's model if it is done, has failed or is late; else None."""
         try:
             while self.connection.poll():
                 message = self.connection.recv()
@@ -174,7 +184,7 @@ class _Worker:
         code = self.process.exitcode or 0
         cause = f"exit code {code}" if code >= 0 else _signal_name(-code)
         if self.subject is None:
-            raise SweepError("a worker process does not start", why=cause)
+            raise SweepError("a worker process cannot be started", why=cause)
         return self._lost("failed", f"the worker process died: {cause}")
 
     def _lost(self, status: str, reason: str) -> ModelRecord:
@@ -184,7 +194,7 @@ class _Worker:
         return ModelRecord(name=name, family=family, status=status, stage=self._stage, reason=reason)  # type: ignore[arg-type]
 
     def end(self) -> None:
-        """Ends the process, whatever it does."""
+        """Kill the process, whatever it is doing."""
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -197,7 +207,7 @@ def _signal_name(number: int) -> str:
 
 @contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Inside, processes start with these environment variables."""
+    """Start processes with these environment variables inside the ``with`` block."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
@@ -212,7 +222,7 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Inside, processes start deaf to Ctrl-C, which is for the parent: it ends its workers. One that comes waits."""
+    """Block Ctrl-C inside the ``with`` block, and in processes started there: the parent ends its workers itself."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -223,8 +233,8 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, settings: ExamineSettings) -> None:
-    """A worker's life: examines what it is handed until the other end closes."""
+def _serve(connection: Connection, settings: ExamineSettings, examine: Examine) -> None:
+    """Examine the models that arrive on a connection until its other end closes; a worker process runs this."""
     torch.set_num_threads(1)
     _hush()
     connection.send("ready")
@@ -233,12 +243,12 @@ def _serve(connection: Connection, settings: ExamineSettings) -> None:
             name, family = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(examine(name, family, settings, progress=connection.send))
+        connection.send(examine(name, family, settings, connection.send))
         gc.collect()
 
 
 def _hush() -> None:
-    """Models warn, log and print as they like; none of it belongs on the sweep's terminal."""
+    """Silence warnings, logs and prints of models and libraries: they do not belong on the sweep's terminal."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     sys.stdout.flush()

@@ -13,8 +13,9 @@ from torch import nn
 
 from localize import LocalGraphModule, LocalOutput, localize
 from localize.bench.sweep.coverage import Log, report
-from localize.bench.sweep.examine import ExamineSettings, ModelRecord, SweepError, examine
+from localize.bench.sweep.examine import examine
 from localize.bench.sweep.isolation import Reach, fake_step, reach
+from localize.bench.sweep.record import ExamineSettings, ModelRecord, SweepError
 from localize.bench.sweep.workers import subjects, sweep
 from localize.bench.zoo import ModelError, find_model
 from localize.models import CifarResNet
@@ -270,7 +271,7 @@ def test_names_families_and_filters() -> None:
 
 def test_a_worker_that_dies_does_not_stop_the_sweep(models: Path) -> None:
     names = ["models.py:chain", "models.py:dies", "models.py:two", "models.py:chain"]
-    records = list(sweep([(name, "toys") for name in names], ExamineSettings(), jobs=1))
+    records = list(sweep([(name, "toys") for name in names], ExamineSettings(), examine, jobs=1))
     assert [record.name for record in records] == names
     assert [record.status for record in records] == ["localized", "failed", "refused", "localized"]
     assert records[1].stage == "build"
@@ -280,7 +281,7 @@ def test_a_worker_that_dies_does_not_stop_the_sweep(models: Path) -> None:
 
 
 def test_a_model_that_takes_too_long_is_given_up(models: Path) -> None:
-    (record,) = sweep([("models.py:hangs", "toys")], ExamineSettings(), jobs=2, timeout=1)
+    (record,) = sweep([("models.py:hangs", "toys")], ExamineSettings(), examine, jobs=2, timeout=1)
     assert (record.status, record.stage) == ("timeout", "build")
     assert record.reason.startswith("not done after ")
 
@@ -333,10 +334,10 @@ def test_a_file_of_another_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match=r"d is 3 in .* and 4 here.*--force"):
         Log(path).begin(ExamineSettings(granularity=("a", "b"), d=4))
     assert path.read_text() == before
-    Log(path, anew=True).begin(ExamineSettings(d=4))
+    Log(path, restart=True).begin(ExamineSettings(d=4))
     assert Log(path).runs[0]["settings"]["d"] == 4
     path.write_text('{"a": 1}\n')
-    with pytest.raises(SweepError, match="is no file of a sweep: line 1"):
+    with pytest.raises(SweepError, match="was not written by a sweep: line 1"):
         Log(path)
 
 
