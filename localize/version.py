@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def own_version() -> str:
-    """The version that is installed; ``0+unknown`` of a source tree on the path that is not."""
+    """Return the version that is installed, or ``0+unknown`` for a source tree that is not installed."""
     try:
         return version("localize")
     except PackageNotFoundError:

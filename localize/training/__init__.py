@@ -1,4 +1,4 @@
 """The training loop: recipe, updates, checkpoints, metrics and data.
 
-May import ``localize.api``, ``localize.memory`` and what these may import.
+May import ``localize.api``, ``localize.memory`` and every room below them.
 """

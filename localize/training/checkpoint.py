@@ -29,7 +29,7 @@ SHOWN_DIFFERENCES = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """What a run does next: both count from 0."""
+    """The epoch and the step in it that a run does next; both count from 0."""
 
     epoch: int
     step: int
@@ -37,37 +37,37 @@ class Position:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checkpoint:
-    """All that a run needs to go on as if it had never stopped.
+    """Everything a run needs to continue as if it had never stopped.
 
     The learning rate is a function of the position, and batches are of (seed, epoch, step): neither has a state.
     """
 
     local: Mapping[str, Tensor]
-    """State of the localized model: primary and auxiliary networks."""
+    """State dict of the localized model: primary and auxiliary networks."""
 
     optimizer: Mapping[str, Any]
     plan: str
     """The plan as JSON."""
 
     settings: Mapping[str, Any]
-    """What the run was started with, by name."""
+    """Settings of the run, by name."""
 
     position: Position
     history: list[dict[str, Any]]
-    """Metrics of the epochs done."""
+    """Metrics of each epoch that is done."""
 
     partial: Mapping[str, Any]
     """Metrics gathered so far in the epoch that ``position`` is in."""
 
     random_state: Mapping[str, Any]
-    """States of the random number generators: dropout and its like draw from them."""
+    """States of the random number generators: layers such as dropout draw from them."""
 
     average: Mapping[str, Tensor] | None = None
-    """Averaged weights of the primary network, if the run keeps such."""
+    """Averaged weights of the primary network; None if the run keeps no average."""
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """States of torch's and Python's generators, as plain values and tensors."""
+    """Return the states of torch's and Python's generators, as plain values and tensors."""
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
     if device.type == "cuda":
@@ -76,7 +76,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Sets what :func:`random_state` read."""
+    """Set the states that :func:`random_state` returned."""
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
@@ -85,14 +85,14 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
-    """Writes a checkpoint whole or not at all.
+    """Write a checkpoint whole or not at all.
 
     Raises:
-        OSError: The folder cannot be written to, or the disk is full; a checkpoint that was there before stays.
+        OSError: The folder cannot be written to, or the disk is full; an earlier checkpoint at ``path`` stays.
     """
     content = {
         "format": FORMAT,
-        "torch": str(torch.__version__),  # a string type of its own, which weights_only refuses
+        "torch": str(torch.__version__),  # torch's own string class, which weights_only refuses
         "local": dict(checkpoint.local),
         "optimizer": dict(checkpoint.optimizer),
         "plan": checkpoint.plan,
@@ -108,25 +108,25 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a checkpoint onto the CPU, as data alone: no code in it is executed.
+    """Read a checkpoint onto the CPU, as data alone: no code in it is executed.
 
     Raises:
-        CheckpointError: There is none, it is damaged, or another version of the layout wrote it.
+        CheckpointError: The file does not exist, is damaged, or has another version of the layout.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}", remedy="Start the run without resuming it") from error
-    except pickle.UnpicklingError as error:  # torch's text would advise to load it all the same
+    except pickle.UnpicklingError as error:  # torch's own text advises to load the file without this protection
         raise CheckpointError(
-            f"{path} is no checkpoint of this program", why="it holds more than tensors and plain values"
+            f"{path} is not a checkpoint of this program", why="it holds more than tensors and plain values"
         ) from error
     except Exception as error:  # torch.load raises whatever its zip reader does
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise CheckpointError(f"{path} is no checkpoint of this program, or is damaged", why=why) from error
+        raise CheckpointError(f"{path} is not a checkpoint of this program, or is damaged", why=why) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise CheckpointError(f"{path} has layout {found!r}, this version reads {FORMAT}")
+        layout = content.get("format") if isinstance(content, dict) else None
+        raise CheckpointError(f"{path} has layout {layout!r}, this version reads {FORMAT}")
     epoch, step = content["position"]
     return Checkpoint(
         local=content["local"],
@@ -137,23 +137,24 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         history=content["history"],
         partial=content["partial"],
         random_state=content["random_state"],
-        average=content.get("average"),  # files of versions that kept none have no such entry
+        average=content.get("average"),  # files of earlier versions have no such entry
     )
 
 
 def check_same_run(checkpoint: Checkpoint, plan: str, settings: Mapping[str, Any], path: str | Path) -> None:
-    """Refuses a checkpoint of another run, saying what differs.
+    """Refuse a checkpoint of another run, and name what differs.
 
     Args:
-        plan: The plan of the model at hand, as JSON.
-        settings: What the run at hand is started with, by name.
-        path: Where the checkpoint came from, for the message.
+        checkpoint: The checkpoint to resume from.
+        plan: Plan of the present model, as JSON.
+        settings: Settings of the present run, by name.
+        path: File of the checkpoint, for the message.
 
     Raises:
-        CheckpointError: Plan or settings differ.
+        CheckpointError: Plan or settings differ from those in the checkpoint.
     """
     differing = list(differences(dict(checkpoint.settings), dict(settings)))
-    # A plan differs in many places at once when one setting does; then the setting is the news.
+    # One other setting changes the plan in many places: then the setting alone is named.
     differing = differing or list(differences(json.loads(checkpoint.plan), json.loads(plan), "plan"))
     if not differing:
         return
@@ -161,12 +162,16 @@ def check_same_run(checkpoint: Checkpoint, plan: str, settings: Mapping[str, Any
     more = f"; and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
     raise CheckpointError(
         f"checkpoint {path} belongs to another run: {shown}{more}",
-        remedy="Resume with the same settings, or start anew elsewhere",
+        remedy="Resume with the same settings, or start again in another folder",
     )
 
 
 def differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Where two JSON-like values differ, one line a place, by dotted name."""
+    """Yield one line for each place where two JSON-like values differ, by dotted name.
+
+    >>> list(differences({"lr": 0.1, "seed": 0}, {"lr": 0.2, "seed": 0}))
+    ['lr is 0.1 there and 0.2 here']
+    """
     if isinstance(saved, Mapping) and isinstance(now, Mapping):
         for key in [*saved, *(key for key in now if key not in saved)]:
             inner = f"{name}.{key}" if name else str(key)
@@ -182,13 +187,15 @@ def differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def save_primary(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a plain model's weights as safetensors, under the model's own names.
+    """Write a plain model's weights as safetensors, under the model's own names.
 
     Tensors that share memory (tied weights) are written once for each of their names, so that every loader finds
     all names of ``model.state_dict()``: ``model.load_state_dict(safetensors.torch.load_file(path))``.
 
     Args:
-        metadata: Text to keep in the file's header.
+        model: The model.
+        path: The file; written whole or not at all.
+        metadata: Texts by name for the file's header.
     """
     from safetensors.torch import save
 

@@ -18,20 +18,21 @@ MODULE_COLOURS = "viridis"
 RESOLUTION = 130  # dots per inch
 MARGIN = 3  # per cent of accuracy above and below the curves
 LOG_RATIO = 10  # losses that differ more than this are drawn on a logarithmic axis
-MARKED_EPOCHS = 25  # short runs get a dot an epoch: one epoch makes no line
+MARKED_EPOCHS = 25  # short runs get a dot per epoch: a single epoch gives no line
 
 
 def draw_curves(history: Sequence[EpochMetrics], path: str | Path, title: str) -> None:
-    """Writes a PNG: accuracy on the left; on the right the losses, those of the local modules coloured by depth.
+    """Write a PNG: accuracy on the left; on the right the losses, those of local modules coloured by depth.
 
     Args:
-        history: At least one epoch.
-        path: Where to write it, whole or not at all.
+        history: Metrics of at least one epoch.
+        path: The file; written whole or not at all.
+        title: Title of the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # A figure of its own instead of pyplot: no global state, no window system, safe in threads.
+    # A figure without pyplot has no global state and no window system, and is safe in threads.
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     accuracy, loss = figure.subplots(1, 2)
@@ -73,7 +74,7 @@ def _draw_losses(figure: Figure, axes: Axes, history: Sequence[EpochMetrics]) ->
 
 
 def _scale_losses(axes: Axes, history: Sequence[EpochMetrics]) -> None:
-    """Logarithmic where losses differ much: the test losses of the first epochs may dwarf the rest."""
+    """Use a logarithmic axis where losses differ much: test losses of the first epochs may be far above the rest."""
     from matplotlib.ticker import NullFormatter
 
     losses = [loss for m in history for loss in (m.train_loss, m.test_loss, *m.module_losses.values())]
@@ -100,5 +101,5 @@ def _finish(axes: Axes, history: Sequence[EpochMetrics], title: str) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left", fontsize=10)
-    # Beside the title, where no curve can run into it.
+    # Next to the title, where no curve can cross it.
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9, borderaxespad=0.1)

@@ -1,15 +1,14 @@
-"""What a run tells its caller, and how the caller, or Ctrl-C, tells it to stop."""
+"""Events that a run reports to its caller, and how Ctrl-C stops a run."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from localize.training.metrics import EpochMetrics
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A run begins, or goes on at ``position``."""
+    """A run begins, or continues at ``position``."""
 
     position: Position
     resumed: bool
@@ -35,7 +34,7 @@ class StepDone:
     steps_per_epoch: int
     images: int
     loss: Tensor
-    """Loss of the last local module: no number but a tensor on the device, so that only who reads it waits for it."""
+    """Loss of the last local module, a scalar tensor on the device: only a caller that reads its value waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +53,8 @@ class Interrupted(KeyboardInterrupt):
     A ``KeyboardInterrupt``, so that a script that does not catch it ends, as it would without a handler.
 
     Attributes:
-        position: What the run would have done next.
-        checkpoint: Where it is saved.
+        position: Epoch and step that the run would have done next.
+        checkpoint: File that the run is saved in.
     """
 
     def __init__(self, position: Position, checkpoint: Path) -> None:
@@ -69,12 +68,12 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """Turns the first SIGINT or SIGTERM into a flag to be read between steps; a second one interrupts at once."""
+    """Turn the first SIGINT or SIGTERM into a flag that is read between steps; a second one interrupts at once."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield flag
         return
-    previous: dict[signal.Signals, Any] = {}
+    previous: dict[signal.Signals, signal.Handlers | int | Callable[[int, FrameType | None], object] | None] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
         if flag.is_set():
@@ -82,7 +81,7 @@ def interrupts() -> Iterator[threading.Event]:
         flag.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # a job in the background is not for Ctrl-C to stop
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a background job ignores Ctrl-C, and keeps ignoring it
             previous[number] = signal.signal(number, handle)
     try:
         yield flag

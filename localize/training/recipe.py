@@ -36,7 +36,7 @@ class Recipe:
     """How to train; the defaults are those of AugLocal (ICLR 2024), appendix A.2.
 
     Raises:
-        RecipeError: An unknown optimizer, or a setting out of its range.
+        RecipeError: The optimizer is unknown, or a setting is out of its range.
     """
 
     epochs: int = PAPER_EPOCHS
@@ -46,21 +46,21 @@ class Recipe:
     """Images per step, at most: an epoch is split into batches whose sizes differ by at most one image."""
 
     optimizer: str = "sgd"
-    """``sgd`` (Nesterov), ``adam`` or ``adamw``."""
+    """``sgd`` (with Nesterov momentum), ``adam`` or ``adamw``."""
 
     lr: float | None = None
     """Peak learning rate. ``None``: with SGD 0.8 * batch_size / 1024, which is the paper's 0.8 on CIFAR-10 and,
     at batch 128, the paper's 0.1 on STL-10; with Adam and AdamW 0.001."""
 
     momentum: float = 0.9
-    """Momentum of SGD; the others keep torch's betas."""
+    """Momentum of SGD; Adam and AdamW keep torch's betas."""
 
     weight_decay: float = 1e-4
     """L2 penalty on every parameter (AdamW: decoupled decay)."""
 
     warmup_epochs: float | None = None
-    """Epochs of linear warm-up. ``None``: the paper's 10; runs of fewer than 100 epochs take a tenth of themselves,
-    so that a short run is not all warm-up."""
+    """Epochs of linear warm-up. ``None``: the paper's 10; runs of fewer than 100 epochs take a tenth of their
+    epochs, so that a short run is not all warm-up."""
 
     warmup_lr: float | None = None
     """Learning rate of the first step. ``None``: the paper's 0.01, or a tenth of ``lr`` where that is less."""
@@ -76,15 +76,15 @@ class Recipe:
     activations are kept of one micro-batch at a time. Batch norm sees micro-batches."""
 
     clip: float | None = None
-    """Gradients are scaled down to this 2-norm where theirs is larger."""
+    """Largest 2-norm of gradients; larger gradients are scaled down to it. ``None``: no limit."""
 
     clip_by: str = "global"
-    """What a norm is of: ``"global"``, all gradients together; ``"module"``, those of each local module by themselves,
-    so that no module's step depends on another's loss."""
+    """Gradients that share a norm: ``"global"``, all of them; ``"module"``, those of each local module, so that no
+    module's step depends on another's loss."""
 
     ema: float | None = None
     """Decay of an exponential moving average of the primary network's weights, taken after every step from the first
-    on. What is evaluated and exported is the average."""
+    on. The average is evaluated and exported. ``None``: no average."""
 
     step: str = "batch"
     """When weights are updated: ``"batch"``, all of them after the last module's backward; ``"module"``, each module's
@@ -94,8 +94,8 @@ class Recipe:
         _require(
             self.optimizer in OPTIMIZERS, f"unknown optimizer {self.optimizer!r}", f"Known: {', '.join(OPTIMIZERS)}"
         )
-        _require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
-        _require(self.batch_size >= 1, f"batch size must be at least 1, not {self.batch_size}")
+        _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        _require(self.batch_size >= 1, f"batch size must be at least 1, got {self.batch_size}")
         for name, low_excluded in (
             ("lr", True),
             ("warmup_lr", False),
@@ -106,10 +106,10 @@ class Recipe:
             if value is None:
                 continue
             fits = math.isfinite(value) and (value > 0 if low_excluded else value >= 0)
-            _require(fits, f"{name} must be {'above' if low_excluded else 'at least'} 0, not {value}")
+            _require(fits, f"{name} must be {'above' if low_excluded else 'at least'} 0, got {value}")
         _require(self.amp in (None, "bfloat16"), f"unknown amp {self.amp!r}", "Known: bfloat16")
         self._check_updates()
-        _require(0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, not {self.momentum}")
+        _require(0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, got {self.momentum}")
         _require(
             self.warmup <= self.epochs,
             f"warm-up of {self.warmup:g} epochs is longer than the run of {self.epochs}",
@@ -119,9 +119,9 @@ class Recipe:
         splits = 1 <= self.accumulate <= self.batch_size
         _require(splits, f"a batch of {self.batch_size} cannot be split into {self.accumulate} micro-batches")
         _require(
-            self.clip is None or (math.isfinite(self.clip) and self.clip > 0), f"clip must be above 0, not {self.clip}"
+            self.clip is None or (math.isfinite(self.clip) and self.clip > 0), f"clip must be above 0, got {self.clip}"
         )
-        _require(self.ema is None or 0 <= self.ema < 1, f"ema must be at least 0 and below 1, not {self.ema}")
+        _require(self.ema is None or 0 <= self.ema < 1, f"ema must be at least 0 and below 1, got {self.ema}")
         for name, known in (("clip_by", CLIP_BY), ("step", STEPS)):
             value = getattr(self, name)
             _require(value in known, f"unknown {name} {value!r}", f"Known: {', '.join(known)}")
@@ -140,7 +140,7 @@ class Recipe:
 
     @property
     def warmup(self) -> float:
-        """Epochs of warm-up, defaults filled in."""
+        """Epochs of warm-up, with the default filled in."""
         return min(PAPER_WARMUP_EPOCHS, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     @property
@@ -149,9 +149,13 @@ class Recipe:
         return min(PAPER_WARMUP_LR, self.peak_lr / 10) if self.warmup_lr is None else self.warmup_lr
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of a step: linear warm-up, then a cosine that would reach 0 one step after the last.
+        """Return the learning rate of a step: linear warm-up, then a cosine that would reach 0 one step after the last.
 
-        A function of the position alone, so that a resumed run needs no state to find it again.
+        It depends on the position alone, so a resumed run needs no state of a scheduler.
+
+        >>> recipe = Recipe(epochs=100, lr=0.8)
+        >>> [round(recipe.lr_at(epoch, 1), 4) for epoch in (0, 5, 10, 55, 99)]
+        [0.01, 0.405, 0.8, 0.4, 0.0002]
 
         Args:
             step: Steps done since the start of the run.
@@ -164,7 +168,12 @@ class Recipe:
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter], fused: bool = False) -> torch.optim.Optimizer:
-        """A fresh optimizer over ``parameters``, fused if asked for; those that need no gradient are left out."""
+        """Make an optimizer over those of ``parameters`` that need a gradient.
+
+        Args:
+            parameters: Parameters of the model.
+            fused: Whether one kernel updates all of them.
+        """
         return build_named(
             self.optimizer,
             parameters,
@@ -175,11 +184,11 @@ class Recipe:
         )
 
     def runtime(self, asked: Runtime) -> Runtime:
-        """How steps run: as ``asked``, under autocast and with channels last if this recipe says so."""
+        """Return how steps run: as ``asked``, with this recipe's autocast and channels last added."""
         return replace(asked, amp=self.amp or asked.amp, channels_last=self.channels_last or asked.channels_last)
 
     def settings(self) -> dict[str, Any]:
-        """Every setting by name, defaults filled in: what a resumed run must agree with."""
+        """Return every setting by name, defaults filled in; a resumed run must have the same ones."""
         return {
             "epochs": self.epochs,
             "batch_size": self.batch_size,

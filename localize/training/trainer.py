@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from localize.files import atomic_text
 from localize.runtime.error_context import explaining_memory
+from localize.runtime.predictions import in_eval_mode
 from localize.training.checkpoint import (
     Checkpoint,
     Position,
@@ -29,7 +31,6 @@ from localize.training.checkpoint import (
 from localize.training.curves import draw_curves
 from localize.training.data.batches import Data, derived_generator
 from localize.training.data.images import DataError
-from localize.training.evaluation import evaluate
 from localize.training.events import EpochDone, Event, Interrupted, Started, StepDone, interrupts
 from localize.training.metrics import EpochMetrics, Tally, to_csv, to_jsonl
 from localize.training.recipe import ADDED_SETTINGS, Recipe
@@ -41,7 +42,7 @@ from passes.errors import LocalizeError
 
 
 class TrainingError(LocalizeError):
-    """A run cannot go on: a loss is no longer finite."""
+    """A run cannot continue: a loss is no longer finite."""
 
 
 CHECKPOINT, PLAN, WEIGHTS = "checkpoint.pt", "plan.json", "model.safetensors"
@@ -55,10 +56,12 @@ DRAWING_INTERVAL = 10.0
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """How a run ended."""
+    """The result of a run."""
 
     history: tuple[EpochMetrics, ...]
+    """Metrics of each epoch."""
     out_dir: Path
+    """Folder with the files of the run."""
 
 
 def train(
@@ -74,26 +77,27 @@ def train(
     """Train a localized model, and write checkpoint, metrics, curves, plan and the primary network's weights.
 
     Every step runs ``local.steps``: a local module's backward before the next module's forward, then one optimizer
-    update, or one a module (``recipe.step``). An interrupt (SIGINT, SIGTERM) is obeyed between steps, after a
-    checkpoint; a second one at once. With ``resume`` the run goes on from the checkpoint in ``out_dir``; on a CPU, with
-    the same number of threads, its weights are bit-identical to those of a run that never stopped. Without it, files of
-    an earlier run are removed.
+    update, or one per module (``recipe.step``). An interrupt (SIGINT, SIGTERM) is obeyed between steps, after a
+    checkpoint; a second one at once. With ``resume`` the run continues from the checkpoint in ``out_dir``; on a CPU,
+    with the same number of threads, its weights are bit-identical to those of a run that never stopped. Without
+    ``resume``, files of an earlier run are removed.
 
     Args:
-        local: What :func:`localize.localize` returned. It is moved to ``device``, and so is the model in it.
-        data: See :func:`~localize.training.data.batches.load_data`.
-        recipe: Optimizer and learning rates. Its autocast and layout add to what ``local.runtime`` says, for this run.
-        out_dir: Folder for the files of the run; made if need be.
-        seed: Of the order of images, their augmentation, and whatever the model draws (dropout). Not of the initial
-            weights, which are the model's own.
-        resume: Go on with the run in ``out_dir``.
+        local: The result of :func:`localize.localize`. It is moved to ``device``, and so is the model in it.
+        data: Images; :func:`~localize.training.data.batches.load_data` loads them.
+        recipe: Optimizer and learning rates. Its autocast and layout are added to ``local.runtime`` for this run.
+        out_dir: Folder for the files of the run; made if it does not exist.
+        seed: Seed of the order of images, their augmentation, and the model's random layers (dropout). The initial
+            weights are the model's own.
+        device: Device to train on.
+        resume: Continue the run in ``out_dir``.
         on_event: Called with :class:`Started`, :class:`StepDone`, :class:`EpochDone`.
 
     Raises:
-        CheckpointError: Nothing to resume, or it belongs to another run.
-        DataError: The model has another number of outputs than the data has classes.
+        CheckpointError: There is no checkpoint to resume from, or it belongs to another run.
+        DataError: The model does not return one vector per image, with one output per class of the data.
         TrainingError: A loss is no longer finite.
-        Interrupted: SIGINT or SIGTERM came, and the run is saved.
+        Interrupted: SIGINT or SIGTERM arrived; the run is saved.
     """
     run = Run(local, data, recipe, Path(out_dir), seed, torch.device(device), on_event or (lambda event: None))
     run.check()
@@ -113,7 +117,7 @@ def train(
 
 
 class Run:
-    """One run: its state, and how it is saved."""
+    """One run: its state, its epochs and steps, and its files."""
 
     def __init__(
         self,
@@ -136,7 +140,12 @@ class Run:
         self.drawn = -math.inf
 
     def check(self) -> None:
-        """Refuses data that does not fit the model."""
+        """Refuse data that does not fit the model.
+
+        Raises:
+            DataError: The model does not return one vector per image, or has another number of outputs than the data
+                has classes.
+        """
         output, classes = self.local.plan.output, len(self.data.classes)
         if output.layout != "NC":
             raise DataError(
@@ -151,7 +160,11 @@ class Run:
             )
 
     def start(self, resume: bool) -> None:
-        """Puts model and optimizer where the run begins; writes the plan. Nothing is touched if the run is refused."""
+        """Set model and optimizer to the first step of the run, and write the plan. A refused run changes nothing.
+
+        Raises:
+            CheckpointError: There is no checkpoint to resume from, or it belongs to another run.
+        """
         path = self.out_dir / CHECKPOINT
         checkpoint = load_checkpoint(path) if resume else None
         if checkpoint is not None:
@@ -172,13 +185,13 @@ class Run:
             self.tally = Tally.from_state(checkpoint.partial, self.device)
         self.out_dir.mkdir(parents=True, exist_ok=True)
         if checkpoint is None:
-            for name in RUN_FILES:  # an earlier run's: files of two runs side by side would mislead
+            for name in RUN_FILES:  # files of two runs next to each other would mislead
                 (self.out_dir / name).unlink(missing_ok=True)
         atomic_text(self.out_dir / PLAN, self.plan)
         self.emit(Started(self.position, checkpoint is not None, self.steps))
 
     def epoch(self, interrupted: threading.Event) -> None:
-        """Trains the rest of an epoch, or up to an interrupt; evaluates after the last step; saves."""
+        """Train the rest of an epoch, or up to an interrupt; evaluate after the last step; save."""
         epoch, start = self.position.epoch, self.position.step
         self.local.train()
         began = time.perf_counter()
@@ -196,7 +209,11 @@ class Run:
         self.save()
 
     def step(self, index: int, images: Tensor, labels: Tensor) -> Tensor:
-        """One optimizer step; returns the loss of the last local module."""
+        """Take one optimizer step.
+
+        Returns:
+            The loss of the last local module, a scalar on the device.
+        """
         self.updates.set_lr(self.recipe.lr_at(index, self.steps))
         losses = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -214,9 +231,14 @@ class Run:
         return losses[-1]
 
     def _backward(self, images: Tensor, labels: Tensor, share: float, *, last: bool) -> tuple[Tensor, Tensor]:
-        """Forward and backward of a micro-batch; returns its part of each module's mean loss, and the logits."""
+        """Run forward and backward of a micro-batch.
+
+        Returns:
+            Its part of each module's mean loss, (K,), and the logits, (N, classes).
+        """
         losses: list[Tensor] = []
         logits = images
+        # No enumerate() and no zip() here: each would hold the last output, and with it the graph of a module.
         steps = self.local.steps(images, labels)
         while (output := next(steps, None)) is not None:
             loss = output.loss if share == 1 else output.loss * share
@@ -231,7 +253,7 @@ class Run:
         return torch.stack(losses), logits
 
     def _explaining(self, doing: str, images: Tensor, index: int | None) -> AbstractContextManager[None]:
-        """Where memory runs out inside, the error says in which local module, and what would take less."""
+        """Return a context whose out-of-memory errors name the local module, and what would take less memory."""
         settings = {"amp": self.recipe.amp, "optimizer": self.recipe.optimizer, "step": self.recipe.step}
         return explaining_memory(self.local.plan, images, doing, index, settings)
 
@@ -267,7 +289,7 @@ class Run:
         self.emit(EpochDone(metrics))
 
     def draw(self) -> None:
-        """Draws the curves, if there is anything to draw."""
+        """Draw the curves, if an epoch is done."""
         if self.history:
             draw_curves(self.history, self.out_dir / CURVES, title=f"{self.local.plan.model}, {self.local.plan.method}")
             self.drawn = time.monotonic()
@@ -285,7 +307,7 @@ class Run:
             save_primary(self.local.primary, self.out_dir / WEIGHTS, metadata)
 
     def save(self) -> None:
-        """Writes the checkpoint."""
+        """Write the checkpoint."""
         checkpoint = Checkpoint(
             local=self.local.state_dict(),
             optimizer=self.updates.state_dict(),
@@ -302,3 +324,21 @@ class Run:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def evaluate(
+    model: nn.Module, data: Data, *, batch_size: int, device: str | torch.device = "cpu"
+) -> tuple[float, float]:
+    """Return mean cross-entropy and accuracy (0..1) of a plain model on the test images.
+
+    The model runs in eval mode and without gradients; its mode is the same afterwards.
+    """
+    loss = torch.zeros((), dtype=torch.float64)
+    correct = total = 0
+    with in_eval_mode(model):
+        for images, labels in data.test_batches(batch_size, device=device):
+            logits = model(images)
+            loss += F.cross_entropy(logits.float(), labels, reduction="sum").double().cpu()
+            correct += int((logits.argmax(-1) == labels).sum())
+            total += len(labels)
+    return float(loss) / total, correct / total

@@ -1,4 +1,4 @@
-"""What happens to gradients in a run: when they become an update, how they are clipped, and the average of weights."""
+"""How gradients become updates: when, clipped to which norm, and with which average of the weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Updates:
     """Turns gradients into updates as a recipe says.
 
     Args:
-        local: The model, where it is to be trained: its tensors must stay where they are.
+        local: The model, already on its device: optimizers refer to its tensors.
         recipe: The settings.
-        fused: Whether all parameters of an optimizer are updated in one kernel.
+        fused: Whether one kernel updates all parameters of an optimizer.
     """
 
     def __init__(self, local: LocalGraphModule, recipe: Recipe, *, fused: bool = False) -> None:
@@ -40,20 +40,23 @@ class Updates:
         self.lr = recipe.peak_lr
 
     def set_lr(self, lr: float) -> None:
-        """The learning rate of the step to come."""
+        """Set the learning rate of the next step."""
         self.lr = lr
         for optimizer in [self._whole] if self._whole else (self._parts or {}).values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
     def after_module(self, name: str) -> None:
-        """To be called after a local module's last backward of a batch, with no graph alive."""
+        """Update a local module after its last backward of a batch, if modules are updated one by one.
+
+        No autograd graph may be alive: it would keep the parameters' values of before the update.
+        """
         if self._parts is not None:
             self._clip_to(self._owned[name])
             self._parts.step(name)
 
     def after_batch(self) -> None:
-        """To be called after the last module's."""
+        """Update what has not been updated yet, after the last module's backward of a batch."""
         if self._whole is not None:
             for group in self._owned.values() if self._by_module else [self._parameters]:
                 self._clip_to(group)
@@ -63,18 +66,18 @@ class Updates:
             self.average.update()
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the primary network has the weights that are evaluated and exported."""
+        """Return a context in which the primary network has the weights that are evaluated and exported."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer, or of each local module's."""
+        """Return the state of the optimizer, or of each local module's optimizer."""
         if self._parts is not None:
             return self._parts.state_dict()
         assert self._whole is not None, "there are either several optimizers or one"
         return self._whole.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any], average: Mapping[str, Tensor] | None) -> None:
-        """Reads what :meth:`state_dict` gave, and the average's state."""
+        """Take over what :meth:`state_dict` returned, and the state of the average."""
         if self._parts is not None:
             self._parts.load_state_dict(state)
         elif self._whole is not None:
@@ -88,12 +91,15 @@ class Updates:
 
 
 def micro_batches(images: Tensor, labels: Tensor, parts: int) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Consecutive parts of a batch, whose sizes differ by at most one image, each with its share of the batch.
+    """Split a batch into consecutive parts whose sizes differ by at most one image.
 
     Args:
-        images: (N, C, H, W).
-        labels: (N,).
-        parts: How many; fewer where the batch has fewer images.
+        images: Images, (N, C, H, W).
+        labels: Labels, (N,).
+        parts: Number of parts; a batch of fewer images has as many parts as images.
+
+    Yields:
+        Images and labels of a part, and its share of the batch, 0..1.
     """
     count = min(parts, len(labels))
     for some, theirs in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):

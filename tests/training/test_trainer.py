@@ -20,10 +20,9 @@ from localize.models import cifar_resnet
 from localize.training.checkpoint import CheckpointError
 from localize.training.data.batches import Data, load_data
 from localize.training.data.images import DataError
-from localize.training.evaluation import evaluate
 from localize.training.events import EpochDone, Event, Interrupted, Started, StepDone
 from localize.training.recipe import Recipe
-from localize.training.trainer import RUN_FILES, TrainingError, train
+from localize.training.trainer import RUN_FILES, TrainingError, evaluate, train
 from tests.models.dense_models import UNet
 from tests.tools.training import (
     RECIPE,

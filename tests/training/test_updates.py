@@ -17,10 +17,9 @@ from localize.models import cifar_resnet
 from localize.training.averaging import Average
 from localize.training.checkpoint import CheckpointError
 from localize.training.data.batches import Data, load_data
-from localize.training.evaluation import evaluate
 from localize.training.events import Interrupted
 from localize.training.recipe import ADDED_SETTINGS, Recipe
-from localize.training.trainer import TrainingResult, train
+from localize.training.trainer import TrainingResult, evaluate, train
 from localize.training.updates import Updates, micro_batches
 from tests.tools.rules import images, small
 from tests.tools.training import assert_same_weights, interrupt_after, localized, without_times

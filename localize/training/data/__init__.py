@@ -1,4 +1,4 @@
-"""Where images come from, and batches of them that depend on (seed, epoch, step) alone.
+"""Images for training: sources of images, stores that deliver them, and batches that a resumed run draws again.
 
-May import what ``localize.training`` may import.
+May import the same rooms as ``localize.training``.
 """

@@ -1,7 +1,7 @@
-"""Training and test images from one string, in batches that a resumed run draws again exactly.
+"""Training and test images by name, in batches that a resumed run draws again exactly.
 
-Every random choice comes from a generator derived from (seed, epoch, step), never from the state of a running one:
-batch (epoch, step) is the same whether a run arrives at it or starts there.
+Every random choice comes from a generator that is derived from (seed, epoch, step): batch (epoch, step) is the same
+whether a run reaches it or starts there.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ TEST_SHARE_OF_LIMIT = 5
 """A limit of N training images brings N // 5 test images with it."""
 
 Batch = tuple[Tensor, Tensor]
-"""Images, B x C x H x W, float32 and normalised; labels, B, int64."""
+"""Images, (B, C, H, W), float32 and normalised; labels, (B,), int64."""
 
 
 def derived_generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator whose stream depends on ``parts`` alone (a seed, a purpose, an epoch, a step)."""
+    """Return a CPU generator whose stream depends on ``parts`` alone: a seed, a purpose, an epoch, a step."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
@@ -44,7 +44,7 @@ class Data:
     """Training and test images, ready to be drawn in batches."""
 
     source: str
-    """The string that named it."""
+    """Name of the source, as :func:`load_data` took it."""
 
     classes: tuple[str, ...]
     train_images: Images
@@ -53,34 +53,36 @@ class Data:
     test_labels: Tensor
 
     size: tuple[int, int]
-    """Height and width that batches are delivered in."""
+    """Height and width of the images in batches, in pixels."""
 
     channels: int
+    """Channels of an image, 1 or 3."""
+
     flip: bool
     """Whether training images are mirrored half of the time."""
 
     mean: Tensor
-    """Per-channel mean of the training images, C, in 0..1."""
+    """Mean of each channel over the training images, (C,), in 0..1."""
 
     std: Tensor
-    """Per-channel standard deviation of the training images, C, in 0..1."""
+    """Standard deviation of each channel over the training images, (C,), in 0..1."""
 
     fingerprint: str
-    """Changes with the images, their labels and the limit; not with where they lie."""
+    """Text that changes with the images, their labels and the limit, but not with the folder that they are in."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """C, H, W of a delivered image."""
+        """Shape of one image in a batch: (C, H, W)."""
         return (self.channels, *self.size)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches that an epoch is split into."""
+        """Return the number of batches that an epoch is split into."""
         return math.ceil(len(self.train_labels) / batch_size)
 
     def train_batches(
         self, epoch: int, batch_size: int, seed: int, *, start: int = 0, device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
-        """Batches ``start``, ``start`` + 1, ... of an epoch: shuffled, augmented, normalised.
+        """Return batches ``start``, ``start`` + 1, ... of an epoch: shuffled, augmented, normalised.
 
         Small images: random crop with 4 pixels of reflected padding, mirrored half of the time where ``flip``: AugLocal
         (ICLR 2024), appendix A.2. Large ones: random resized crop. Sizes of batches differ by at most one image, so
@@ -100,7 +102,7 @@ class Data:
         return one_ahead(jobs) if images.lazy else (job() for job in jobs)
 
     def test_batches(self, batch_size: int, *, device: torch.device | str = "cpu") -> Iterator[Batch]:
-        """All test images in order, normalised, unaugmented."""
+        """Return all test images in order, in batches, normalised and not augmented."""
         place = torch.device(device)
         chunks = torch.arange(len(self.test_labels)).split(batch_size)
         images = self.test_images.to(place)
@@ -112,7 +114,7 @@ class Data:
         return one_ahead(jobs) if images.lazy else (job() for job in jobs)
 
     def settings(self) -> dict[str, Any]:
-        """What a resumed run must agree with."""
+        """Return what must be the same in a resumed run."""
         return {"images": self.fingerprint, "image_shape": list(self.image_shape), "classes": list(self.classes)}
 
     def _delivered(self, pixels: Tensor, device: torch.device) -> Tensor:
@@ -125,7 +127,7 @@ class Data:
 
 
 def one_ahead(jobs: Iterable[Callable[[], Batch]]) -> Iterator[Batch]:
-    """Results in order, the next one made while the caller works on this one."""
+    """Yield the results of jobs in order; a thread makes the next one while the caller works on the last."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
         pending = None
         for job in jobs:
@@ -145,20 +147,19 @@ def load_data(
     limit: int | None = None,
     test_limit: int | None = None,
 ) -> Data:
-    """Open a source, decode it if its images are small, and take the statistics of its training images.
+    """Open a source, decode its images if they are small, and compute the statistics of its training images.
 
     Args:
         source: ``digits``, ``fashion-mnist:DIR``, a folder (see
-            :func:`~localize.training.data.sources.open_source`), or one
-            already opened.
-        image_size: Pixels a side to deliver. ``None``: the images' own size if small (digits: 32), else 224.
+            :func:`~localize.training.data.sources.open_source`), or a source that is open already.
+        image_size: Pixels a side in batches. ``None``: the images' own size if small (digits: 32), else 224.
         channels: 3, or 1 for grey.
         limit: Train on this many images only, the same number of every class, and the same images every time.
-        test_limit: Likewise for the test images. ``None``: all of them, or ``limit // 5`` if there is a limit, but at
-            least one of each class.
+        test_limit: Test on this many images only. ``None``: on all of them, or on ``limit // 5`` if there is a
+            limit, but on at least one of each class.
 
     Raises:
-        DataError: There is no such source, it is not laid out as it should be, an image cannot be read, or a limit
+        DataError: There is no such source, its folders have another layout, an image cannot be read, or a limit
             is smaller than the number of classes.
     """
     opened = open_source(source) if isinstance(source, str) else source
@@ -167,7 +168,7 @@ def load_data(
     if test_limit is None and limit is not None:
         test_limit = max(classes, limit // TEST_SHARE_OF_LIMIT)
     size = (image_size, image_size) if image_size is not None else opened.native_size or (LARGE_SIZE, LARGE_SIZE)
-    # Kept small in memory and enlarged on the way out; shrunk at once.
+    # Small images are kept small in memory and enlarged batch by batch; they are shrunk when they are loaded.
     stored = opened.native_size if opened.native_size is not None and max(size) > SMALL else size
     train = _chosen(opened.train, limit, classes, "limit")
     test = _chosen(opened.test, test_limit, classes, "test limit")
@@ -190,7 +191,10 @@ def load_data(
 
 
 def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, C and C, in 0..1; large images are sampled evenly."""
+    """Return mean and standard deviation of each channel, (C,) and (C,), in 0..1.
+
+    All small images count; of large ones, :data:`STATISTICS_SAMPLE` at equal distances.
+    """
     count = min(len(images), STATISTICS_SAMPLE) if images.lazy else len(images)
     chosen = torch.linspace(0, len(images) - 1, count).round().long()
     total, squares, pixels = torch.zeros(1), torch.zeros(1), 0
@@ -206,9 +210,9 @@ def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
 
 def _check_shape(image_size: int | None, channels: int) -> None:
     if channels not in (1, 3):
-        raise DataError(f"images have 1 or 3 channels, the model wants {channels}")
+        raise DataError(f"channels must be 1 or 3, got {channels}")
     if image_size is not None and image_size < 1:
-        raise DataError(f"image size must be at least 1 pixel, not {image_size}")
+        raise DataError(f"image size must be at least 1 pixel, got {image_size}")
 
 
 def _chosen(split: Split, limit: int | None, classes: int, name: str) -> Tensor:

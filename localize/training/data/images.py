@@ -1,7 +1,7 @@
-"""Stores of images that deliver batches: in memory (small images) or decoded on the way (large ones).
+"""Stores of images that deliver batches: from memory (small images) or from files (large ones).
 
-Shapes: N images, B images of a batch, C channels, H x W pixels. Stores deliver uint8, B x C x H x W; whatever a store
-draws at random comes from the generator it is handed, so equal generators give equal batches.
+Shapes: N images, B images of a batch, C channels, H x W pixels. Stores deliver uint8, (B, C, H, W). All random
+choices come from the generator that a store is given, so equal generators give equal batches.
 """
 
 from __future__ import annotations
@@ -39,25 +39,29 @@ class Images(Protocol):
     """A store of N images."""
 
     lazy: bool
-    """Whether a batch is slow to make and worth preparing ahead."""
+    """Whether a batch takes long to make, so that a thread should make the next one in advance."""
 
     def __len__(self) -> int: ...
 
     def train_batch(self, indices: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
-        """Augmented images, uint8, B x C x H x W."""
+        """Return augmented images, uint8, (B, C, H, W)."""
         ...
 
     def test_batch(self, indices: Tensor) -> Tensor:
-        """Images as they are, uint8, B x C x H x W."""
+        """Return images without augmentation, uint8, (B, C, H, W)."""
         ...
 
     def to(self, device: torch.device) -> Images:
-        """A store that delivers on ``device``, if that saves time; else itself."""
+        """Return a store that delivers on ``device`` if that saves time, else this store."""
         ...
 
 
 def reflect(positions: Tensor, size: int) -> Tensor:
-    """Positions outside 0..size-1, mirrored back inside without repeating the edge (reflected padding)."""
+    """Mirror positions outside 0..size-1 back inside, without repeating the edge (reflected padding).
+
+    >>> reflect(torch.tensor([-2, -1, 0, 3, 4]), 4).tolist()
+    [2, 1, 0, 3, 2]
+    """
     if size == 1:
         return torch.zeros_like(positions)
     period = 2 * (size - 1)
@@ -66,22 +70,23 @@ def reflect(positions: Tensor, size: int) -> Tensor:
 
 
 def random_crop_and_flip(pixels: Tensor, indices: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
-    """Random crops of images padded by reflection, half of them mirrored if ``flip``.
+    """Crop images at random after padding them by reflection; mirror half of them if ``flip``.
 
     Padding, crop and mirror are one gather: the padded images are never made.
 
     Args:
-        pixels: N x H x W x C.
-        indices: B image numbers.
+        pixels: Images, (N, H, W, C).
+        indices: Numbers of the images to crop, (B,).
+        generator: Source of all random choices.
+        flip: Whether to mirror.
 
     Returns:
-        B x C x H x W, of the type of ``pixels``.
+        Crops, (B, C, H, W), of the dtype of ``pixels``.
     """
     _, height, width, _ = pixels.shape
     shifts = torch.randint(-CROP_PADDING, CROP_PADDING + 1, (2, len(indices)), generator=generator)
-    mirrored = torch.rand(len(indices), generator=generator) < (
-        0.5 if flip else 0.0
-    )  # drawn in any case: equal streams
+    # Drawn without ``flip`` too, so that the generator gives equal numbers afterwards.
+    mirrored = torch.rand(len(indices), generator=generator) < (0.5 if flip else 0.0)
     rows = reflect(torch.arange(height) + shifts[0, :, None], height)
     columns = reflect(torch.arange(width) + shifts[1, :, None], width)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
@@ -93,7 +98,7 @@ def random_crop_and_flip(pixels: Tensor, indices: Tensor, generator: torch.Gener
 
 @dataclass(slots=True, eq=False)
 class MemoryImages:
-    """Decoded images in one uint8 tensor, N x H x W x C."""
+    """Decoded images in one uint8 tensor, (N, H, W, C)."""
 
     pixels: Tensor
     lazy: bool = field(default=False, init=False)
@@ -110,13 +115,13 @@ class MemoryImages:
         return self.pixels[indices.to(self.pixels.device)].permute(0, 3, 1, 2)
 
     def to(self, device: torch.device) -> MemoryImages:
-        """See :class:`Images`; the images move once, and batches are cut out of them there."""
+        """See :class:`Images`: all images move once, and batches are cropped from them on the device."""
         return self if self.pixels.device == device else MemoryImages(self.pixels.to(device))
 
 
 @dataclass(slots=True, eq=False)
 class FileImages:
-    """Image files decoded when a batch asks for them, by a few threads (Pillow lets go of the interpreter lock).
+    """Image files that are decoded when a batch needs them, by a few threads (Pillow releases the interpreter lock).
 
     Training: a random area of ``AREA_RANGE`` and aspect ``ASPECT_RANGE``, resized, mirrored half of the time. Test: the
     central square. This is the ImageNet recipe that AugLocal (ICLR 2024), appendix A.2, follows.
@@ -124,7 +129,7 @@ class FileImages:
 
     paths: list[Path]
     size: tuple[int, int]
-    """Height and width delivered."""
+    """Height and width of the images in batches, in pixels."""
 
     channels: int
     lazy: bool = field(default=True, init=False)
@@ -148,7 +153,7 @@ class FileImages:
         return torch.stack(list(self._pool.map(self._central_crop, indices.tolist())))
 
     def to(self, device: torch.device) -> FileImages:
-        """See :class:`Images`; files are decoded on the CPU in any case."""
+        """See :class:`Images`: files are decoded on the CPU, whatever the device."""
         return self
 
     def _random_crop(self, index: int, draws: list[list[float]], mirrored: bool) -> Tensor:
@@ -170,17 +175,19 @@ class FileImages:
 
 
 class BoxRule(Protocol):
-    """Width and height of an image -> the box of it to keep (left, top, right, bottom)."""
+    """A rule for the part of an image to keep."""
 
     def __call__(self, width: int, height: int, /) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom, in pixels."""
+        """Return left, top, right and bottom of the part, in pixels."""
         ...
 
 
 def random_box(width: int, height: int, draws: list[list[float]]) -> tuple[int, int, int, int]:
-    """A random box of an image: the first of ``draws`` that fits inside it, else the central one of legal aspect.
+    """Choose a random box of an image: the first of ``draws`` that fits, else the central box of a legal aspect.
 
     Args:
+        width: Width of the image, in pixels.
+        height: Height of the image, in pixels.
         draws: Tries of four numbers in 0..1: area, aspect, vertical and horizontal position.
 
     Returns:
@@ -202,15 +209,16 @@ def random_box(width: int, height: int, draws: list[list[float]]) -> tuple[int, 
 
 
 def decode(path: Path, channels: int, size: tuple[int, int] | None = None, box: BoxRule | None = None) -> Tensor:
-    """One image file as uint8, H x W x C.
+    """Decode an image file to uint8, (H, W, C).
 
     Args:
+        path: The file.
         channels: 3 (RGB) or 1 (grey).
         size: Height and width to resize to; ``None`` keeps the image's own.
         box: The part of the image to keep before resizing; ``None`` keeps all.
 
     Raises:
-        DataError: The file is no image, or is damaged.
+        DataError: The file is not an image, or is damaged.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -227,10 +235,10 @@ def decode(path: Path, channels: int, size: tuple[int, int] | None = None, box: 
 
 
 def decode_all(paths: list[Path], channels: int, size: tuple[int, int]) -> Tensor:
-    """Image files as one uint8 tensor, N x H x W x C.
+    """Decode image files into one uint8 tensor, (N, H, W, C).
 
     Raises:
-        DataError: A file is no image, or is damaged.
+        DataError: A file is not an image, or is damaged.
     """
     pixels = torch.empty(len(paths), *size, channels, dtype=torch.uint8)
     for index, path in enumerate(paths):  # no threads: for small images they cost more than they save (measured)

@@ -1,4 +1,4 @@
-"""Where images come from: digits, Fashion-MNIST files, folders. Found and checked here, not yet decoded."""
+"""Sources of images: digits, Fashion-MNIST files, folders. They are found and checked here, and not decoded yet."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ LAYOUT = "Expected DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg (or DIR/val)"
 
 
 class Raw(Protocol):
-    """Images found, not decoded."""
+    """Images that were found and are not decoded yet."""
 
     def __len__(self) -> int: ...
 
     def load(self, chosen: Tensor, size: tuple[int, int], channels: int) -> Images:
-        """Images number ``chosen``, as a store for delivery at ``size`` (height, width)."""
+        """Return a store of the images with the numbers ``chosen``, which delivers them at ``size`` (height, width)."""
         ...
 
     def fingerprint(self) -> int:
-        """A checksum that changes with the set of images, but not with where they lie."""
+        """Return a checksum that changes with the set of images, but not with the folder that they are in."""
         ...
 
 
@@ -60,28 +60,28 @@ class Source:
     """A data source, opened and checked."""
 
     spec: str
-    """The string that named it."""
+    """Name of the source, as :func:`open_source` took it."""
 
     classes: tuple[str, ...]
     train: Split
     test: Split
 
     native_size: tuple[int, int] | None
-    """Height and width of the images; ``None`` if they are large (above 64 pixels), and are cropped for the model."""
+    """Height and width of the images; ``None`` if they are large (above 64 pixels), and are cropped."""
 
     flip: bool
     """Whether a mirror image keeps its class."""
 
 
 def open_source(spec: str) -> Source:
-    """Find and check what a string names, without decoding any image.
+    """Find and check a source by name, without decoding any image.
 
     Args:
         spec: ``digits``; ``fashion-mnist:DIR`` with the four idx files, gzipped or not; or a folder, laid out as
             DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg (or DIR/val).
 
     Raises:
-        DataError: There is no such source, or it is not laid out as it should be.
+        DataError: There is no such source, or its files and folders are not laid out like this.
     """
     if spec == "digits":
         return _digits()
@@ -93,7 +93,7 @@ def open_source(spec: str) -> Source:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArrayRaw:
-    """Grey images in memory, N x H x W, uint8."""
+    """Grey images in memory, (N, H, W), uint8."""
 
     pixels: Tensor
 
@@ -142,9 +142,8 @@ def _digits() -> Source:
             "the digits come with scikit-learn", why=str(error), remedy="pip install scikit-learn"
         ) from error
     bunch = load_digits()
-    pixels = (
-        torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)
-    )  # N x 8 x 8; scikit-learn's values: 0..16
+    # (N, 8, 8); scikit-learn's values are 0..16.
+    pixels = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)
     labels = torch.from_numpy(bunch.target).long()
     test = stratified(labels, DIGITS_TEST_SHARE)
     train = torch.ones(len(labels), dtype=torch.bool).index_fill(0, test, False).nonzero()[:, 0]
@@ -159,19 +158,19 @@ def _digits() -> Source:
 
 
 def shuffled_by_class(labels: Tensor) -> list[Tensor]:
-    """Image numbers of each class, in an order that is random but always the same."""
+    """Return the image numbers of each class, in an order that is random but always the same."""
     generator = torch.Generator().manual_seed(0)
     members = [(labels == label).nonzero()[:, 0] for label in labels.unique().tolist()]
     return [member[torch.randperm(len(member), generator=generator)] for member in members]
 
 
 def stratified(labels: Tensor, share: float) -> Tensor:
-    """Image numbers of a fixed part of every class, ascending."""
+    """Return the image numbers of a fixed part of every class, in ascending order."""
     return torch.cat([member[: round(share * len(member))] for member in shuffled_by_class(labels)]).sort().values
 
 
 def balanced_subset(labels: Tensor, limit: int) -> Tensor:
-    """Numbers of at most ``limit`` images, ascending: the same ones each time, equally many of every class.
+    """Return the numbers of at most ``limit`` images, ascending: always the same ones, equally many of every class.
 
     Classes differ by at most one image, unless one of them has too few to give.
     """
@@ -193,7 +192,7 @@ def _fashion_mnist(spec: str, folder: Path) -> Source:
 
 
 def _idx_split(folder: Path, prefix: str) -> tuple[Split, tuple[int, int]]:
-    """Images with their labels, and the height and width of the images."""
+    """Read images and labels; return them with the height and width of the images."""
     pixels = _read_idx(folder, f"{prefix}-images-idx3-ubyte", IDX_IMAGES)
     labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", IDX_LABELS).long()
     if len(pixels) != len(labels) or len(labels) == 0:
@@ -206,17 +205,17 @@ def _idx_split(folder: Path, prefix: str) -> tuple[Split, tuple[int, int]]:
 
 
 def _read_idx(folder: Path, name: str, magic: int) -> Tensor:
-    """One idx file: magic number, dimensions as big-endian int32, then bytes."""
+    """Read one idx file: magic number, dimensions as big-endian int32, then bytes."""
     path = next((file for file in (folder / name, folder / f"{name}.gz") if file.is_file()), None)
     if path is None:
         raise DataError(f"no file {name} or {name}.gz in {folder}")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        found, *shape = struct.unpack_from(f">{1 + (magic & 0xFF)}i", content)
+        number, *shape = struct.unpack_from(f">{1 + (magic & 0xFF)}i", content)
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise DataError(f"cannot read {path}", why=str(error)) from error
     values = torch.frombuffer(bytearray(content), dtype=torch.uint8)[4 * (1 + len(shape)) :]
-    if found != magic or values.numel() != torch.Size(shape).numel():
+    if number != magic or values.numel() != torch.Size(shape).numel():
         raise DataError(f"{path} is not an idx file of the kind its name says")
     return values.view(shape)
 
@@ -232,9 +231,9 @@ def _folder(spec: str) -> Source:
     classes = tuple(sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir()))
     if len(classes) < 2:
         raise DataError(f"{len(classes)} class folders in {root / 'train'}, at least 2 are needed", remedy=LAYOUT)
-    strangers = sorted(entry.name for entry in test_root.iterdir() if entry.is_dir() and entry.name not in classes)
-    if strangers:
-        raise DataError(f"classes in {test_root} that {root / 'train'} lacks: {', '.join(strangers)}")
+    unknown = sorted(entry.name for entry in test_root.iterdir() if entry.is_dir() and entry.name not in classes)
+    if unknown:
+        raise DataError(f"classes in {test_root} that {root / 'train'} lacks: {', '.join(unknown)}")
     size = _probe(root / "train", classes)
     small = size is not None
     return Source(
@@ -251,11 +250,11 @@ def _folder_split(root: Path, classes: tuple[str, ...], small: bool, *, every_cl
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = _image_files(root / name)
-        if every_class and not found:
+        files = _image_files(root / name)
+        if every_class and not files:
             raise DataError(f"no image in {root / name}", remedy=LAYOUT)
-        paths += found
-        labels += [label] * len(found)
+        paths += files
+        labels += [label] * len(files)
     if not paths:
         raise DataError(f"no image in {root}", remedy=LAYOUT)
     return Split(FolderRaw(root, tuple(paths), small), torch.tensor(labels))
@@ -266,7 +265,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _probe(root: Path, classes: tuple[str, ...]) -> tuple[int, int] | None:
-    """Height and width of small images, going by the first image of each class; ``None`` if any of them is large."""
+    """Return height and width of small images, judged by the first image of each class; ``None`` if one is large."""
     from PIL import Image, UnidentifiedImageError
 
     sizes: list[tuple[int, int]] = []

@@ -201,7 +201,7 @@ def test_opening_decodes_nothing(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(DataError, match="image size"):
         load_data("digits", image_size=0)
-    with pytest.raises(DataError, match="1 or 3 channels"):
+    with pytest.raises(DataError, match="channels must be 1 or 3, got"):
         load_data("digits", channels=4)
     with pytest.raises(DataError, match="limit of 9 images for 10 classes"):
         load_data("digits", limit=9)
