@@ -101,7 +101,7 @@ def partition(
     # Where no width is enough, `best` has layers of at most half of the MACs, or else the largest as small as can be.
     assert best is not None
     if not best[2].cuts:
-        raise _nothing_to_cut(captured, best[1])
+        raise _nothing_to_cut(best[1], best[2])
     return _assemble(best[1], best[2])
 
 
@@ -127,17 +127,26 @@ def partition_again(captured: Captured, shapes: Shapes, like: Partition) -> Part
     )
 
 
-def _nothing_to_cut(captured: Captured, cutter: Cutter) -> PartitionError:
+def _nothing_to_cut(cutter: Cutter, choice: Choice) -> PartitionError:
+    """Return the error for a model without a cut, with the reason that most of its borders have."""
+    where = type(cutter.captured.model).__name__
     if len(cutter.mixing) >= 2:
+        refusals = [border.refusal for border in candidates(cutter, choice) if border.refusal is not None]
+        inside = Counter(refusal for refusal in refusals if refusal.kind not in ("start", "classifier"))
+        why, option = "all of its mixing operations belong to the classifier", ""
+        if inside:
+            refusal, count = inside.most_common(1)[0]
+            why = f"of {inside.total()} borders between two operations, {count} cannot be cut because {refusal.reason}"
+            option = f"{refusal.option}, or train it" if refusal.option else ""
         return PartitionError(
             "the model cannot be cut before its classifier",
-            where=type(captured.model).__name__,
-            why="its layers share parameters, or belong to one building block",
-            remedy="Train it with method='bp'",
+            where=where,
+            why=why,
+            remedy=f"Give {option} with method='bp'" if option else "Train it with method='bp'",
         )
     return PartitionError(
         "the model has no layer before its classifier that could be trained locally",
-        where=type(captured.model).__name__,
+        where=where,
         why=f"no point that at most {cutter.width} tensors cross separates two of its convolutions, linear layers or "
         "attentions",
         remedy="Train it with method='bp'" if cutter.mixing else "A convolution or linear layer is needed",

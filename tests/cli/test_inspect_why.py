@@ -79,6 +79,30 @@ def test_a_name_that_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.parametrize("columns", [50, 120])
+def test_odd_names_in_any_width(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", f"{columns}")
+    Path("m.py").write_text(
+        "from torch import nn\n\n"
+        "def odd():\n"
+        "    model = nn.Sequential()\n"
+        "    for name in ('[bold]' + 'a' * 90, 'esc\\x1b[31m', 'two\\nlines'):\n"
+        "        model.add_module(name, nn.Conv2d(3, 3, 3))\n"
+        "    model.add_module('pool', nn.AdaptiveAvgPool2d(1))\n"
+        "    model.add_module('flat', nn.Flatten())\n"
+        "    model.add_module('fc', nn.Linear(3, 10))\n"
+        "    return model\n"
+    )
+    for name in ((), ("two\nlines",)):
+        assert run("inspect", "m.py:odd", "-d", "2", "--image-size", "16", "--why", *name) == 0
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= columns
+        assert "\x1b" not in out
+        assert r"two\nlines" in out
+
+
 def test_a_model_that_does_not_localize(capsys: pytest.CaptureFixture[str]) -> None:
     Path("m.py").write_text("from torch import nn\n\ndef one():\n    return nn.Flatten()\n")
     assert run("inspect", "m.py:one", "--image-size", "8", "--why") == 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 from torch import fx, nn
 
+from passes.errors import PartitionError
 from passes.ir import Captured, CutCandidate, Layout, Shapes, TensorSpec
 from passes.partition.cuts import Cutter, mergeable, parameter_spans
 from passes.partition.flow import Flow
@@ -210,3 +212,11 @@ def test_named_cuts_refuse_all_others() -> None:
         "pool": "not named",
     }
     assert check_granularity(["c1"]) == check_granularity(("c1",))
+
+
+def test_the_error_of_a_model_without_cuts_says_why() -> None:
+    hand = HandGraph()
+    last = hand.conv("twice", hand.conv("a", hand.conv("twice", hand.x)))
+    message = "of 2 borders between two operations, 2 cannot be cut because twice.weight is used before and after it"
+    with pytest.raises(PartitionError, match=f"{message}. Train it with method='bp'"):
+        partition(*hand.finish(last), max_cut=1)
