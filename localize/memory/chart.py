@@ -19,7 +19,7 @@ POINTS = 1200
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class PhaseSpan:
     """A phase of a local module within a step."""
 
     module: int
@@ -38,7 +38,7 @@ class Course:
     operations: int
     live: tuple[int, ...]
     """Most bytes alive in each of at most :data:`POINTS` equal parts of the step, by number of operations."""
-    spans: tuple[Span, ...]
+    spans: tuple[PhaseSpan, ...]
     peak: int
     peak_at: int
     """Index of the first operation after which ``peak`` bytes are alive."""
@@ -105,10 +105,10 @@ def course(recording: Recording) -> Course:
     return Course(count, tuple(max(live[a:b]) for a, b in parts), tuple(_spans(recording)), peak, live.index(peak))
 
 
-def _spans(recording: Recording) -> list[Span]:
+def _spans(recording: Recording) -> list[PhaseSpan]:
     events = recording.events
     starts = [i for i, event in enumerate(events) if event.operator is None]
     return [
-        Span(events[start].module, events[start].phase, start, stop)
+        PhaseSpan(events[start].module, events[start].phase, start, stop)
         for start, stop in zip(starts, [*starts[1:], len(events)], strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Networks of the papers that neither timm nor torchvision has."""
+"""Networks of the papers that neither timm nor torchvision has. Imports torch and the errors of passes."""
 
 from __future__ import annotations
 

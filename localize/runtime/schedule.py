@@ -19,7 +19,7 @@ from localize.runtime.options import PLAIN, Runtime, read_runtime
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class RuntimeChoice:
     """The options that hold on one type of device."""
 
     runtime: Runtime
@@ -30,7 +30,7 @@ class Choice:
     """One line for each option that was asked for and is not available, with the reason."""
 
 
-def choose(asked: Runtime, device: str, fault: str | None = None) -> Choice:
+def choose(asked: Runtime, device: str, fault: str | None = None) -> RuntimeChoice:
     """Settle the options that were left open, and turn off those that are not available.
 
     >>> print(choose(Runtime(channels_last=None), "cpu").runtime)
@@ -58,7 +58,7 @@ def choose(asked: Runtime, device: str, fault: str | None = None) -> Choice:
     for name, why in _unavailable(chosen, device, fault):
         changes[name] = False
         missing.append(f"{name} off: {why}")
-    return Choice(replace(asked, **changes), (*notes, *missing), tuple(missing))
+    return RuntimeChoice(replace(asked, **changes), (*notes, *missing), tuple(missing))
 
 
 _PREFERRED: dict[str, dict[str, tuple[bool, str]]] = {
@@ -100,7 +100,7 @@ class Schedule:
         self._fault = fault
         self.artefacts = artefacts or Artefacts(self.asked.backend)
         self.regions = CompiledRegions(self.artefacts)
-        self._choices: dict[str, Choice] = {}
+        self._choices: dict[str, RuntimeChoice] = {}
         self._laid_out = False
         self._device = "cpu"
 
@@ -109,7 +109,7 @@ class Schedule:
         """Whether the options are the default ones."""
         return self.asked == PLAIN
 
-    def on(self, device: str) -> Choice:
+    def on(self, device: str) -> RuntimeChoice:
         """Return the options that hold on a type of device; warn the first time of each that is not available."""
         if device not in self._choices:
             self._choices[device] = choose(self.asked, device, self._fault)

@@ -26,9 +26,7 @@ def _allowed(name: str, method: str) -> str | None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.registry] if n == "mobilenetv2_100" else []) for n in SMALLER]
-)
+@pytest.mark.parametrize("name", SMALLER)
 def test_one_real_step(name: str, method: str) -> None:
     generator = torch.Generator().manual_seed(3)
     x, y = torch.rand(2, 3, SIZE, SIZE, generator=generator), torch.tensor([1, 3])

@@ -53,9 +53,10 @@ OTHERS: dict[str, Make] = {
 }
 
 SMALLER: dict[str, Make] = {
-    **PAIRED,
+    "resnet18": PAIRED["resnet18"],
+    "test_efficientnet": _timm("test_efficientnet"),
     "convnext_atto": _timm("convnext_atto", depths=(1, 1, 2, 1)),
     "vit_tiny_patch16_224": _timm("vit_tiny_patch16_224", img_size=SIZE, depth=4),
     "densenet121": _timm("densenet121", block_config=(2, 2, 3, 2)),
 }
-"""The first six with fewer blocks where all are alike: less of the same, to be quick."""
+"""As many kinds of blocks, and less of the same, to be quick."""
