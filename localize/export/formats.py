@@ -11,14 +11,14 @@ from typing import Any
 
 import networkx as nx
 
-from localize.export.drawing.dot import dot
-from localize.export.drawing.graphml import graph_of, graphml
-from localize.export.drawing.graphviz import pdf, png, svg
+from localize.export.drawing.dot import write_dot
+from localize.export.drawing.graphml import graph_of, write_graphml
+from localize.export.drawing.graphviz import write_pdf, write_png, write_svg
 from localize.export.drawing.tensorboard import write_graph
-from localize.export.page.page import page
-from localize.export.programs.exported_program import exported_program
-from localize.export.programs.onnx_model import onnx_model
-from localize.export.python.source import python_source
+from localize.export.page.page import write_page
+from localize.export.programs.exported_program import write_program
+from localize.export.programs.onnx_model import write_onnx
+from localize.export.python.source import write_python
 from localize.export.request import Request, View
 from localize.files import atomic_write
 from localize.runtime.exporting import VIEWS, ExportError, ViewKind
@@ -43,24 +43,24 @@ class Format:
     """Whether the weights must have values: a model on the meta device has shapes alone."""
 
 
-def plan_json(request: Request) -> bytes:
+def write_plan(request: Request) -> bytes:
     """Write the plan as JSON: :meth:`localize.Plan.from_json` reads it, ``plan.schema.json`` describes it."""
     return (request.local.plan.to_json() + "\n").encode("utf-8")
 
 
 FORMATS: Mapping[str, Format] = {
-    "dot": Format(what="a graph in Graphviz's language", write=dot, views=_DRAWN, parts=True),
-    "svg": Format(what="a picture, by Graphviz", write=svg, views=_DRAWN, parts=True),
-    "png": Format(what="a picture of pixels, by Graphviz", write=png, views=_DRAWN, parts=True),
-    "pdf": Format(what="a picture for print, by Graphviz", write=pdf, views=_DRAWN, parts=True),
-    "html": Format(what="a page for browsers, in one file", write=page, views=_DRAWN, parts=True),
-    "graphml": Format(what="a graph for networkx, Gephi or yEd", write=graphml, views=_DRAWN, parts=True),
-    "json": Format(what="the plan, every decision of it", write=plan_json, views=("full",)),
+    "dot": Format(what="a graph in Graphviz's language", write=write_dot, views=_DRAWN, parts=True),
+    "svg": Format(what="a picture, by Graphviz", write=write_svg, views=_DRAWN, parts=True),
+    "png": Format(what="a picture of pixels, by Graphviz", write=write_png, views=_DRAWN, parts=True),
+    "pdf": Format(what="a picture for print, by Graphviz", write=write_pdf, views=_DRAWN, parts=True),
+    "html": Format(what="a page for browsers, in one file", write=write_page, views=_DRAWN, parts=True),
+    "graphml": Format(what="a graph for networkx, Gephi or yEd", write=write_graphml, views=_DRAWN, parts=True),
+    "json": Format(what="the plan, every decision of it", write=write_plan, views=("full",)),
     "onnx": Format(
-        what="the network for other runtimes and viewers", write=onnx_model, views=("primary", "local"), values=True
+        what="the network for other runtimes and viewers", write=write_onnx, views=("primary", "local"), values=True
     ),
-    "pt2": Format(what="a program of torch.export", write=exported_program, views=("primary", "local"), values=True),
-    "py": Format(what="Python source that imports torch alone", write=python_source, views=("full",)),
+    "pt2": Format(what="a program of torch.export", write=write_program, views=("primary", "local"), values=True),
+    "py": Format(what="Python source that imports torch alone", write=write_python, views=("full",)),
 }
 """All formats by name; the name is the suffix of the file too."""
 
@@ -68,7 +68,15 @@ FORMATS: Mapping[str, Format] = {
 def to_networkx(
     local: LocalGraphModule, *, view: ViewKind | None = None, module: int | None = None, fold: bool = False
 ) -> nx.MultiDiGraph[str]:
-    """Return a localized model as a graph; see :meth:`localize.LocalGraphModule.to_networkx`."""
+    """Return a localized model as a graph; see :meth:`localize.LocalGraphModule.to_networkx`.
+
+    >>> import torch
+    >>> from localize import localize
+    >>> from localize.models import cifar_resnet
+    >>> graph = to_networkx(localize(cifar_resnet(8, width=4), d=2, example_inputs=torch.zeros(2, 3, 32, 32)))
+    >>> graph.nodes["layer_0"]["kind"], graph.nodes["layer_0"]["name"]
+    ('layer', 'conv1')
+    """
     return graph_of(Request(local, checked_view(local, "graphml", FORMATS["graphml"], view, module, fold)))
 
 

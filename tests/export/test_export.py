@@ -26,11 +26,11 @@ from torch.utils.tensorboard import SummaryWriter
 from localize import METHODS, LocalGraphModule, Plan, localize
 from localize.export import FORMATS, Request, View, plan_schema
 from localize.export.drawing.box_text import short, shown
-from localize.export.drawing.dot import source
+from localize.export.drawing.dot import dot_source
 from localize.export.drawing.draw import draw
 from localize.export.drawing.drawing import Drawing, Group
 from localize.export.drawing.fold import Repeat, repeats, runs
-from localize.export.drawing.graphviz import pdf, png, svg
+from localize.export.drawing.graphviz import write_pdf, write_png, write_svg
 from localize.models import cifar_resnet
 from localize.runtime.exporting import VIEWS, ExportError, ViewKind
 from tests.models.graphs import bounded
@@ -315,7 +315,7 @@ def _renamed(plan: Plan, name: str) -> Plan:
 def test_no_name_breaks_a_graph(name: str) -> None:
     plan = _renamed(made("cifar8").plan, name)
     for view in (View(), View(kind="local", fold=True)):
-        layout = laid_out(source(draw(plan, view)).encode("utf-8"))
+        layout = laid_out(dot_source(draw(plan, view)).encode("utf-8"))
         assert shown(f"{name} by auglocal") in {line.text for line in lines_of(layout)}
 
 
@@ -347,7 +347,7 @@ def test_names_that_are_markup_and_code(tmp_path: Path) -> None:
             with pytest.raises(ExportError, match=r"torch\.export writes names into Python code as they are"):
                 local.export(path)
             assert not path.exists()
-        elif FORMATS[form].write not in (svg, png, pdf) or shutil.which("dot"):
+        elif FORMATS[form].write not in (write_svg, write_png, write_pdf) or shutil.which("dot"):
             assert local.export(path).stat().st_size > 1000
     names: dict[str, Any] = {"__name__": "exported"}
     exec((tmp_path / "hostile.py").read_text(encoding="utf-8"), names)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from localize import LocalGraphModule
-from localize.export.python.source import python_source
+from localize.export.python.source import write_python
 from localize.export.request import Request, View
 
 ALLOWED = {"torch", *sys.stdlib_module_names}
@@ -18,7 +18,7 @@ ALLOWED = {"torch", *sys.stdlib_module_names}
 
 def source_of(local: LocalGraphModule) -> str:
     """The text of the generated file."""
-    return python_source(Request(local, View())).decode("ascii")
+    return write_python(Request(local, View())).decode("ascii")
 
 
 def run(text: str) -> dict[str, Any]:

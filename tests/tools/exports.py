@@ -16,10 +16,10 @@ from torch import nn
 
 from localize import LocalGraphModule
 from localize.export import Request, View
-from localize.export.programs.exported_program import saved
+from localize.export.programs.exported_program import save
 from localize.export.programs.module_chain import tensors
-from localize.export.programs.onnx_model import converted
-from localize.export.programs.programs import program
+from localize.export.programs.onnx_model import convert
+from localize.export.programs.programs import export_program
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
@@ -83,9 +83,9 @@ def require_program(local: LocalGraphModule, view: Any, content: bytes, batches:
 
 def require_right(local: LocalGraphModule, view: Any, batches: Sequence[int] = (1, 2, 5)) -> onnx.ModelProto:
     """Writes both, and holds them against the model, and nodes against its plan."""
-    made = program(local, view)  # both are made from it: a second time would take as long
-    require_program(local, view, saved(made, local), batches)
-    proto = require_onnx(local, view, converted(made, Request(local, View(kind=view))), batches)
+    made = export_program(local, view)  # both are made from it: a second time would take as long
+    require_program(local, view, save(made, local), batches)
+    proto = require_onnx(local, view, convert(made, Request(local, View(kind=view))), batches)
     require_members(local, view, proto)
     return proto
 

@@ -47,14 +47,14 @@ EDGES: Mapping[str, Mapping[str, str]] = {
 """Graphviz attributes of each kind of arrow."""
 
 
-def dot(request: Request) -> bytes:
+def write_dot(request: Request) -> bytes:
     """Write a graph for ``dot``: the network from top to bottom, auxiliary networks to its right."""
     local, view = request.local, request.view
     network = local.compiled.network if view.module is not None else None
-    return source(draw(local.plan, view, network)).encode("utf-8")
+    return dot_source(draw(local.plan, view, network)).encode("utf-8")
 
 
-def source(drawing: Drawing) -> str:
+def dot_source(drawing: Drawing) -> str:
     """Write the dot source of a drawing."""
     nodes = {node.name: node for node in drawing.nodes}
     title = "\\l".join(_escaped(line) for line in drawing.title) + "\\l"

@@ -47,7 +47,7 @@ def _places(members: Sequence[str | Group], outer: str = "") -> Iterator[tuple[s
             yield member, outer
 
 
-def graphml(request: Request) -> bytes:
+def write_graphml(request: Request) -> bytes:
     """Write a graph as GraphML, which networkx, Gephi and yEd read."""
     graph = graph_of(request)
     for attributes in (graph.graph, *(data for _, data in graph.nodes(data=True))):

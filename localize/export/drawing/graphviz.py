@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from localize.export.drawing.dot import dot
+from localize.export.drawing.dot import write_dot
 from localize.export.request import Request
 from localize.runtime.exporting import ExportError
 
@@ -20,13 +20,13 @@ TIMEOUT = 300
 """Seconds after which ``dot`` is stopped."""
 
 
-def svg(request: Request) -> bytes:
+def write_svg(request: Request) -> bytes:
     """Draw an SVG picture with tooltips, for any browser.
 
     Every line of text carries the width that Graphviz reserved for it, so that a browser with another font squeezes it
     into its box.
     """
-    drawn, layout = _rendered(dot(request), "svg", "json")
+    drawn, layout = _rendered(write_dot(request), "svg", "json")
     widths = {
         (text.replace("\N{NO-BREAK SPACE}", " "), x, -y): width for text, x, y, width in _texts(json.loads(layout))
     }
@@ -52,14 +52,14 @@ def _texts(layout: Mapping[str, Any]) -> Iterator[tuple[str, float, float, float
                 yield step["text"], *step["pt"], step["width"]
 
 
-def png(request: Request) -> bytes:
+def write_png(request: Request) -> bytes:
     """Draw a PNG picture."""
-    return _rendered(dot(request), "png")[0]
+    return _rendered(write_dot(request), "png")[0]
 
 
-def pdf(request: Request) -> bytes:
+def write_pdf(request: Request) -> bytes:
     """Draw a PDF picture, for print."""
-    return _rendered(dot(request), "pdf")[0]
+    return _rendered(write_dot(request), "pdf")[0]
 
 
 def _rendered(graph: bytes, *kinds: str) -> list[bytes]:

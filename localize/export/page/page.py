@@ -25,7 +25,7 @@ STYLES = ("theme", "page", "graph")
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def page(request: Request) -> bytes:
+def write_page(request: Request) -> bytes:
     """Write a localized model as a page."""
     library, program, styles = _library(), _program(), "".join(_asset(f"{name}.css") for name in STYLES)
     parts = {

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from localize.export.programs.operation_owners import operation_owners
-from localize.export.programs.programs import Program, failed, program, silent
+from localize.export.programs.programs import Program, export_program, failed, silent
 from localize.export.request import Request
 from localize.runtime.local_graph import LocalGraphModule
 
@@ -17,7 +17,7 @@ PLAN_FILE = "localize.plan.json"
 """Name of the plan among the extra files of the program."""
 
 
-def exported_program(request: Request) -> bytes:
+def write_program(request: Request) -> bytes:
     """Write a localized model as ``torch.export.save`` does, in eval mode and for any batch size.
 
     ``torch.export.load(path).module()(x)`` returns the same as the model, or for view ``"local"`` all predictions as
@@ -28,10 +28,10 @@ def exported_program(request: Request) -> bytes:
         ExportError: The weights have no values, or torch cannot export the model.
         LocalizeError: The model has no predictions; see :meth:`localize.LocalGraphModule.predictions`.
     """
-    return saved(program(request.local, request.view.kind), request.local)
+    return save(export_program(request.local, request.view.kind), request.local)
 
 
-def saved(made: Program, local: LocalGraphModule) -> bytes:
+def save(made: Program, local: LocalGraphModule) -> bytes:
     """Return the content of the file of a program.
 
     Raises:

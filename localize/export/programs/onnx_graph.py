@@ -63,6 +63,7 @@ def tidy(model: ir.Model) -> None:
     from onnxscript import optimizer, rewriter
 
     passes.InlinePass()(model)
+    # Folding and rewriting each may leave work for the other, so both run twice.
     for _ in range(2):
         optimizer.fold_constants(model)
         rewriter.rewrite(model, _rules())

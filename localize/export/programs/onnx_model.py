@@ -10,7 +10,7 @@ import torch
 
 from localize.export.programs.onnx_graph import describe_nodes, mark, merge_tied, name_batch, name_values, tidy
 from localize.export.programs.operation_owners import OperationOwners, operation_owners
-from localize.export.programs.programs import Program, failed, program, require_values, silent
+from localize.export.programs.programs import Program, export_program, failed, require_values, silent
 from localize.export.request import Request
 from localize.runtime.exporting import ExportError
 from localize.runtime.local_graph import LocalGraphModule
@@ -23,7 +23,7 @@ LIMIT = (1 << 31) - (1 << 24)
 """Most bytes of weights: a protobuf message stays below 2 GiB, and 16 MiB of that are kept for the graph."""
 
 
-def onnx_model(request: Request) -> bytes:
+def write_onnx(request: Request) -> bytes:
     """Write a localized model in eval mode as ONNX, for any batch size.
 
     View ``"primary"`` is the primary network alone; parameters have the names of its own ``state_dict``. View
@@ -44,10 +44,10 @@ def onnx_model(request: Request) -> bytes:
     local = request.local
     require_values(local)
     require_size(local, auxiliary=request.view.kind == "local")
-    return converted(program(local, request.view.kind, tensors_alone=True), request)
+    return convert(export_program(local, request.view.kind, tensors_alone=True), request)
 
 
-def converted(made: Program, request: Request) -> bytes:
+def convert(made: Program, request: Request) -> bytes:
     """Convert a program to an ONNX file.
 
     Args:

@@ -51,7 +51,7 @@ class Program:
     """Reason why the program takes batches of one size alone; None if it takes any size."""
 
 
-def program(local: LocalGraphModule, view: ViewKind, *, tensors_alone: bool = False) -> Program:
+def export_program(local: LocalGraphModule, view: ViewKind, *, tensors_alone: bool = False) -> Program:
     """Export a localized model in eval mode, for any batch size if torch can; else warn, and export for one size.
 
     The model keeps its modes, values and hooks, and torch its state of random numbers.

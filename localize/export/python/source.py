@@ -34,7 +34,7 @@ def freeze(root, names):
 '''
 
 
-def python_source(request: Request) -> bytes:
+def write_python(request: Request) -> bytes:
     """Write a file with a class ``Localized``: state_dict, losses and gradients are those of the localized model.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import nn
 
 from localize import localize
 from localize.export import View
-from localize.export.page.page import page
+from localize.export.page.page import write_page
 from localize.export.request import Request
 from localize.models import cifar_resnet
 from tests.models.hostile import END, LAYERS, hostile_loss, hostile_model
@@ -56,7 +56,7 @@ class Pages:
     def __call__(self, name: str, **view: Any) -> Path:
         path = self.folder / f"{name}{'-'.join(f'{k}{v}' for k, v in view.items())}.html"
         if not path.exists():
-            path.write_bytes(page(Request(self.local(name), View(**view))))
+            path.write_bytes(write_page(Request(self.local(name), View(**view))))
         return path
 
 

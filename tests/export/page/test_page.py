@@ -15,7 +15,7 @@ import torch
 from localize import LocalGraphModule, localize
 from localize.export import View, export
 from localize.export.page import page as module
-from localize.export.page.page import embedded, page
+from localize.export.page.page import embedded, write_page
 from localize.export.page.page_data import FOLD_FROM
 from localize.export.request import Request
 from localize.models import cifar_resnet
@@ -75,7 +75,7 @@ def local() -> LocalGraphModule:
 
 
 def parts(local: LocalGraphModule, **view: Any) -> Parts:
-    return Parts(page(Request(local, View(**view))).decode("utf-8"))
+    return Parts(write_page(Request(local, View(**view))).decode("utf-8"))
 
 
 def test_one_file_that_loads_nothing(local: LocalGraphModule) -> None:
@@ -131,7 +131,7 @@ def test_many_modules_are_folded_unasked(local: LocalGraphModule, monkeypatch: p
 
 def test_names_are_text() -> None:
     local = localize(hostile_model(), d=2, example_inputs=EXAMPLE, criterion=hostile_loss, seed=0)
-    content = page(Request(local, View()))
+    content = write_page(Request(local, View()))
     found = Parts(content.decode("utf-8"))
     assert len(found.scripts) == 3
     assert "img" not in found.tags

@@ -104,12 +104,12 @@ def resnet() -> LocalGraphModule:
 
 
 def load(local: LocalGraphModule, view: Any) -> onnx.ModelProto:
-    return onnx.load_from_string(onnx_model.onnx_model(Request(local, View(kind=view))))
+    return onnx.load_from_string(onnx_model.write_onnx(Request(local, View(kind=view))))
 
 
 @cache
 def written(view: Any) -> bytes:
-    return onnx_model.onnx_model(Request(resnet(), View(kind=view)))
+    return onnx_model.write_onnx(Request(resnet(), View(kind=view)))
 
 
 @pytest.mark.parametrize("view", ["primary", "local"])
@@ -172,7 +172,7 @@ def test_the_model_is_left_alone(capfd: pytest.CaptureFixture[str]) -> None:
     before = state_of(local)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        onnx_model.onnx_model(Request(local, View(kind="primary")))
+        onnx_model.write_onnx(Request(local, View(kind="primary")))
     assert state_of(local) == before
     assert capfd.readouterr() == ("", "")
 
@@ -204,20 +204,20 @@ def test_dropout_and_attention() -> None:
 
 def test_a_forward_that_branches_on_its_mode() -> None:
     local = small(Modal(), modules=3)
-    content = onnx_model.onnx_model(Request(local, View(kind="primary")))
+    content = onnx_model.write_onnx(Request(local, View(kind="primary")))
     proto = require_onnx(local, "primary", content)
     assert properties(proto)["localize.nodes"] == "by name and order"
     owned = {node.input[1]: properties(node)["localize.module"] for node in proto.graph.node if node.op_type == "Conv"}
     names = [f"{module.index} {module.name}" for module in local.plan.modules]
     assert all(owned[name] == names[m.index] for m in local.plan.modules for name in m.parameters if name in owned)
     with pytest.raises(LocalizeError, match="do not give in eval mode what the model gives"):
-        onnx_model.onnx_model(Request(local, View(kind="local")))
+        onnx_model.write_onnx(Request(local, View(kind="local")))
 
 
 def test_a_batch_size_that_matters() -> None:
     local = small(Paired(), modules=3)
     with pytest.warns(UserWarning, match="for batches of 2 images alone.*batch"):
-        content = onnx_model.onnx_model(Request(local, View(kind="primary")))
+        content = onnx_model.write_onnx(Request(local, View(kind="primary")))
     require_onnx(local, "primary", content, (2,))
 
 
@@ -226,7 +226,7 @@ def test_a_decision_on_values() -> None:
     with pytest.raises(
         ExportError, match=r"torch.export cannot take the model \(in Peeking\): .*data-dependent"
     ) as caught:
-        onnx_model.onnx_model(Request(local, View(kind="primary")))
+        onnx_model.write_onnx(Request(local, View(kind="primary")))
     assert caught.value.remedy
     assert not local.primary._forward_hooks
 
@@ -236,20 +236,20 @@ def test_no_weights() -> None:
         model = cifar_resnet(8, width=4)
     local = localize(model, d=1, example_inputs=torch.empty(2, 3, 16, 16, device="meta"))
     with pytest.raises(ExportError, match=r"no weights that could be written.*meta device"):
-        onnx_model.onnx_model(Request(local, View(kind="primary")))
+        onnx_model.write_onnx(Request(local, View(kind="primary")))
 
 
 def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_model, "LIMIT", 1000)
     with pytest.raises(ExportError, match=r"do not fit in an ONNX file.*pt2"):
-        onnx_model.onnx_model(Request(resnet(), View(kind="local")))
+        onnx_model.write_onnx(Request(resnet(), View(kind="local")))
 
 
 def test_packages_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(onnx_model, "find_spec", lambda name: None if name == "onnxscript" else found(name))
     with pytest.raises(ExportError, match=r"onnxscript cannot be imported. pip install 'localize\[export\]'"):
-        onnx_model.onnx_model(Request(resnet(), View(kind="primary")))
+        onnx_model.write_onnx(Request(resnet(), View(kind="primary")))
 
 
 def test_export_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from localize import LocalGraphModule, Plan, localize
 from localize.export import Request, View
 from localize.export.programs import programs
-from localize.export.programs.exported_program import PLAN_FILE, exported_program
+from localize.export.programs.exported_program import PLAN_FILE, write_program
 from localize.models import cifar_resnet
 from localize.runtime.exporting import ExportError
 from tests.models.zoo import ZOO, Entry
@@ -29,7 +29,7 @@ def small(model: nn.Module, method: str = "auglocal", **options: Any) -> LocalGr
 
 
 def written(local: LocalGraphModule, view: Any) -> bytes:
-    return exported_program(Request(local, View(kind=view)))
+    return write_program(Request(local, View(kind=view)))
 
 
 @pytest.mark.parametrize("method", ["auglocal", "dgl", "predsim", "infopro", "mlaan", "gn-dgl", "bp"])
