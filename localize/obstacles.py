@@ -63,24 +63,24 @@ def check(
     """
     require_module(model)
     shape, dtype = input_of(model, example_inputs)
-    found: list[Obstacle] = []
+    obstacles: list[Obstacle] = []
     trainable = any(p.requires_grad for p in model.parameters())
     if not trainable:
-        found.append(
+        obstacles.append(
             Obstacle(
                 type(model).__name__, None, "it has no trainable parameter", "Set requires_grad where it should learn"
             )
         )
     try:
         captured = capture_verified(model, leaf_policy(), output, TensorSpec(shape, dtype), verify, joint)
-        found += [_kept_whole(leaf) for leaf in captured.opaque]
+        obstacles += [_kept_whole(leaf) for leaf in captured.opaque]
         shapes = infer_shapes(captured, shape, dtype)
         if trainable:
             partition(captured, shapes, max_cut, granularity)
     except LocalizeError as error:
-        found += [_kept_whole(leaf) for leaf in getattr(error, "opaque", ())]
-        found.append(Obstacle(error.where or type(model).__name__, error.source, error.reason, error.remedy or ""))
-    return found
+        obstacles += [_kept_whole(leaf) for leaf in getattr(error, "opaque", ())]
+        obstacles.append(Obstacle(error.where or type(model).__name__, error.source, error.reason, error.remedy or ""))
+    return obstacles
 
 
 def _kept_whole(leaf: Opaque) -> Obstacle:

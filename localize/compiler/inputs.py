@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +49,7 @@ def input_of(
     return (max(2, example_inputs.shape[0]), *example_inputs.shape[1:]), example_inputs.dtype
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return (
@@ -58,7 +57,7 @@ def _kind(value: Any) -> str:
     )
 
 
-def require_module(model: Any) -> None:
+def require_module(model: object) -> None:
     """Refuse what cannot be localized by its kind.
 
     Raises:

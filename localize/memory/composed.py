@@ -61,7 +61,7 @@ class _Seen:
     """Bytes alive before the module ran."""
     end: int
     """Bytes alive after the module ran."""
-    outputs: Sequence[Any]
+    outputs: Sequence[_Handed | None]
     """Values that the module hands on, in order; of tensors only shape, stride and dtype."""
     given: int
     """Bytes of the module's logits and loss, which a training loop holds until the next module has run."""
@@ -93,14 +93,14 @@ class ComposedRun(DryRun):
             self.replica.train()
             self._filled: set[int] = set()
             self._stand_ins: dict[int, nn.Parameter] = {}
-            self._held: Any = None
+            self._held: object = None
             self._last: _Seen | None = None
             yield
             del self._filled, self._stand_ins, self._held, self._last
 
-    def _step(self, timeline: Timeline, x: Tensor, y: Any) -> tuple[int, int]:
+    def _step(self, timeline: Timeline, x: Tensor, y: object) -> tuple[int, int]:
         replica, seen = self.replica, dict[Hashable, _Seen]()
-        values: dict[str, Any] = {replica.local_modules[0].inputs[0]: x}
+        values: dict[str, object] = {replica.local_modules[0].inputs[0]: x}
         trained = [p for p in replica.parameters() if p.requires_grad]
         for module in replica.local_modules:
             form = self._form(module, values, x)
@@ -122,18 +122,18 @@ class ComposedRun(DryRun):
             parameter = self._stand_ins[id(parameter)]
         return parameter
 
-    def _form(self, module: LocalModule, values: dict[str, Any], x: Tensor) -> Hashable:
+    def _form(self, module: LocalModule, values: dict[str, object], x: Tensor) -> Hashable:
         """Return everything that a module's events follow from."""
         index, last_read = module.plan.index, self.replica._last_read
         storages = [v.untyped_storage()._cdata for v in values.values() if isinstance(v, Tensor)]
         storages.append(x.untyped_storage()._cdata)
         inputs = tuple(
             (
-                look(values[name]),
+                look(value),
                 last_read[name] <= index,
-                isinstance(values[name], Tensor) and storages.count(values[name].untyped_storage()._cdata),
+                isinstance(value, Tensor) and storages.count(value.untyped_storage()._cdata),
             )
-            for name in module.inputs
+            for name, value in ((name, values[name]) for name in module.inputs)
         )
         return (
             inputs,
@@ -146,7 +146,7 @@ class ComposedRun(DryRun):
             0 if self._last is None else self._last.given,
         )
 
-    def _run(self, timeline: Timeline, module: LocalModule, values: dict[str, Any], batch: Batch) -> _Seen:
+    def _run(self, timeline: Timeline, module: LocalModule, values: dict[str, object], batch: Batch) -> _Seen:
         """Run a module's part of the step."""
         replica, index = self.replica, module.plan.index
         self._fill(timeline, module)
@@ -188,7 +188,7 @@ class ComposedRun(DryRun):
         for owner, before in originals:
             self._stand_ins |= {id(p): owner._parameters[name] for name, p in before.items() if p is not None}  # type: ignore[misc]
 
-    def _skip(self, timeline: Timeline, module: LocalModule, values: dict[str, Any], seen: _Seen) -> None:
+    def _skip(self, timeline: Timeline, module: LocalModule, values: dict[str, object], seen: _Seen) -> None:
         """Repeat the memory events of an equal module."""
         index, replica = module.plan.index, self.replica
         shift = timeline.live - seen.start
@@ -203,6 +203,7 @@ class ComposedRun(DryRun):
                 del values[name]
             for name, output in zip(module.outputs, seen.outputs, strict=True):
                 if name in replica._last_read:
+                    assert output is not None  # else the form would not be among those seen
                     values[name] = output.make()
         timeline.live, self._last = seen.end + shift, seen
         pairs = zip(replica.parameters_of(index), replica.parameters_of(seen.index), strict=True)
@@ -213,20 +214,20 @@ class ComposedRun(DryRun):
 class _Handed:
     """A value that later modules read: an object, or the form of a tensor."""
 
-    value: Any
+    value: object
     """The object; None for tensors."""
     shape: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
 
-    def make(self) -> Any:
+    def make(self) -> object:
         """Return the object, or a tensor of the form."""
         if self.value is not None or not self.stride:
             return self.value
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="cpu")
 
 
-def _handed(value: Any, old: set[int]) -> _Handed | None:
+def _handed(value: object, old: set[int]) -> _Handed | None:
     """Describe a value; None for views of older tensors, or of a part of a storage, which cannot be made again."""
     if not isinstance(value, Tensor):
         return _Handed(value)
@@ -237,7 +238,7 @@ def _handed(value: Any, old: set[int]) -> _Handed | None:
     return _Handed(None, tuple(value.shape), value.stride(), value.dtype)
 
 
-def _owners(module: LocalModule, criterion: Any) -> Iterator[nn.Module]:
+def _owners(module: LocalModule, criterion: object) -> Iterator[nn.Module]:
     """Yield the modules whose parameters and buffers a local module runs with."""
     stage = module.stage
     for node in stage.graph.nodes:
@@ -251,7 +252,7 @@ def _owners(module: LocalModule, criterion: Any) -> Iterator[nn.Module]:
             yield from part.modules()
 
 
-def look(value: Any) -> Hashable:
+def look(value: object) -> Hashable:
     """Return the form of a tensor, or another value as it is."""
     if isinstance(value, Tensor):
         return (tuple(value.shape), value.stride(), value.dtype, value.requires_grad)
@@ -291,7 +292,7 @@ def _target(module: fx.GraphModule, node: fx.Node) -> Hashable:
     return "" if node.op in ("placeholder", "output") else node.target
 
 
-def _arguments(value: Any, index: Mapping[fx.Node, int]) -> Hashable:
+def _arguments(value: object, index: Mapping[fx.Node, int]) -> Hashable:
     if isinstance(value, fx.Node):
         return ("node", index[value])
     if isinstance(value, (tuple, list)):
@@ -303,5 +304,5 @@ def _arguments(value: Any, index: Mapping[fx.Node, int]) -> Hashable:
     return look(value)
 
 
-def _is_plain(values: tuple[Any, ...]) -> bool:
+def _is_plain(values: tuple[object, ...]) -> bool:
     return all(isinstance(value, _PLAIN) for value in values)

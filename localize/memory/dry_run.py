@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
 from torch.utils._pytree import tree_leaves
@@ -41,7 +42,7 @@ class Recording:
     inputs: int
     gradients: int
 
-    def operators(self) -> list[Any]:
+    def operators(self) -> list[OpOverload | None]:
         """Return the operators that ran, in order."""
         return [event.operator for event in self.events]
 
@@ -139,7 +140,7 @@ class DryRun:
         for parameter in self.replica.parameters():
             parameter.grad = None
 
-    def _step(self, timeline: Timeline, x: Tensor, y: Any) -> tuple[int, int]:
+    def _step(self, timeline: Timeline, x: Tensor, y: object) -> tuple[int, int]:
         """Run a step as a loop over ``local.steps`` does.
 
         Returns:
@@ -167,7 +168,7 @@ class DryRun:
             state += self._update(timeline, count, updates[count])
         return most, state
 
-    def _steps(self, x: Tensor, y: Any) -> Iterator[LocalOutput]:
+    def _steps(self, x: Tensor, y: object) -> Iterator[LocalOutput]:
         replica = self.replica
         if replica.output_criterion is None:
             return replica.steps(x, y)
@@ -205,7 +206,7 @@ class DryRun:
         kind: Any = self.settings.amp
         return torch.autocast("cpu", kind or torch.bfloat16, enabled=kind is not None)
 
-    def _target(self, batch: int) -> Any:
+    def _target(self, batch: int) -> object:
         if self.settings.target is not None:
             return self.settings.target(batch)
         plan, prediction = self.replica.plan, self.replica.plan.prediction

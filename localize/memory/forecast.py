@@ -141,7 +141,7 @@ def forecast(dry_run: DryRun, batch_size: int, rivals: tuple[MemoryForecast, ...
     )
 
 
-def _name(dtype: Any) -> str:
+def _name(dtype: torch.dtype | str) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -201,11 +201,11 @@ class Curve:
 
 def _differences(values: tuple[int, ...]) -> tuple[int, ...]:
     """Return Newton's forward differences of equidistant values."""
-    found = []
+    differences = []
     while values:
-        found.append(values[0])
+        differences.append(values[0])
         values = tuple(b - a for a, b in pairwise(values))
-    return tuple(found)
+    return tuple(differences)
 
 
 def largest_batch(dry_run: DryRun, start: int, budget: int) -> int:

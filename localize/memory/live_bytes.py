@@ -28,7 +28,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._sizes: dict[int, int] = {}
 
-    def track(self, *values: Any) -> None:
+    def track(self, *values: object) -> None:
         """Count tensors that exist already."""
         for leaf in tree_leaves(values):
             if isinstance(leaf, Tensor):

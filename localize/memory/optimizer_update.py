@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +55,15 @@ def second_update(
     raise AssertionError("unreachable")
 
 
-def bytes_of(tensors: Iterable[Any]) -> int:
+def bytes_of(tensors: Iterable[object]) -> int:
     """Return the bytes of the tensors among some values; a storage that several share counts once."""
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor)}
     return sum(storages.values())
 
 
-def _run(parameters: list[nn.Parameter], settings: StepSettings, foreach: bool, counts: Counter[Any] | None) -> Update:
+def _run(
+    parameters: list[nn.Parameter], settings: StepSettings, foreach: bool, counts: Counter[Hashable] | None
+) -> Update:
     with Timeline() as timeline, timeline.paused():
         timeline.track(parameters, [p.grad for p in parameters])
         before = timeline.live
@@ -80,7 +82,7 @@ def _run(parameters: list[nn.Parameter], settings: StepSettings, foreach: bool, 
     return Update(timeline.events, resident, state)
 
 
-def _form(parameter: nn.Parameter) -> Any:
+def _form(parameter: nn.Parameter) -> Hashable:
     """Return everything about a parameter that the memory of its update depends on."""
     gradient = parameter.grad
     return (tuple(parameter.shape), parameter.stride(), parameter.dtype, gradient is not None and gradient.stride())
@@ -92,8 +94,8 @@ def _neighbours(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     Pairs matter because what the update of one parameter leaves in a loop's variables is still alive during the update
     of the next. Parameters that are no such pair are kept apart by the smallest possible parameter.
     """
-    found: list[nn.Parameter] = []
-    seen: set[Any] = set()
+    chosen: list[nn.Parameter] = []
+    seen: set[Hashable] = set()
     last = -1
     for index, parameter in enumerate(parameters):
         before = parameters[index - 1] if index else None
@@ -102,10 +104,10 @@ def _neighbours(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
             continue
         seen.add(pair)
         if before is not None and last != index - 1:
-            found += [_smallest(), before]
-        found.append(parameter)
+            chosen += [_smallest(), before]
+        chosen.append(parameter)
         last = index
-    return found
+    return chosen
 
 
 def _smallest() -> nn.Parameter:

@@ -103,7 +103,7 @@ def measure(
     amp: torch.dtype | str | None = None,
     optimizer: str | MakeOptimizer = "sgd",
     step: Schedule = "batch",
-    target: Callable[[int], Any] | None = None,
+    target: Callable[[int], object] | None = None,
 ) -> MemoryForecast:
     """Forecast the memory of a localized model as it is now, without the rivals of :meth:`localize.Plan.memory`.
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple, get_args
 
 from localize.compiler.planning import with_recompute
 from localize.methods.base import ChosenMethod, Compiled
@@ -81,7 +81,7 @@ class _Planner:
         self.first, self.budget, self.replans = first, budget, replans
         self.limit = budget.bytes
         self._make = forecasts
-        self._known: dict[Any, MemoryForecast] = {}
+        self._known: dict[Hashable, MemoryForecast] = {}
 
     def forecasts(self, candidate: Candidate, schedule: Schedule) -> MemoryForecast:
         """Forecast a step, once for each plan and schedule."""
@@ -92,19 +92,19 @@ class _Planner:
 
     def fit(self) -> Candidate:
         before = self.forecasts(self.first, self.budget.step)
-        found = self._tried(self.budget.may, Fitted(self.first, before))
-        if found.forecast.peak > self.limit:
-            raise self._impossible(found)
+        leanest = self._tried(self.budget.may, Fitted(self.first, before))
+        if leanest.forecast.peak > self.limit:
+            raise self._impossible(leanest)
         if "merge" in self.budget.may and self.replans is not None:
-            found = self._merged(found, self.replans) or found
-        return self._recorded(found, before)
+            leanest = self._merged(leanest, self.replans) or leanest
+        return self._recorded(leanest, before)
 
     def _tried(self, may: Sequence[Means], asked: Fitted) -> Fitted:
         """Return the first attempt that keeps to the budget with these means, else the leanest."""
         leanest = asked
-        for found in self._attempts(may, asked):
-            if found.forecast.peak < leanest.forecast.peak:
-                leanest = found
+        for attempt in self._attempts(may, asked):
+            if attempt.forecast.peak < leanest.forecast.peak:
+                leanest = attempt
             if leanest.forecast.peak <= self.limit:
                 break
         return leanest
@@ -139,9 +139,9 @@ class _Planner:
             if not pending:
                 break
             tried = self._with(candidate, _throughout(plan, {k: way for k in over}))
-            found = self.forecasts(tried, forecast.step)
+            peaks_now = self.forecasts(tried, forecast.step).modules
             for k in over:
-                peaks[k][tried.plan.modules[k].recompute] = found.modules[k].peak
+                peaks[k][tried.plan.modules[k].recompute] = peaks_now[k].peak
         chosen = {k: self._cheapest(plan, plan.modules[k], peaks[k]) for k in over}
         lean = self._with(candidate, _throughout(plan, chosen))
         return Fitted(lean, self.forecasts(lean, forecast.step)) if over else plain
@@ -176,13 +176,13 @@ class _Planner:
             merged = replans(candidate.method, [sum(sizes[k] for k in group) for group in groups])
             kept = [candidate.plan.modules[group[0]].recompute if len(group) == 1 else () for group in groups]
             merged = merged._replace(plan=with_recompute(merged.plan, kept))
-            found = Fitted(merged, self.forecasts(merged, forecast.step))
-            if found.forecast.peak <= self.limit:
-                return found
+            attempt = Fitted(merged, self.forecasts(merged, forecast.step))
+            if attempt.forecast.peak <= self.limit:
+                return attempt
         return None
 
-    def _recorded(self, found: Fitted, before: MemoryForecast) -> Candidate:
-        candidate, forecast = found
+    def _recorded(self, fitted: Fitted, before: MemoryForecast) -> Candidate:
+        candidate, forecast = fitted
         record = Budgeted(
             size=self.limit,
             batch_size=self.budget.batch_size,
@@ -216,8 +216,8 @@ class _Planner:
                 "other results"
             )
 
-    def _impossible(self, found: Fitted) -> BudgetError:
-        forecast, budget = found.forecast, self.budget
+    def _impossible(self, leanest: Fitted) -> BudgetError:
+        forecast, budget = leanest.forecast, self.budget
         over = format_bytes(forecast.peak - self.limit)
         where = f"module {forecast.binding.index} ({forecast.binding.name})" if forecast.binding else "the update"
         remedies = []
@@ -246,12 +246,12 @@ class _Planner:
 
 def _throughout(plan: Plan, ways: dict[int, tuple[Recompute, ...]]) -> dict[int, tuple[Recompute, ...]]:
     """Extend ways of recomputing to the earlier modules that cascaded losses run once more."""
-    found = dict(ways)
+    extended = dict(ways)
     for k, way in ways.items():
         cascade = plan.modules[k].cascade
         for j in cascade.reaches if cascade else ():
-            found[j] = _joined(found.get(j, ()), way)
-    return found
+            extended[j] = _joined(extended.get(j, ()), way)
+    return extended
 
 
 def _together(plan: Plan, forecast: MemoryForecast, limit: int) -> list[list[int]]:

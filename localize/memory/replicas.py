@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -38,7 +37,7 @@ def meta_copy(module: nn.Module) -> nn.Module:
         return _remade(module, memo) if isinstance(module, LocalGraphModule) else copy.deepcopy(module, memo)
 
 
-def _remade(local: LocalGraphModule, memo: dict[int, Any]) -> LocalGraphModule:
+def _remade(local: LocalGraphModule, memo: dict[int, object]) -> LocalGraphModule:
     model, output = copy.deepcopy(local.primary, memo), copy.deepcopy(local.output_criterion, memo)
     twin = emit(local.plan, local.compiled.over(model, output))
     twin.criterion = copy.deepcopy(local.criterion, memo)

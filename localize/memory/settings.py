@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +34,7 @@ class StepSettings:
     """A key of :data:`localize.runtime.named_optimizers.OPTIMIZERS`, or a function from parameters to an optimizer."""
     step: Schedule = "batch"
     """When parameters are updated: at the end of the step, or each local module's right after its own backward."""
-    target: Callable[[int], Any] | None = None
+    target: Callable[[int], object] | None = None
     """Function from the batch size to a target for the criterion. By default class indices, or zeros of the logits'
     shape where the criterion is a binary cross-entropy."""
 
@@ -60,12 +59,12 @@ class StepSettings:
         return self.optimizer(parameters)
 
 
-def _floating(given: Any, name: str) -> torch.dtype | None:
-    found = getattr(torch, given, None) if isinstance(given, str) else given
-    if found is None and given is None:
+def _floating(given: torch.dtype | str | None, name: str) -> torch.dtype | None:
+    if given is None:
         return None
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    dtype = getattr(torch, given, None) if isinstance(given, str) else given
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise PlanError(
             f"{name} must be a floating-point type, got {given!r}", remedy="Give float32, bfloat16 or float16"
         )
-    return found
+    return dtype

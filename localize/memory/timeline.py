@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch._C._autograd import _get_sequence_nr
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from localize.memory.live_bytes import LiveBytes
 from localize.plan.memory_forecast import Moment, Phase
@@ -21,7 +23,7 @@ class Event(NamedTuple):
 
     live: int
     """Bytes alive after the operation, without the optimizer's state."""
-    operator: Any
+    operator: OpOverload | None
     """ATen operator; None for the mark at the beginning of a phase."""
     module: int
     """Index of the local module that runs; the number of modules during the update at the end."""
@@ -104,7 +106,7 @@ class Timeline(LiveBytes):
     @contextmanager
     def following(self, module: nn.Module) -> Iterator[None]:
         """Tell the forwards of the module's submodules apart inside."""
-        hooks: list[Any] = []
+        hooks: list[RemovableHandle] = []
         for path, child in module.named_modules():
             if not path or isinstance(child, torch.jit.ScriptModule):
                 continue
@@ -120,5 +122,5 @@ class Timeline(LiveBytes):
         self._paths.pop()
 
 
-def _first_tensor(result: Any) -> torch.Tensor | None:
+def _first_tensor(result: object) -> torch.Tensor | None:
     return next((leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)), None)
