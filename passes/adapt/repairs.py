@@ -4,6 +4,14 @@ Each repair looks at one :class:`RepairSite`, a node about to run, and raises :c
 something to change: the layer then runs again from its start, so that nodes before it see the change. Each repair must
 change something, and no other repair may undo it. An unknown operation is never assumed to be harmless: what cannot be
 repaired is :class:`Unreachable`.
+
+To add a repair:
+
+- A class of leaf layer that should follow another number of channels is an entry in ``retype.FITS``; the shapes of its
+  parameters follow from its attributes in ``retype._shapes``.
+- An operation that should be made to agree is a function of the :class:`RepairSite` in this file, called by
+  ``Trial._prepare``, or after the operation has failed. :mod:`passes.adapt.rebuild` must be able to build its edits.
+- Another way of meeting the downsampling is an ``Attempt`` in ``Adapter._attempts``.
 """
 
 from __future__ import annotations

@@ -214,6 +214,7 @@ class Trial:
         )
 
     def _node(self, i: int, node: fx.Node) -> Any:
+        """Return the value of a node, after the repairs that it needs."""
         if node.op == "get_attr":
             return self._attribute(i, node)
         args, kwargs = arguments_of(node, self._value)
@@ -223,7 +224,17 @@ class Trial:
         if module is not None:
             return self._call(i, node, module, args, kwargs)
         args, kwargs = replaced(args, kwargs, self.edits.arguments.get(i, {}))
-        site = RepairSite(self.captured, self.shapes, self.numbers, self.body, self.edits, self.values, i, args, kwargs)
+        site = RepairSite(
+            captured=self.captured,
+            shapes=self.shapes,
+            numbers=self.numbers,
+            body=self.body,
+            edits=self.edits,
+            values=self.values,
+            i=i,
+            args=args,
+            kwargs=kwargs,
+        )
         if node.target in repairs.JOINS and self._joins_tensors(node, args):
             args = self._join(site)
         elif self.attempt.mode != "adapter" and node.name not in self.shapes.numbers:

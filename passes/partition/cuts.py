@@ -60,6 +60,8 @@ class Cutter:
         self.captured, self.shapes, self.width, self.granularity = flow.captured, flow.shapes, width, granularity
         self.segments = flow.segments(width)
         costs, index = self.shapes.costs, self.segments.index
+        # What only further outputs need says nothing about building blocks: an auxiliary FCN head, which lies in one
+        # segment, must not keep the main head, of the same class, from being cut.
         trunk = [name for name in index if name not in flow.aside]
         self.mixing_nodes = frozenset(name for name in trunk if costs[name].mixing)
         self.mixing = sorted({index[name] for name in self.mixing_nodes})
