@@ -273,6 +273,7 @@ class Trial:
         return tuple(now)
 
     def _projected(self, i: int, k: int, value: torch.Tensor) -> torch.Tensor:
+        """Return operand ``k`` of node ``i`` after its projection, if it has one."""
         projection = self.edits.projections.get((i, k))
         if projection is None:
             return value
@@ -281,6 +282,7 @@ class Trial:
         return result
 
     def _value(self, node: fx.Node) -> Any:
+        """Return the value of a node; one outside the layer is replaced by the copy's input or by a stand-in."""
         if self.body.reads(node.name):
             return self._entry(node)
         if node.name in self.body.measured:
@@ -298,6 +300,7 @@ class Trial:
         return self.values[-1]
 
     def _attribute(self, i: int, node: fx.Node) -> Any:
+        """Return what a node reads off the model; a parameter without values, of the shape that it has here."""
         value = self.captured.attribute(str(node.target))
         if isinstance(value, nn.Parameter):
             value = nn.Parameter(torch.empty(self.edits.shapes.get(i, tuple(value.shape)), dtype=value.dtype), False)
@@ -305,6 +308,7 @@ class Trial:
         return value
 
     def _call(self, i: int, node: fx.Node, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the value of a leaf layer, retyped where it expects other channels than it is given."""
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         was = self.shapes.specs[node.all_input_nodes[0].name] if tensors else None
         unopened = False
@@ -333,6 +337,7 @@ class Trial:
         return projected_shortcuts(self.captured, self.shapes, self.body)
 
     def _drop_needless_projections(self) -> None:
+        """Restart without the projection of a shortcut whose ends have equal shapes."""
         # A shortcut is projected where width or resolution changes, and only there (He et al., CVPR 2016, section 3.2).
         if self.attempt.mode == "adapter":
             return
