@@ -165,16 +165,16 @@ class Flow:
         the segment that asks for it: a layer measures its own input.
         """
         crossing = [frozenset(border.live) for border in borders]
-        asked: dict[str, int] = {}
+        earliest_use: dict[str, int] = {}
         for node in reversed(self.nodes):
-            users = (asked[u.name] for u in node.users if u.name in asked)
-            asked[node.name] = segment.get(node.name, min(users, default=len(borders) - 1))
+            users = (earliest_use[u.name] for u in node.users if u.name in earliest_use)
+            earliest_use[node.name] = segment.get(node.name, min(users, default=len(borders) - 1))
         for node in self.nodes:
             if node.name in self.dependent and node.name not in segment:
                 parents = [p.name for p in node.all_input_nodes if p.name in segment]
                 first = max(segment[p] for p in parents)
                 latest = first + all(p in crossing[first] for p in parents)
-                segment[node.name] = max(first, min(asked[node.name], latest))
+                segment[node.name] = max(first, min(earliest_use[node.name], latest))
 
 
 def live_positions(

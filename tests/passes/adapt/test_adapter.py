@@ -226,7 +226,7 @@ def test_a_layer_that_reads_another_layout_is_refused_with_the_reason() -> None:
     with pytest.raises(AdaptError, match="it reads NCHW, not NC") as error:
         adapter.adapt(1, TensorSpec((2, 16), layout="NC"), 1, "stride")
     assert error.value.where == "1"
-    with pytest.raises(AdaptError, match="no square image"):
+    with pytest.raises(AdaptError, match="do not form a square image"):
         adapter.adapt(1, TensorSpec((2, 15, 8), layout="NLC"), 1, "stride")
 
 
