@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument
 
 from passes.structure import Structure
 
@@ -83,9 +84,9 @@ class Call:
 
     path: str
     type_name: str
-    args: Any
-    kwargs: Any
-    result: Any
+    args: tuple[Argument, ...]
+    kwargs: dict[str, Argument]
+    result: Argument
     first: int
     last: int
     parent: int
@@ -127,7 +128,7 @@ class Captured:
     """Node name -> source line of the user's code, ``file.py:12``."""
     constants: Mapping[str, torch.Tensor]
     """Tensors created in the forward itself, by the name under which the graph reads them."""
-    in_place: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    in_place: Mapping[str, Callable[..., object]] = field(default_factory=dict)
     """Node name -> the function that the user's code calls there, where it changes in place what the graph copies."""
     opaque: tuple[Opaque, ...] = ()
     structure: Structure = Structure()  # noqa: RUF009 - frozen

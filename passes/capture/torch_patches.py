@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -110,7 +110,7 @@ class Builtins:
     """
 
     def __init__(self, tracer: Recorder) -> None:
-        def length(value: Any) -> object:
+        def length(value: Sized | fx.Proxy) -> object:
             return (
                 tracer.create_proxy("call_function", len, (value,), {}) if isinstance(value, fx.Proxy) else len(value)
             )
@@ -155,7 +155,7 @@ class Builtins:
 
 def _recorded(tracer: Recorder, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
-    def record(*args: Any, **kwargs: Any) -> object:
+    def record(*args: object, **kwargs: object) -> object:
         if not _holds_proxy((args, kwargs)):
             return function(*args, **kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs)

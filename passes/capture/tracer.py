@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument
 from torch.nn.modules import transformer
 
 from passes.capture.assertions import asserted, assertion
@@ -68,7 +69,9 @@ class Tracer(fx.Tracer):
         self.missed_number = False
         """Whether the trace failed at ``len`` or ``int`` of a value that depends on the batch size."""
 
-    def trace(self, root: Any, concrete_args: dict[str, object] | None = None) -> fx.Graph:
+    def trace(
+        self, root: nn.Module | Callable[..., object], concrete_args: dict[str, object] | None = None
+    ) -> fx.Graph:
         """Record one forward pass of ``root`` in its present mode."""
         try:
             with torch.enable_grad(), slow_attention(), patched(self):
@@ -109,7 +112,7 @@ class Tracer(fx.Tracer):
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> Any:
+    ) -> object:
         """Record a leaf as one node, or trace into a module and note its call."""
         if self.deciding:
             return forward(*args, **kwargs)
@@ -173,7 +176,7 @@ class Tracer(fx.Tracer):
         Raises:
             Undecided: The assignment is not in the root's own forward.
         """
-        buffer: Any = getattr(owner, name)
+        buffer: fx.Proxy = getattr(owner, name)
         node = value.node
         if node.args and node.args[0] is buffer.node and changes_first_argument(node):
             # The second half of ``self.buffer += 1``, whose first half has changed the buffer.
@@ -182,7 +185,7 @@ class Tracer(fx.Tracer):
             raise Undecided(f"it assigns to its buffer {buffer.node.target}")
         self.create_proxy("call_function", store, (buffer, value), {})
 
-    def create_arg(self, a: object) -> Any:
+    def create_arg(self, a: object) -> Argument:
         """Return the node or constant that stands for an argument."""
         unknown = id(a) not in self.paths
         if unknown and isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
@@ -198,7 +201,7 @@ class Tracer(fx.Tracer):
         self.constants[name] = value
         return self.create_node("get_attr", name, (), {})
 
-    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> object:
         """Return an attribute of a module: parameters and buffers as nodes, anything else as it is."""
         path = self.paths.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) and not self.deciding else None
         if path is None:

@@ -49,7 +49,7 @@ def generate(
     """
     writer = _GraphWriter(captured, frozenset(members), frozenset(shared), inputs, outputs)
     graph = writer.write()
-    root: dict[str, Any] = {}
+    root: dict[str, object] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             path = writer.aliases.get(str(node.target), str(node.target).removeprefix(f"{PRIMARY}."))
@@ -170,6 +170,7 @@ class _GraphWriter:
 
     def _write_call(self, call: Call) -> None:
         args, kwargs = fx.map_arg((call.args, call.kwargs), self._value)
+        assert isinstance(call.result, fx.Node)
         result = call.result.name
         self.values[result] = self.graph.create_node(
             "call_module", self._target(call.path), args, kwargs, call.path.replace(".", "_")
@@ -194,7 +195,7 @@ class _GraphWriter:
                 "call_function", frugal_relu, (module, *args), {}, node.name
             )
             return
-        target: Any = node.target
+        target = node.target
         if node.op == "call_module" or (node.op == "get_attr" and node.target not in self.captured.constants):
             target = self._target(str(node.target))
         self.values[node.name] = self.graph.create_node(node.op, target, args, kwargs, node.name)

@@ -12,7 +12,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import fx, nn
@@ -24,7 +24,10 @@ Buffer = tuple[nn.Module, str]
 """The module that holds a buffer, and the buffer's name in it."""
 
 
-def recomputed(run: Callable[..., Any], arguments: Sequence[Any], statistics: Sequence[Buffer] = ()) -> Any:
+Result = TypeVar("Result")
+
+
+def recomputed(run: Callable[..., Result], arguments: Sequence[object], statistics: Sequence[Buffer] = ()) -> Result:
     """Return ``run(*arguments)``; the backward pass calls ``run`` once more for the tensors that it needs.
 
     Args:
@@ -112,9 +115,9 @@ class _RecomputeSlot:
 class _RecordedRun:
     """One run of a piece of a network, and all that it takes to run it again."""
 
-    def __init__(self, run: Callable[..., Any], arguments: Sequence[Any], statistics: Sequence[Buffer]) -> None:
+    def __init__(self, run: Callable[..., object], arguments: Sequence[object], statistics: Sequence[Buffer]) -> None:
         self.run, self.statistics = run, statistics
-        self.arguments: tuple[Any, ...] | None = tuple(arguments)
+        self.arguments: tuple[object, ...] | None = tuple(arguments)
         self.slots: list[weakref.ref[_RecomputeSlot]] = []
         self.border = 0
         kinds = {a.device.type for a in arguments if isinstance(a, torch.Tensor)}
@@ -133,7 +136,7 @@ class _RecordedRun:
         self.slots.append(weakref.ref(slot))
         return slot
 
-    def keep(self, result: Any) -> None:
+    def keep(self, result: object) -> None:
         """Hold the outputs of the piece where the graph needs them."""
         slots = [slot for ref in self.slots if (slot := ref()) is not None and not slot.kept]
         for tensor in tree_leaves(result):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from passes.codegen.recompute import part_here
 from passes.common.inplace import HasModules
@@ -45,7 +45,7 @@ def _is_hooked(module: nn.Module) -> bool:
 
 class _ReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, inplace: bool) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, x: torch.Tensor, inplace: bool) -> torch.Tensor:
         if inplace:
             ctx.mark_dirty(x)
         result = torch.relu_(x) if inplace else torch.relu(x)

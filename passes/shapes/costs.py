@@ -52,8 +52,8 @@ class CostMode(TorchDispatchMode):
         self.depthwise |= cost.depthwise
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         out = func(*args, **(kwargs or {}))
         packet = getattr(func, "overloadpacket", func)
         if packet is _aten.convolution:
