@@ -39,7 +39,7 @@ class Structure:
 
     @property
     def bare(self) -> bool:
-        """Whether the model returns a tensor, in no container."""
+        """True if the model returns one tensor, not in a container."""
         return isinstance(self.template, Slot)
 
     def rebuild(self, values: Sequence[object]) -> Any:

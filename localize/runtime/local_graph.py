@@ -85,7 +85,7 @@ class LocalGraphModule(fx.GraphModule):
 
     @property
     def runtime(self) -> Schedule:
-        """How steps run, and why so: ``print(local.runtime)``. Set it to a name or a :class:`localize.Runtime`."""
+        """The way steps run, and why: ``print(local.runtime)``. Set it to a name or a :class:`localize.Runtime`."""
         return self._schedule
 
     @runtime.setter
@@ -102,7 +102,7 @@ class LocalGraphModule(fx.GraphModule):
 
     @property
     def compiled(self) -> Compiled:
-        """What the model was compiled from: the captured network, the method and its options, the losses."""
+        """The record that the model was compiled from: the captured network, the method and its options, the losses."""
         return self._compiled
 
     @property

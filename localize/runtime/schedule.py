@@ -106,7 +106,7 @@ class Schedule:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the options are the default ones."""
+        """True if all options are the default ones."""
         return self.asked == PLAIN
 
     def on(self, device: str) -> RuntimeChoice:

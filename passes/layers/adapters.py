@@ -50,7 +50,7 @@ class Front:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the adapter changes nothing."""
+        """True if the adapter changes nothing."""
         return self.pool is None and self.in_channels == self.out_channels and self.to is None
 
     def __str__(self) -> str:

@@ -150,7 +150,7 @@ class _Worker:
 
     @property
     def idle(self) -> bool:
-        """Whether the worker has started and waits for a model."""
+        """True when the worker has started and waits for a model."""
         return bool(self._stage) and self.subject is None and not self.spent
 
     def examine(self, subject: Subject, timeout: float) -> None:
