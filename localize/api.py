@@ -56,68 +56,82 @@ def localize(
     runtime: str | Runtime = "plain",
     **options: Any,
 ) -> LocalGraphModule:
-    """Compiles a model for supervised local learning.
+    """Compile a model for supervised local learning.
 
-    The model is cut into gradient-isolated local modules; each gets an auxiliary network and a loss of its own. The
-    model itself is not changed: training the result trains it, or, where the method says so, a model made of it.
+    The model is cut into gradient-isolated local modules. Each module gets an auxiliary network and a loss of its own.
+    The model itself is not changed, and it is what is trained; "gn-dgl" alone trains a smaller network made of it.
+
+    >>> import torch
+    >>> from localize.models import cifar_resnet
+    >>> model = cifar_resnet(20)
+    >>> local = localize(model, "auglocal", d=2, example_inputs=torch.empty(2, 3, 32, 32))
+    >>> len(local.plan.layers), len(local.plan.modules)
+    (10, 9)
+    >>> images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    >>> for out in local.steps(images, labels):  # one local module after the other
+    ...     out.loss.backward()  # frees the module's activations before the next module runs
+    >>> all(p.grad is not None for p in model.parameters())
+    True
 
     Args:
-        model: The primary network: any vision model that torch.fx can trace, taking one tensor. Local losses are
-            computed from what it returns: a vector of logits (N, classes), or a map of them (N, classes, H, W).
+        model: The primary network: a vision model that torch.fx can trace and that takes one tensor. Local losses are
+            computed from what the model returns: logits (N, classes), or a map of logits (N, classes, H, W).
         method: The learning rule: ``"auglocal"`` (Ma et al., ICLR 2024), ``"dgl"`` (Belilovsky et al., ICML 2020),
             ``"predsim"`` (Nokland and Eidnes, ICML 2019), ``"infopro"`` (Wang et al., ICLR 2021),
-            ``"auglocal+infopro"`` (the first with the last one's reconstruction loss), ``"mlaan"``, ``"dgl+mlaan"`` and
-            ``"infopro+mlaan"`` (Zhang et al., AAAI 2025), ``"gn-dgl"`` (Patel et al., 2023; trains a smaller network,
-            ``.primary``, made of the model), ``"bp"`` (plain backpropagation), or ``"checkpoint"`` (the same,
-            activations recomputed layer by layer); or a :class:`localize.methods.Method`, a rule of your own.
-        d: Depth of auxiliary networks: trainable layers, the classifier included. For methods that have a depth.
-        example_inputs: A tensor of the input's shape, batch first; its values are never used. By default the input size
-            of the model's own configuration (timm's ``pretrained_cfg``), else (2, 3, 224, 224).
-        modules: K: groups the L local layers into K local modules; or the number of layers of each module. By default
+            ``"auglocal+infopro"`` (AugLocal with InfoPro's reconstruction loss), ``"mlaan"``, ``"dgl+mlaan"`` and
+            ``"infopro+mlaan"`` (Zhang et al., AAAI 2025), ``"gn-dgl"`` (Patel et al., 2023; trains
+            ``local.primary``), ``"bp"`` (plain backpropagation), or ``"checkpoint"`` (backpropagation that recomputes
+            activations layer by layer); or a :class:`localize.methods.Method`, a rule of your own.
+        d: Depth of auxiliary networks in trainable layers, the classifier included; for methods that have a depth.
+        example_inputs: A tensor of the input's shape, batch first; only its shape and dtype are used. By default the
+            input size of the model's own configuration (timm's ``pretrained_cfg``), else (2, 3, 224, 224).
+        modules: K, to group the L local layers into K local modules; or the number of layers of each module. By default
             the method decides.
-        balance: What K modules share evenly: ``"layers"``, ``"macs"``, or ``"activations"`` (bytes that layers give).
-        max_cut: How many live tensors may cross from one local module to the next. By default one where that gives at
-            least 8 layers, none of more than half of the MACs; else the smallest number up to 16 that does. Densely
-            connected networks need several: all are detached and handed on.
+        balance: What the K modules share evenly: ``"layers"``, ``"macs"``, or ``"activations"`` (bytes of outputs).
+        max_cut: How many tensors may cross from one local module to the next. By default one, if that gives at least 8
+            layers and none with more than half of the MACs; else the smallest number up to 16 that does. All tensors
+            that cross are detached. Densely connected networks need several.
         granularity: What a local layer is: ``"minimal"``, the smallest units; ``"block"``, which keeps the blocks that
             a network lists whole, such as transformer blocks; a module class, or several, whose modules stay whole; or
             the list of the modules (by name) after which to cut.
-        output: Which of several values that the model returns in train mode is its primary output: a key or attribute,
-            an index, or several of them from the outside in. By default the only one, or, where the model returns one
-            in eval mode, the one that corresponds to it. Others of its shape (auxiliary classifiers) are trained with
-            the last local module, by the same criterion.
-        verify: Whether the captured graph is held against the model, bit for bit, by running both in train mode on
-            random input of the example's shape. Skipped where parameters have no values (meta, fake).
-        criterion: Loss from (logits, target) to a scalar; cross-entropy by default.
-        outputs: Number of logits that local losses are computed from, where the model itself returns none: the backbone
-            of a detector, say. ``criterion`` is then their loss alone.
+        output: The primary output, where the model returns several values in train mode: a key or attribute, an index,
+            or several of them from the outside in. By default the only value, or the one that corresponds to the only
+            value in eval mode. Other values of its shape (auxiliary classifiers) are trained with the last local
+            module, by the same criterion.
+        verify: Whether the captured graph is compared with the model, bit for bit, by running both in train mode on
+            random input of the example's shape. Skipped where parameters have no values (meta or fake tensors).
+        criterion: Loss from (logits, target) to a scalar; by default cross-entropy.
+        outputs: Number of logits of the local losses, where the model itself returns no logits, such as the backbone of
+            a detector. ``criterion`` is then the loss of these logits alone.
         output_criterion: Loss of the last local module, from (what the model returns, target) to a scalar, in the
-            model's own containers; by default ``criterion`` of the primary output. An ``nn.Module``'s parameters are
-            trained by this loss, and are among those of the result.
-        seed: Seed of the auxiliary networks' weights; torch's global generator is then neither read nor moved.
-        recompute: Activations that the backward pass computes anew instead of keeping them, for less memory: those
-            inside of local layers (``"layers"``), inside of auxiliary networks' blocks (``"blocks"``), or there only
-            what norms and activation functions give (``"norms"``, which costs no convolution); True for the first two.
-            Losses, gradients and statistics stay the same, bit for bit.
-        memory_budget: How much memory a training step may take, such as ``"8GB"`` (of tensors; kernels' workspaces come
-            on top). Local modules that are over it compute activations anew, as ``recompute`` does, and no more than
-            needed; :class:`MemoryBudget` allows further means. The plan says what was done and what it costs.
-        batch_size: Samples in a step, for ``memory_budget``.
-        runtime: How steps run: ``"plain"``, one PyTorch operation after the other; ``"compile"``, alike blocks compiled
+            model's own containers; by default ``criterion`` of the primary output. If it is an ``nn.Module``, its
+            parameters are trained by this loss, and are among ``local.parameters()``.
+        seed: Seed of the auxiliary networks' weights; torch's global generator is then neither read nor advanced.
+        recompute: Activations that the backward pass computes again instead of keeping them, which takes less memory
+            and more time: inside of local layers (``"layers"``), inside of auxiliary networks' blocks (``"blocks"``),
+            or in these only after norms and activation functions (``"norms"``, which costs no convolution); True for
+            the first two. Losses, gradients and statistics stay bit-identical.
+        memory_budget: Most memory that a training step may take, such as ``"8GB"``, counted in tensors; workspaces of
+            kernels come on top. Local modules over the budget recompute activations, as ``recompute`` does, and no more
+            than needed; :class:`MemoryBudget` allows further means. The plan says what was done and what it costs.
+        batch_size: Number of samples in a step, for ``memory_budget``.
+        runtime: How steps run: ``"plain"``, one PyTorch operation after the other; ``"compile"``, equal blocks compiled
             once; ``"auto"``, what is faster on the device (``print(local.runtime)`` says what that is); or a
-            :class:`localize.Runtime`. No part of the plan: ``local.runtime = ...`` changes it at any time.
-        **options: The method's further options; AugLocal's: ``tau``, ``last``, ``head_norm``, ``pool``, ``head``,
-            ``head_width``, ``selection``, ``width``, ``downsampling``, ``max_aux_macs`` and ``aux_init``, see
-            :class:`localize.methods.auglocal.rule.Options`; each other method's stand in ``Options`` of its own module.
+            :class:`localize.Runtime`. It is not part of the plan: set ``local.runtime`` at any time.
+        **options: Further options of the method: fields of its ``Options``, such as those of
+            :class:`localize.methods.auglocal.options.Options`. ``localize-cli methods NAME`` lists them.
 
     Returns:
         A ``torch.fx.GraphModule`` that shares its parameters with ``model``.
 
     Raises:
-        LocalizeError: One of its subclasses: :class:`CaptureError` (no graph), :class:`PartitionError` (no layers, or
-            ``modules``, ``max_cut`` or ``granularity`` cannot be met), :class:`SplitError` (its width cannot be split),
-            :class:`MethodError` (unknown method or option, or one that does not fit), :class:`BudgetError` (the memory
-            budget cannot be met), :class:`OptionError` (unknown runtime).
+        CaptureError: The model cannot be captured as a graph, or ``verify`` finds that the graph is not the model.
+        PartitionError: The network has no local layers, or ``modules``, ``max_cut`` or ``granularity`` do not fit it.
+        SplitError: The method splits the width of layers ("gn-dgl"), and a layer cannot be split.
+        MethodError: The method or an option is unknown, or does not fit the model, ``criterion`` or ``outputs``.
+        InputError: ``example_inputs`` is not one tensor with a batch dimension.
+        BudgetError: The means that ``memory_budget`` allows do not suffice.
+        OptionError: ``runtime`` is not a known name or a :class:`localize.Runtime`.
     """
     require_module(model)
     how = read_runtime(runtime)

@@ -45,6 +45,10 @@ def check(
 ) -> list[Obstacle]:
     """List every obstacle to localizing ``model``, at once; the list is empty if there is none. Nothing is changed.
 
+    >>> from localize.models import cifar_resnet
+    >>> check(cifar_resnet(8), example_inputs=torch.empty(2, 3, 32, 32))
+    []
+
     Args:
         model: Any module.
         example_inputs: As in :func:`localize`.

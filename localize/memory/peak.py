@@ -40,13 +40,15 @@ def peak_step_bytes(
     module, which itself is not changed. The count is exact and the same on every machine. It leaves out the workspaces
     of kernels and what an allocator wastes.
 
-    >>> from localize import localize
+    >>> from localize.api import localize
     >>> from localize.models import cifar_resnet
+    >>> from localize.text import format_bytes
     >>> model = cifar_resnet(20)
-    >>> peak_step_bytes(model, 1024)  # by backpropagation
-    1640640808
-    >>> peak_step_bytes(localize(model, d=2, example_inputs=torch.empty(2, 3, 32, 32)), 1024)
-    0
+    >>> format_bytes(peak_step_bytes(model, 1024))  # by backpropagation
+    '1.64 GB'
+    >>> local = localize(model, d=2, example_inputs=torch.empty(2, 3, 32, 32))
+    >>> format_bytes(peak_step_bytes(local, 1024))  # AugLocal, at 2.6 times the multiply-accumulates
+    '757 MB'
 
     Args:
         module: A localized model, or a plain one, which is trained by backpropagation of the cross-entropy.
