@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from localize.methods.networks.losses import Criterion, cross_entropy
     from localize.methods.networks.pooling import build_pool, describe_pool, pool_cost
     from localize.methods.networks.terms import one_hot, reconstruction_loss, similarity_loss, similarity_matrix
-    from localize.methods.options import is_number, is_whole, join_options, part_of, require_count
+    from localize.methods.options import (
+        is_number,
+        is_whole,
+        join_options,
+        part_of,
+        require_bool,
+        require_count,
+        require_one_of,
+        require_weight,
+    )
     from localize.plan.records import Auxiliary, AuxiliaryBlock, Cascade, LocalModulePlan, LossTerm
     from passes.common.initializer import Initializer, bare
     from passes.layers.plain_blocks import Plain, build_plain, stack
@@ -111,8 +120,11 @@ __all__ = [
     "ramp",
     "read_options",
     "reconstruction_loss",
+    "require_bool",
     "require_count",
+    "require_one_of",
     "require_vector",
+    "require_weight",
     "similarity_loss",
     "similarity_matrix",
     "stack",

@@ -1,4 +1,4 @@
-"""What was decided, as data: plans, their records and tables, memory budgets and forecasts. No tensors.
+"""Plans, their records and tables, memory budgets and forecasts: everything that was decided, as data. No tensors.
 
 May import ``passes`` and the files that anyone may import (text, files, version, models).
 """

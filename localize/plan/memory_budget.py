@@ -1,4 +1,4 @@
-"""A memory budget: how much a training step may take, and what may be done to keep to it. No tensors in here."""
+"""A memory budget: the most that a training step may take, and the changes allowed to achieve it. No tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from localize.text import parse_bytes
 from passes.errors import LocalizeError, MethodError
 
 Means = Literal["recompute", "step", "depth", "merge"]
-"""What may be done to keep to a budget; see :class:`MemoryBudget`."""
+"""A change that may keep a step within a budget; see :class:`MemoryBudget`."""
 
 
 class BudgetError(LocalizeError):
@@ -20,7 +20,7 @@ class BudgetError(LocalizeError):
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """How much memory a training step may take, and what may be done to keep to it.
+    """The most memory that a training step may take, and the changes that are allowed to achieve it.
 
     Raises:
         LocalizeError: ``size`` is not a size of memory.
@@ -28,23 +28,23 @@ class MemoryBudget:
     """
 
     size: int | str
-    """Bytes, or a size such as ``"8GB"`` (8e9 bytes) or ``"8GiB"``. Of tensors: what kernels take for themselves, and
-    what an allocator wastes, comes on top."""
+    """Bytes, or a size such as ``"8GB"`` (8e9 bytes) or ``"8GiB"``. Counts tensors: workspaces of kernels and waste of
+    the allocator come on top."""
     batch_size: int
-    """Samples in a step."""
+    """Samples in a training step."""
     may: Sequence[Means] = ("recompute",)
-    """Means, tried in this order, whatever the order here. ``"recompute"``: activations are computed anew in the
-    backward pass, in the local modules that are over the budget; the step takes longer, results are the same bit for
-    bit. ``"step"``: each local module is updated, and its gradients are freed, right after its backward; same results,
-    but the training loop must do it (``plan.budget.step`` is then ``"module"``). ``"depth"``: auxiliary networks with
-    fewer layers, for methods that have a depth d; other results. ``"merge"``: where there is room, several modules
-    become one; other results, nearer to backpropagation's, with fewer auxiliary networks."""
+    """Allowed changes; they are tried in the order of this list, whatever order is given. ``"recompute"``: the backward
+    pass computes activations again, in local modules that are over the budget; the step takes longer, results are the
+    same bit for bit. ``"step"``: each local module is updated, and its gradients are freed, right after its backward;
+    same results, but the training loop must do it (``plan.budget.step`` is then ``"module"``). ``"depth"``: auxiliary
+    networks get fewer layers, in methods that have a depth d; other results. ``"merge"``: where there is room, several
+    modules become one; other results, closer to backpropagation, with fewer auxiliary networks."""
     optimizer: str = "sgd"
-    """Whose state is counted: ``"sgd"`` (with momentum), ``"adam"`` or ``"adamw"``."""
+    """Optimizer whose state is counted: ``"sgd"`` (with momentum), ``"adam"`` or ``"adamw"``."""
     amp: str | None = None
-    """Type of autocast in forward passes: ``"bfloat16"``, ``"float16"`` or none."""
+    """Type of autocast in forward passes: ``"bfloat16"``, ``"float16"`` or None."""
     step: Schedule = "batch"
-    """``"module"`` where the training loop updates local module by local module in any case."""
+    """``"module"`` for training loops that update each local module right after its backward."""
 
     def __post_init__(self) -> None:
         parse_bytes(self.size)
@@ -58,16 +58,16 @@ class MemoryBudget:
 
     @property
     def bytes(self) -> int:
-        """Of the size."""
+        """The budget in bytes."""
         return parse_bytes(self.size)
 
 
 def read_budget(budget: int | str | MemoryBudget | None, batch_size: int | None) -> MemoryBudget | None:
-    """What the user gave as ``memory_budget`` and ``batch_size``.
+    """Read the user's ``memory_budget`` and ``batch_size``; return None without a budget.
 
     Raises:
         LocalizeError: ``size`` is not a size of memory.
-        MethodError: One is given without the other, or out of its range.
+        MethodError: One is given without the other, the two disagree, or one is out of its range.
     """
     if isinstance(budget, MemoryBudget):
         if batch_size is not None and batch_size != budget.batch_size:

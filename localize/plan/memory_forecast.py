@@ -1,4 +1,4 @@
-"""The memory forecast of a training step: peak, residents, local module by local module. No tensors in here."""
+"""The memory forecast of a training step: its peak, and that of each local module. No tensors in here."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import Any, Literal, Protocol
 from localize.text import GAP, column_widths, format_bytes, parse_bytes, shortened, shown, text_table
 
 Phase = Literal["forward", "backward", "update"]
-"""Of a training step; the last one is the optimizer's."""
+"""Phase of a training step; ``"update"`` is the optimizer's."""
 
 Schedule = Literal["batch", "module"]
-"""When parameters are updated: all at the end of the step, or each local module's right after its own backward."""
+"""Time of updates: of all parameters at the end of the step, or of each local module right after its backward."""
 
 WIDTH = 100
 """Most characters in a line of the table."""
 NAME_WIDTH = 30
-"""Most characters of a local module's name in it."""
+"""Most characters of a local module's name in the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """An operation of the training step, with what is alive behind it."""
+    """An operation of the training step, and the memory in use after it."""
 
     live: int
-    """Bytes of all tensors alive."""
+    """Bytes of all tensors alive after the operation."""
     phase: Phase
     operation: str
     """ATen operator, such as ``convolution_backward``."""
     path: str
-    """The module that ran it, or in the backward pass the one whose forward it belongs to, by its name in the
-    ``LocalGraphModule``: ``primary.layer1.0.conv1``, ``module_0.auxiliary.head``, or ``module_0`` where it is an
-    operation of that local module's own code. Empty where it is in no module: a loss, an update."""
+    """Name, in the ``LocalGraphModule``, of the module that ran the operation; in the backward pass, of the module
+    whose forward it belongs to: ``primary.layer1.0.conv1``, ``module_0.auxiliary.head``, or ``module_0`` for that local
+    module's own code. Empty for an operation in no module: a loss, an update."""
     shape: tuple[int, ...]
-    """Of the tensor that it gave; the first of several."""
+    """Shape of the tensor that the operation returned; of the first of several."""
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.shape))
@@ -46,18 +46,18 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class ModuleMemory:
-    """What the training step takes while one local module runs."""
+    """Memory of the training step while one local module runs."""
 
     index: int
     name: str
     kept: int
-    """Bytes that its forward pass leaves for its backward pass and for later modules."""
+    """Bytes that the module's forward pass keeps for its backward pass and for later modules."""
     at: Moment
-    """Its peak: the operation behind which most bytes are alive while its forward and backward run."""
+    """The operation after which most bytes are alive while the module's forward and backward run."""
 
     @property
     def peak(self) -> int:
-        """Bytes alive at its peak, residents and all that other modules left included."""
+        """Bytes alive at the module's peak, residents and tensors kept by other modules included."""
         return self.at.live
 
 
@@ -65,18 +65,18 @@ class ModuleMemory:
 class MemoryForecast:
     """Bytes of live tensors in one training step: forward, backward and update, local module by local module.
 
-    Tensors alone: what kernels take for themselves while they run, and what an allocator wastes, come on top.
+    It counts tensors: workspaces of kernels and waste of the allocator come on top.
     """
 
     model: str
     method: str
     batch_size: int
     input: str
-    """Of one sample."""
+    """Shape and type of one sample."""
     dtype: str
-    """Of parameters and images."""
+    """Type of parameters and images."""
     amp: str | None
-    """Of autocast in the forward passes."""
+    """Type of autocast in the forward passes; None for none."""
     optimizer: str
     step: Schedule
     parameters: int
@@ -84,9 +84,9 @@ class MemoryForecast:
     buffers: int
     optimizer_state: int
     batch: int
-    """Images and target."""
+    """Bytes of images and target."""
     gradients: int
-    """Of parameters, at their most at one time."""
+    """The most bytes of gradients of parameters at one time."""
     modules: tuple[ModuleMemory, ...]
     update: Moment | None
     """The peak of the optimizer's update at the end; None where each module is updated by itself."""
@@ -94,7 +94,7 @@ class MemoryForecast:
     """The same step of the user's model by backpropagation (``"bp"``), and by backpropagation with activations
     recomputed (``"checkpoint"``)."""
     search: Callable[[int], int] | None = field(default=None, repr=False, compare=False)
-    """Finds the largest batch for a number of bytes."""
+    """Returns the largest batch size for a number of bytes."""
 
     @property
     def peak(self) -> int:
@@ -103,7 +103,7 @@ class MemoryForecast:
 
     @property
     def at(self) -> Moment:
-        """The first operation behind which most bytes are alive."""
+        """The first operation after which most bytes are alive."""
         moments = [module.at for module in self.modules] + ([self.update] if self.update else [])
         return max(moments, key=lambda moment: moment.live)
 
@@ -118,7 +118,7 @@ class MemoryForecast:
         return self.parameters + self.buffers + self.optimizer_state + self.batch
 
     def largest_batch(self, budget: int | str) -> int:
-        """The largest batch size whose step takes no more than a budget; 0 if there is none.
+        """Return the largest batch size whose step takes no more than a budget; 0 if there is none.
 
         Args:
             budget: Bytes, or a size such as ``"8GB"`` (8e9 bytes) or ``"8GiB"``.
@@ -130,7 +130,7 @@ class MemoryForecast:
         return self.search(parse_bytes(budget))
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures under their names, fit for JSON; of rivals the peaks."""
+        """Return all figures by name, ready for JSON; for rivals, the peaks."""
         own = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)

@@ -50,11 +50,12 @@ class Plan:
     model: str
     """Class name of the primary network."""
     method: str
+    """Name of the method."""
     options: Mapping[str, Any]
     input: TensorSpec
     output: TensorSpec
     prediction: Prediction
-    """What local losses are computed from: what the heads of auxiliary networks give."""
+    """Form of the logits that local losses are computed from, which the heads of auxiliary networks return."""
     layers: tuple[Layer, ...]
     classifier_params: int
     classifier_macs: int
@@ -62,13 +63,13 @@ class Plan:
     opaque: tuple[str, ...] = ()
     """Submodules that could not be traced, and were kept whole."""
     original: Original | None = None
-    """The user's model, where the primary network is not that but another, made of it; ``localize(...).primary``."""
+    """Costs of the user's model, where the method trains another network (``localize(...).primary``) made of it."""
     budget: Budgeted | None = None
-    """How it keeps to a memory budget, where there is one."""
+    """Changes that keep the plan within a memory budget; None without budget."""
     forecaster: Forecasting | None = field(default=None, compare=False, repr=False)
-    """What :meth:`memory` asks. It knows the model, and is no part of the plan's JSON."""
+    """Source of :meth:`memory`. It holds the model, and is not written to JSON."""
     borders: tuple[CutCandidate, ...] = field(default=(), compare=False, repr=False)
-    """All borders between two operations, each a cut or with the reason why it is none; no part of the plan's JSON."""
+    """All borders between two operations, each a cut or with the reason why it is not; not written to JSON."""
 
     @property
     def params(self) -> int:
@@ -125,23 +126,23 @@ class Plan:
         target: Callable[[int], Any] | None = None,
         rivals: bool = True,
     ) -> MemoryForecast:
-        """What a training step takes at its peak, local module by local module, without running it on real tensors.
+        """Forecast the memory of a training step, local module by local module, without running it on real tensors.
 
-        Beside it stands what the user's model takes by backpropagation, and by that with checkpointing. No GPU is
-        needed, and no memory to speak of; each of the three takes as long as one step at a small batch. Kernels'
-        workspaces and what an allocator wastes come on top. Forecasts are kept, and keep the model alive as long as the
-        plan is.
+        The forecast also holds the same step by backpropagation, and by backpropagation with checkpointing. It needs
+        neither a GPU nor much memory; each of the three takes as long as one step at a small batch. Workspaces of
+        kernels and waste of the allocator come on top. Forecasts are cached, and keep the model alive as long as the
+        plan lives.
 
         Args:
-            batch_size: Samples.
-            dtype: Of parameters, buffers and images; by default as they are.
-            amp: Of autocast in forward passes; by default none.
+            batch_size: Samples in the step.
+            dtype: Type of parameters, buffers and images; None for their own.
+            amp: Type of autocast in forward passes; None for none.
             optimizer: ``"sgd"`` (Nesterov momentum), ``"adam"``, ``"adamw"``, or a function from parameters to an
                 optimizer.
             step: ``"batch"`` updates all parameters at the end of the step; ``"module"`` each local module's, and frees
                 their gradients, right after the last backward that reaches them.
-            target: From the batch size to a target for the criterion; by default class indices.
-            rivals: Whether to forecast those two.
+            target: Makes a target for the criterion from the batch size; None for class indices.
+            rivals: Whether to forecast backpropagation and checkpointing too.
 
         Raises:
             PlanError: The plan was read from JSON or copied, and knows no model; or the step cannot be run on fake
@@ -150,7 +151,7 @@ class Plan:
         """
         if self.forecaster is None:
             raise PlanError(
-                "this plan knows no model to forecast the memory of",
+                "this plan has no model to forecast the memory of",
                 why="it was read from JSON, or copied",
                 remedy="Localize the model and ask that plan: localize(model, ...).plan.memory(batch_size)",
             )
@@ -158,17 +159,24 @@ class Plan:
         return self.forecaster.forecast(self, batch_size, rivals, settings)
 
     def to_json(self, indent: int | None = 2) -> str:
-        """The plan as JSON text; :meth:`from_json` reads it."""
+        """Return the plan as JSON text, which :meth:`from_json` reads; docs/plan.schema.json is its schema.
+
+        >>> from localize import localize
+        >>> from localize.models import cifar_resnet
+        >>> plan = localize(cifar_resnet(8), "bp").plan
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+        """
         fields = dataclasses.asdict(dataclasses.replace(self, forecaster=None, borders=()))
         del fields["forecaster"], fields["borders"]
         return json.dumps({"format": FORMAT, **fields}, indent=indent, default=_plain)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Reads what :meth:`to_json` wrote.
+        """Read a plan that :meth:`to_json` wrote. It compares equal to the original, and cannot forecast memory.
 
         Raises:
-            PlanError: The text is no JSON, of another format version, or lacks a field.
+            PlanError: The text is not JSON, has another format version, or lacks a field.
         """
         try:
             data = json.loads(text)
@@ -204,7 +212,7 @@ class Plan:
         return "\n".join([*_summary(self), str(text_table(HEADER, rows, LEFT)), *_notes(self)])
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the plan as a notebook shows it."""
         rows = [cells(self, module) for module in self.modules]
         return html_table(_summary(self), HEADER, rows, LEFT, _notes(self))
 
@@ -270,7 +278,7 @@ def _auxiliary(data: Mapping[str, Any] | None) -> Auxiliary | None:
 
 
 def _summary(plan: Plan) -> list[str]:
-    """What stands before the table of local modules."""
+    """Return the lines before the table of local modules."""
     options = ", ".join(f"{key}={value}" for key, value in plan.options.items() if value is not None)
     title = f"{plan.model}: {plan.method}({options}), input {plan.input}{_losses(plan)}"
     totals = (
@@ -284,14 +292,14 @@ def _summary(plan: Plan) -> list[str]:
 
 
 def _notes(plan: Plan) -> list[str]:
-    """What stands behind it."""
+    """Return the lines after the table of local modules."""
     notes = [f"kept whole, could not be traced: {', '.join(plan.opaque)}"] if plan.opaque else []
     notes += [f"module {module.index}: {module.note}" for module in plan.modules if module.note]
     return [*notes, *budget_lines(plan.budget)]
 
 
 def cells(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
-    """A local module's row of the table: name, layers, output, their costs; auxiliary networks, their costs."""
+    """Return a local module's row of the table: name, layers, output, costs; auxiliary networks, their costs."""
     last = module.index == len(plan.modules) - 1
     totals = plan.module_totals(module.index)
     ends = [f"{i}" for i in dict.fromkeys((*module.layers[:1], *module.layers[-1:]))]
@@ -309,13 +317,13 @@ def cells(plan: Plan, module: LocalModulePlan) -> tuple[str, ...]:
 
 
 def _losses(plan: Plan) -> str:
-    """What local losses are computed from, where that is no vector of the model's own logits."""
+    """Return words on what local losses are computed from; empty for a vector of the model's own logits."""
     usual = plan.prediction.kind == "vector" and plan.output.shape[1:] == (plan.prediction.outputs,)
     return "" if usual or not plan.auxiliary_params else f"; local losses on {plan.prediction}"
 
 
 def _before(plan: Plan) -> str:
-    """What the user's model costs, where the primary network is another."""
+    """Return words on the costs of the user's model; empty where the primary network is that model."""
     if plan.original is None:
         return ""
     return f" (made of {format_count(plan.original.params)} parameters, {format_count(plan.original.macs)} MACs)"

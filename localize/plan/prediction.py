@@ -1,4 +1,4 @@
-"""What the primary network predicts: the task that the heads of auxiliary networks are made for."""
+"""The primary network's prediction: the task that the heads of auxiliary networks are made for."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from passes.ir import Layout, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What local losses are computed from."""
+    """The form of the logits that local losses are computed from.
+
+    >>> str(Prediction("vector", 10)), str(Prediction("dense", 21, (64, 64), "NCHW"))
+    ('10 logits', '21 logits at 64x64')
+    """
 
     kind: Literal["vector", "dense", "other"]
-    """A vector of logits a sample; a map of them (semantic segmentation, any dense prediction); or something that no
-    auxiliary network can be given a head for."""
+    """``"vector"``: a vector of logits for each sample. ``"dense"``: a map of logits (semantic segmentation, any dense
+    prediction). ``"other"``: something that there is no head for."""
     outputs: int
-    """Number of logits, of each position where there are several; 0 for ``"other"``."""
+    """Number of logits, at each position of a map; 0 for ``"other"``."""
     size: tuple[int, ...] = ()
     """Height and width of the map, depth before them for volumes; empty for a vector."""
     layout: Layout = "NC"
-    """Where the logits are: (N, C), (N, C, H, W), (N, H, W, C) or (N, C, D, H, W)."""
+    """Order of dimensions: (N, C), (N, C, H, W), (N, H, W, C) or (N, C, D, H, W)."""
 
     def shape(self, samples: int) -> tuple[int, ...]:
         """Return the shape of the logits of a batch.
@@ -48,15 +52,15 @@ class Prediction:
 
 
 def prediction_of(output: TensorSpec, outputs: int | None = None) -> Prediction:
-    """The task that a network's output stands for.
+    """Return the form of the logits in a network's output.
 
     Args:
         output: The primary output: (N, C) is a vector of logits; (N, C, H, W), (N, H, W, C) and (N, C, D, H, W) are
             maps of them.
-        outputs: Number of logits of local losses where the output itself is none; then always a vector.
+        outputs: Number of logits of local losses, where the output itself holds none; then always a vector.
 
     Raises:
-        MethodError: ``outputs`` is no number of logits.
+        MethodError: ``outputs`` is not an integer >= 1.
     """
     if outputs is not None:
         if not isinstance(outputs, int) or isinstance(outputs, bool) or outputs < 1:
@@ -70,10 +74,10 @@ def prediction_of(output: TensorSpec, outputs: int | None = None) -> Prediction:
 
 
 def require_logits(prediction: Prediction, output: TensorSpec, method: str) -> None:
-    """Refuses a method with local losses where the model's output is nothing that they could be computed from.
+    """Check, for a method with local losses, that the model returns logits.
 
     Raises:
-        MethodError: It is no logits.
+        MethodError: It returns something else.
     """
     if prediction.kind == "other":
         raise MethodError(

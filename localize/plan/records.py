@@ -6,38 +6,39 @@ from dataclasses import dataclass
 from typing import Literal
 
 Recompute = Literal["layers", "blocks", "norms"]
-"""What is computed anew in the backward pass; see :attr:`LocalModulePlan.recompute`."""
+"""Activations that the backward pass computes again; see :attr:`LocalModulePlan.recompute`."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuxiliaryBlock:
-    """One hidden layer of an auxiliary network: a layer's architecture behind another input, or a plain block."""
+    """One hidden layer of an auxiliary network: a copy of a layer's architecture on another input, or a plain block."""
 
     source: int | None
     """Index of the local layer whose architecture it copies; None for a plain block."""
     in_channels: int
     out_channels: int
     stride: int
-    """Downsampling it performs: 1, 2, or a higher power of two."""
+    """Factor by which the block lowers resolution: 1, 2, or a higher power of two."""
     projection: bool
-    """Whether its shortcut has a projection (1x1 convolution + norm)."""
+    """Whether the block's shortcut has a projection (1x1 convolution + norm)."""
     adapter: str | None
-    """What stands in front of an unchanged copy where the copy itself could not be made to fit; None where it could."""
+    """Layers in front of an unchanged copy that could not be made to fit its input; None where none are needed."""
     kind: str = "copy"
-    """``"copy"``; ``"leap"``, a copy that follows its layer, ``"twin"``, one beside another that does, or ``"free"``,
-    one without such; or what a plain block (with norm and ReLU) is: ``"conv1x1"``, ``"conv3x3"`` or ``"linear"``."""
+    """``"copy"``; ``"leap"``, a copy that is pulled to its layer; ``"twin"``, a copy added to a pulled one; ``"free"``,
+    a copy in front of the network that is not pulled; or the kind of a plain block (with norm and ReLU): ``"conv1x1"``,
+    ``"conv3x3"`` or ``"linear"``."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossTerm:
-    """A further term of a local loss, with the network it is computed by."""
+    """A further term of a local loss, with the network that computes it."""
 
     name: str
     weight: float
     params: int
     macs: int
     network: str
-    """Its layers in words."""
+    """Layers of the term's network in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Auxiliary:
     """The auxiliary network of a local module: hidden layers, then a head."""
 
     selected: tuple[int, ...]
-    """Indices of the layers it copies, in order; empty where its hidden layers are plain blocks."""
+    """Indices of the copied layers, in order; empty where hidden layers are plain blocks."""
     depth: int
     """Trainable layers, the head included (d in the paper)."""
     params: int
@@ -56,24 +57,24 @@ class Auxiliary:
     head: str
     """The head's layers in words, such as ``pool > batch_norm > linear(64, 10)``."""
     merged: tuple[str, ...] = ()
-    """Where a cut is several tensors wide: the adapters through which it reads tensors beside the newest, in words."""
+    """Adapters, in words, through which the network reads further tensors of a cut that is several tensors wide."""
     weight: float = 1.0
-    """Of the criterion in the local loss."""
+    """Weight of the criterion in the local loss."""
     terms: tuple[LossTerm, ...] = ()
     """Further terms of the local loss. Their networks are counted in ``params`` and ``macs``."""
     groups: tuple[tuple[tuple[int, int], ...], ...] = ()
-    """Where the module's width is split: for each group the ranges of channels, first and one past the last, that are
-    its own. Each group then has a network of this form and a loss; ``params`` and ``macs`` are of all of them."""
+    """For a module whose width is split: the channels of each group, as ranges of first and one past the last. Each
+    group has a network of this form and a loss; ``params`` and ``macs`` are the sums over groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """The user's model, where the method trains another one that it made of it."""
+    """Costs of the user's model, where the method trains another network made of it."""
 
     params: int
-    """Parameter elements of its layers and classifier."""
+    """Parameter elements of the model's layers and classifier."""
     macs: int
-    """Their multiply-accumulates at batch 1."""
+    """Multiply-accumulates of the model's layers and classifier at batch 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +82,17 @@ class Cascade:
     """A second loss of a local module, whose gradient goes on into modules before it."""
 
     reaches: tuple[int, ...]
-    """Indices of those modules, consecutive, up to the one before; none in the first module, where both losses are
-    computed from one run."""
+    """Indices of the earlier modules that the loss reaches, consecutive, up to the one before; empty in the first
+    module, where both losses are computed from one run."""
     independent: float
     """Weight of the loss that reaches this module alone."""
     cascaded: float
-    """Weight of the loss that reaches all."""
+    """Weight of the loss that reaches earlier modules too."""
     auxiliary: Auxiliary | None
     """The auxiliary network of the cascaded loss; None in the last module, whose output loss it is."""
     parameters: tuple[str, ...] = ()
-    """Names of the primary network's parameters in those modules that the loss reaches: all that what it is computed
-    from depends on. Filled in by the caller of a method's ``plan``."""
+    """Names of the primary network's parameters in earlier modules that the loss reaches. In a wide cut the
+    tensors that the loss is computed from may not depend on all of a module's parameters. Filled in by the compiler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +102,23 @@ class LocalModulePlan:
     index: int
     name: str
     layers: tuple[int, ...]
-    """Indices of its local layers; none for a last module that holds the classifier alone."""
+    """Indices of the module's local layers; empty for a last module that holds the classifier alone."""
     auxiliary: Auxiliary | None
-    """None for the last module, which is trained through the classifier."""
+    """The auxiliary network; None for the last module, which is trained by the output loss."""
     parameters: tuple[str, ...]
     """Names of the primary network's parameters that this module's loss reaches."""
     note: str = ""
-    """What the method had to do otherwise than asked, and why."""
+    """Deviations of the method from what was asked for, and why; empty if there are none."""
     cascade: Cascade | None = None
-    """Its second loss, where it has one that reaches earlier modules too."""
+    """The module's second loss, which reaches earlier modules too; None if there is none."""
     recompute: tuple[Recompute, ...] = ()
-    """Which activations the backward pass computes anew instead of keeping them; results are the same, bit for bit.
-    ``"layers"``: those inside of local layers. ``"blocks"``: those inside of its auxiliary networks' blocks;
-    ``"norms"``: of these only what norms and activation functions give, which costs no convolution."""
+    """Activations that the backward pass computes again instead of keeping them; results are the same, bit for bit.
+    ``"layers"``: those inside local layers. ``"blocks"``: those inside the blocks of auxiliary networks. ``"norms"``:
+    only the outputs of norms and activation functions in these blocks, which costs no convolution."""
 
     @property
     def networks(self) -> tuple[Auxiliary, ...]:
-        """Its auxiliary networks: of its own loss, and of the cascaded one."""
+        """Auxiliary networks of the module's own loss and of the cascaded one."""
         cascaded = self.cascade.auxiliary if self.cascade else None
         return tuple(network for network in (self.auxiliary, cascaded) if network)
 
@@ -140,19 +141,19 @@ class ModuleTotals:
 
 @dataclass(frozen=True, slots=True)
 class Budgeted:
-    """How a plan keeps to a memory budget: bytes of live tensors in a training step, as forecast."""
+    """Changes that keep a plan within a memory budget, in bytes of live tensors in a forecast training step."""
 
     size: int
-    """The budget."""
+    """The budget in bytes."""
     batch_size: int
     optimizer: str
     amp: str | None
     step: Literal["batch", "module"]
-    """What the training loop must do: update all parameters at the end of the step, or those of each local module right
-    after its backward, and free their gradients."""
+    """Update that the training loop must do: of all parameters at the end of the step (``"batch"``), or of each local
+    module right after its backward, freeing its gradients (``"module"``)."""
     before: int
-    """Peak of the plan as it was asked for."""
+    """Peak, in bytes, of the plan as it was asked for."""
     peak: int
-    """Peak of this plan."""
+    """Peak, in bytes, of this plan."""
     choices: tuple[str, ...]
-    """What was done, and what it costs, in words."""
+    """Changes and their costs in words."""

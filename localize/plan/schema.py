@@ -1,4 +1,4 @@
-"""The JSON Schema of a plan, made of the records that a plan is made of, so that it cannot say anything else."""
+"""The JSON Schema of a plan, derived from the dataclasses of a plan, so that it cannot differ from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PLAIN: Mapping[Any, Mapping[str, Any]] = {
 
 
 def plan_schema() -> dict[str, Any]:
-    """What :meth:`localize.Plan.to_json` writes, as JSON Schema (draft 2020-12)."""
+    """Return the JSON Schema (draft 2020-12) of the text that :meth:`localize.Plan.to_json` writes."""
     definitions: dict[str, Any] = {}
     plan = _record(Plan, definitions)
     version = {"const": FORMAT, "description": "Version of this form."}
@@ -42,7 +42,7 @@ def plan_schema() -> dict[str, Any]:
 
 
 def _record(kind: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """A dataclass: an object with all of its fields and no other."""
+    """Return the schema of a dataclass: an object with all of its fields and no other."""
     types_of, words = typing.get_type_hints(kind), meanings(kind)
     properties = {}
     for field in dataclasses.fields(kind):
@@ -60,7 +60,7 @@ def _record(kind: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _form(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a type."""
+    """Return the schema of a type."""
     if kind in _PLAIN:
         return dict(_PLAIN[kind])
     if dataclasses.is_dataclass(kind):
@@ -84,11 +84,14 @@ def _form(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def meanings(kind: type[Any]) -> dict[str, str]:
-    """The docstrings of a dataclass's fields by name, each in one line; base classes' and joined ones' included."""
-    found: dict[str, str] = {}
+    """Return the docstrings under a dataclass's fields by name, each in one line.
+
+    Fields of base classes are included, and those of the dataclasses in ``kinds``, which some are joined from.
+    """
+    texts: dict[str, str] = {}
     for joined in getattr(kind, "kinds", ()):
-        found = meanings(joined) | found
-    for base in reversed(() if found else kind.__mro__):
+        texts = meanings(joined) | texts
+    for base in reversed(() if texts else kind.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
         (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(base))).body
@@ -96,5 +99,5 @@ def meanings(kind: type[Any]) -> dict[str, str]:
         for field, text in zip(tree.body, tree.body[1:], strict=False):
             match field, text:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(meaning))):
-                    found[name] = " ".join(meaning.split())
-    return found
+                    texts[name] = " ".join(meaning.split())
+    return texts

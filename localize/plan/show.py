@@ -22,7 +22,7 @@ LEFT = (0, 1, 2, 6)
 
 
 def budget_lines(budget: Budgeted | None) -> list[str]:
-    """What was done for a memory budget."""
+    """Return lines on the changes made for a memory budget; an empty list without budget."""
     if budget is None:
         return []
     now, before, size = (format_bytes(value) for value in (budget.peak, budget.before, budget.size))
@@ -36,7 +36,7 @@ def crossing(layer: Layer) -> str:
 
 
 def losses_of(module: LocalModulePlan) -> str:
-    """A module's losses in a few words."""
+    """Describe the losses of a module in a few words."""
     own = describe(module.auxiliary) if module.auxiliary else "(output loss)"
     if module.auxiliary and module.auxiliary.groups:
         own = f"{len(module.auxiliary.groups)} groups, each {own}"
@@ -51,11 +51,15 @@ def losses_of(module: LocalModulePlan) -> str:
 
 
 def describe(auxiliary: Auxiliary) -> str:
-    """An auxiliary network in a few words: ``d=3: 8/2 15 head``, with ``/2`` where a block downsamples.
+    """Describe an auxiliary network in a few words: ``d=3: 8/2 15 head``, with ``/2`` where a block downsamples.
 
-    A number is the layer that is copied; a plain block shows its output channels, as in ``conv3x3(32)/2``. ``~8`` is a
-    copy that follows its layer, ``8+~8`` a copy and its twin that does. ``+2`` in front says that two more tensors of
-    the cut are merged into what it reads; a number before or behind it is a weight in the local loss.
+    A number is the index of a copied layer; a plain block shows its output channels, as in ``conv3x3(32)/2``. ``~8`` is
+    a copy that is pulled to its layer, ``8+~8`` a copy added to a pulled twin. ``+2`` in front: two more tensors of the
+    cut are merged into the input. ``0.7 * `` in front is the weight of the criterion; further terms of the local loss
+    follow with theirs.
+
+    >>> describe(Auxiliary((8,), 2, 100, 100, (AuxiliaryBlock(8, 16, 32, 2, True, None),), "pool > linear(32, 10)"))
+    'd=2: 8/2 head'
     """
     blocks = " ".join(_block(block) for block in auxiliary.blocks)
     merged = f"+{len(auxiliary.merged)} " if auxiliary.merged else ""
@@ -65,7 +69,7 @@ def describe(auxiliary: Auxiliary) -> str:
 
 
 def _block(block: AuxiliaryBlock) -> str:
-    """A hidden layer in a few words."""
+    """Describe a hidden layer in a few words."""
     source, halving = block.source, f"/{block.stride}" if block.stride > 1 else ""
     names = {"leap": f"~{source}", "twin": f"{source}+~{source}"}
     name = f"{block.kind}({block.out_channels})" if source is None else names.get(block.kind, f"{source}")

@@ -21,7 +21,7 @@ from passes.ir import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of an auxiliary network with ``hidden`` hidden layers, behind ``spec``."""
+    """The end of an auxiliary network with ``hidden`` hidden layers, on features of the form ``spec``."""
 
     context: Context
     options: Options
@@ -30,15 +30,15 @@ class Head:
 
     @property
     def _norms(self) -> tuple[bool, bool]:
-        """Whether batch norm, and whether layer norm, stands before the linear classifier."""
+        """Whether a batch norm, and whether a layer norm, precedes the linear classifier."""
         own = self.context.adapter.classifier_norm() if self.options.head_norm else None
-        # A sample of one channel has nothing to be normalized over.
+        # A layer norm over a single channel would return a constant.
         layer = own == "layer" and self.context.prediction.kind == "vector" and self.spec.channels > 1
         return own == "batch" or (self.options.head_norm and self.hidden == 1 and not layer), layer
 
     @property
     def _pool(self) -> Pooling:
-        # The class token is the first one only once it is there: of a patch embedding the average is taken.
+        # The class token is the first token only in layers after it was added: before, the average is taken.
         if self.options.pool == "token":
             tokens = tokens_with_class(self.context.network)
             if self.spec.layout != "NLC" or self.spec.shape[1] != tokens:
@@ -46,7 +46,7 @@ class Head:
         return self.options.pool
 
     def _copy(self) -> CopyRecipe | None:
-        """How the primary's classifier is placed here; None where it is not asked for, or cannot be."""
+        """Return the recipe that places the primary's classifier here; None if not asked for, or impossible."""
         if self.options.head == "linear":
             return None
         try:
@@ -55,7 +55,7 @@ class Head:
             return None
 
     def cost(self) -> tuple[int, int]:
-        """Parameters and multiply-accumulates."""
+        """Return parameters and multiply-accumulates."""
         recipe = self._copy()
         if recipe is not None:
             return recipe.params, recipe.macs
@@ -63,7 +63,7 @@ class Head:
         return head_cost(self.spec, self.context.prediction, batch, self._pool, layer)
 
     def describe(self) -> str:
-        """Its layers in words."""
+        """Describe the layers in words."""
         recipe = self._copy()
         if recipe is not None:
             return f"classifier({self.spec.channels}, {self.context.prediction.outputs})"
@@ -71,13 +71,13 @@ class Head:
         return describe_head(self.spec, self.context.prediction, batch, self._pool, layer)
 
     def note(self) -> str:
-        """What is otherwise than asked."""
+        """Return a note on what differs from what was asked for; empty if nothing does."""
         if self.options.head == "linear" or self._copy() is not None:
             return ""
         return "a linear classifier, since the model's own cannot be placed here"
 
     def build(self, draw: Initializer) -> nn.Module:
-        """The module, from ``spec`` to the prediction."""
+        """Build the module, from ``spec`` to the prediction."""
         recipe = self._copy()
         if recipe is not None:
             return rebuild(self.context.adapter, recipe, draw)
@@ -88,7 +88,7 @@ class Head:
 
 
 def check_head(context: Context, options: Options) -> None:
-    """Refuses options of the head that do not fit the network.
+    """Check that options of the head fit the network.
 
     Raises:
         MethodError: ``pool`` or ``head`` does not fit what local losses are computed from.

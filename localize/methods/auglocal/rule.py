@@ -21,7 +21,7 @@ Deviations, and choices the paper leaves open:
   ``head="classifier"`` they end in a copy of it.
 - Where the primary gives a map of logits, auxiliary networks end in a 1x1 convolution and interpolation to the map's
   size instead (:func:`localize.methods.networks.heads.dense_head`); the paper classifies images only.
-- Where no later layer can be placed behind a module, its auxiliary network is shallower than asked, or the linear
+- Where no later layer can be placed after a module, its auxiliary network is shallower than asked, or the linear
   classifier alone, and the plan says so.
 - The paper bounds the FLOPs of auxiliary networks by gamma and does not say how; ``max_aux_macs`` bounds their sum, and
   lowers depths from the output down to the input (:func:`localize.methods.auglocal.depth_budget.lower_depths`), if
@@ -29,7 +29,8 @@ Deviations, and choices the paper leaves open:
 - Auxiliary networks of plain convolutions (``selection="conv3x3"``, ``"conv1x1"``) downsample where the uniform one of
   the same module does, and by default have the width at which they cost as much as it does.
 - The paper knows convolutional networks only; for transformers ``pool`` chooses what the classifier reads.
-- A layer whose parameters are all frozen goes with the next one that learns: a loss of its own would train nothing.
+- A layer whose parameters are all frozen joins the next layer that learns: a loss of its own would train nothing.
+- Copies take weights by whole tensors (``aux_init="copy"``): channels after another layer do not correspond one by one.
 - Weights are drawn fresh, in the scale of the layers they copy (:mod:`passes.common.initializer`).
 """
 
@@ -67,10 +68,10 @@ _COPIED: dict[str, Callable[[int, int, int], tuple[int, ...]]] = {
 
 
 def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
-    """Local modules with their auxiliary networks.
+    """Plan the local modules, each but the last with an auxiliary network made of later layers.
 
     Raises:
-        MethodError: ``max_aux_macs`` cannot be met.
+        MethodError: ``max_aux_macs`` cannot be met, or ``pool`` or ``head`` does not fit the network.
     """
     network = context.network
     count = len(network.layers)
@@ -118,7 +119,7 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
 
 
 def _auxiliary(context: Context, options: Options, layer: int, hidden: int) -> tuple[Auxiliary, str]:
-    """The auxiliary network with ``hidden`` hidden layers behind a layer, and what is otherwise than asked."""
+    """Describe the auxiliary network with ``hidden`` hidden layers after a layer, and note deviations."""
     layers = len(context.network.layers)
     spec = context.network.layers[layer].output
     selected = _COPIED.get(options.selection, uniform)(layer, hidden, layers)
@@ -136,7 +137,7 @@ def _auxiliary(context: Context, options: Options, layer: int, hidden: int) -> t
 
 
 def _plain(context: Context, options: Options, layer: int, selected: tuple[int, ...]) -> tuple[Auxiliary, str]:
-    """Plain convolutions where the uniform auxiliary network has copies."""
+    """Describe an auxiliary network of plain convolutions, in the places where the uniform one has copies."""
     kind = cast(Kind, options.selection)
     spec = context.network.layers[layer].output
     recipes, _ = place(context.adapter, layer, selected, options.downsampling)
@@ -165,7 +166,7 @@ def _describe(
     hidden: list[CopyRecipe] | list[Plain],
     blocks: list[AuxiliaryBlock],
 ) -> tuple[Auxiliary, str]:
-    """The auxiliary network, and what of its head is otherwise than asked."""
+    """Describe an auxiliary network of given hidden layers, and note deviations of its head."""
     head = Head(context, options, hidden[-1].output if hidden else spec, len(hidden))
     params, macs = head.cost()
     auxiliary = Auxiliary(
@@ -180,7 +181,7 @@ def _describe(
 
 
 def copied(recipe: CopyRecipe) -> AuxiliaryBlock:
-    """What a plan says of a copy."""
+    """Describe a copy of a layer for the plan."""
     return AuxiliaryBlock(
         source=recipe.source,
         in_channels=recipe.input.channels,
@@ -194,10 +195,10 @@ def copied(recipe: CopyRecipe) -> AuxiliaryBlock:
 def _within_budget(
     context: Context, options: Options, planned: list[LocalModulePlan], asked: Sequence[int]
 ) -> list[LocalModulePlan]:
-    """The same modules with auxiliary networks that meet the budget; notes say what was lowered.
+    """Return the same modules with auxiliary networks that meet the budget; notes say which depths were lowered.
 
     Raises:
-        MethodError: The cheapest auxiliary networks cost more.
+        MethodError: Even the cheapest auxiliary networks cost more than ``max_aux_macs``.
     """
     network, gamma = context.network, options.max_aux_macs
     primary = sum(layer.macs for layer in network.layers) + network.partition.classifier_macs
@@ -215,13 +216,13 @@ def _within_budget(
     depths = lower_depths(costs, budget)
     if depths is None:
         raise _impossible(options, budget, primary, planned, least(costs))
-    found = []
+    lowered = []
     for module, row, hidden in zip(planned, variants, depths, strict=True):
         auxiliary, note = row[hidden]
         if hidden < len(row) - 1:
             note = "; ".join(filter(None, [f"d={hidden + 1} instead of {len(row)}, to meet max_aux_macs", note]))
-        found.append(dataclasses.replace(module, auxiliary=auxiliary, note=note))
-    return found
+        lowered.append(dataclasses.replace(module, auxiliary=auxiliary, note=note))
+    return lowered
 
 
 def _impossible(

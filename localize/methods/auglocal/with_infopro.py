@@ -37,21 +37,21 @@ Options = join_options(AugLocalOptions, ReconstructionOptions)
 
 
 def plan(context: Context, options: Any) -> tuple[LocalModulePlan, ...]:
-    """AugLocal's local modules, each with a decoder beside its auxiliary network.
+    """Plan AugLocal's local modules, each with a decoder beside its auxiliary network.
 
     Raises:
-        MethodError: ``max_aux_macs`` cannot be met, or the input is no image.
+        MethodError: ``max_aux_macs`` cannot be met, or the input is not a batch of images.
     """
     require_images(context, options, "auglocal+infopro")
     planned = auglocal.plan(context, options)
-    found = []
+    extended = []
     for module in planned:
         if module.auxiliary is not None:
             place = Place(module.index, len(planned), module.layers[-1])
             auxiliary = with_reconstruction(context, module.auxiliary, options, place)
             module = dataclasses.replace(module, auxiliary=auxiliary)  # noqa: PLW2901
-        found.append(module)
-    return tuple(found)
+        extended.append(module)
+    return tuple(extended)
 
 
 def build(context: Context, module: LocalModulePlan, options: Any, draw: Initializer) -> WithTerms:

@@ -5,7 +5,7 @@ Groups: section 3.2, algorithm 1; several layers a module: section 4.2. Stop-gra
 Diversity: section 3.4, equation 1. Layerwise ensemble: section 3.4, :meth:`localize.LocalGraphModule.ensemble`.
 Groups that differ by module (VGG6a): section 4.1.
 
-The network that is trained is smaller than the user's: layers behind the first of each module become grouped
+The network that is trained is smaller than the user's: layers after the first of each module become grouped
 (:mod:`passes.split.split`). It is ``local.primary``, a model of the user's class; the user's own is left as it is. With
 one group everywhere it is the user's own that is trained.
 
@@ -17,9 +17,9 @@ Deviations, and choices the paper leaves open:
   experiments, with PredSim's loss for each group, and ``auxiliary="dgl"`` those of DGL.
 - With one group everywhere, ``auxiliary="dgl"`` and ``head="joint"``, it is DGL.
 - The classifier is a local module of its own, which reads detached features: the model's own classifier is trained. The
-  released code trains a network of the auxiliary networks' form beside the model's classifier, which it leaves unused.
-  A linear classifier makes less of features that were not trained for it: the last auxiliary networks
-  (``predictions(x)[-2]``) and the ensemble are the figures to hold against the released code's.
+  released code trains a network of the auxiliary networks' form besides the model's classifier, which it leaves unused.
+  A linear classifier gets less out of features that were not trained for it: compare the last auxiliary networks
+  (``predictions(x)[-2]``) and the ensemble with the released code's figures.
 - With ``modules=1`` and this classifier, training is local still: two modules. ``head="joint"`` with ``modules=1`` is
   backpropagation.
 - A classifier without trainable parameters cannot be a module of its own: then ``head="joint"`` holds, and the plan
@@ -55,10 +55,10 @@ from passes.split.trace_owners import trace_groups
 
 
 def prepare(context: Context, options: Options, draw: Initializer) -> nn.Module | None:
-    """The model with its width split; None where no module has several groups.
+    """Return the model with its width split; None where no module has several groups.
 
     Raises:
-        MethodError: The options do not fit the network.
+        MethodError: The network predicts maps, or ``groups`` or ``diversity`` does not fit it.
         SplitError: A layer cannot be split.
     """
     require_vector(context, "gn-dgl", "its auxiliary networks end in linear layers, which leave no positions")
@@ -73,11 +73,11 @@ def prepare(context: Context, options: Options, draw: Initializer) -> nn.Module 
 
 
 def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
-    """Local modules, the classifier the last of them; of a network whose width has been split."""
+    """Plan the local modules of a network whose width has been split; the classifier is the last module."""
     network = context.network
     modules, reason = _modules(context, options)
     counts = _counts(options, modules, reason)
-    found = trace_groups(network, modules, counts, split=False) if max(counts) > 1 else None
+    traced = trace_groups(network, modules, counts, split=False) if max(counts) > 1 else None
     planned = []
     last = len(modules) - (options.head == "joint" or bool(reason))
     for index, layers in enumerate(modules):
@@ -85,8 +85,8 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
         if index == last:
             planned.append(LocalModulePlan(index, name, layers, None, (), reason))
             continue
-        ranges = _ranges(found.owners[index], counts[index]) if found and counts[index] > 1 else ()
-        shared = found.shared[index] if found and counts[index] > 1 else ()
+        ranges = _ranges(traced.owners[index], counts[index]) if traced and counts[index] > 1 else ()
+        shared = traced.shared[index] if traced and counts[index] > 1 else ()
         note = f"trained by all groups: {', '.join(shared)}" if shared else ""
         planned.append(LocalModulePlan(index, name, layers, _auxiliary(context, options, layers[-1], ranges), (), note))
     if last == len(modules):
@@ -108,7 +108,7 @@ def build(context: Context, module: LocalModulePlan, options: Options, draw: Ini
 
 
 def _modules(context: Context, options: Options) -> tuple[tuple[tuple[int, ...], ...], str]:
-    """Layers of each module, and why the classifier is trained with the last one though it was not asked for."""
+    """Return the layers of each module, and why ``head="joint"`` holds though not asked for (empty if it does not)."""
     network = context.network
     reason = ""
     if options.head == "decoupled" and not network.partition.classifier_params:
@@ -124,10 +124,15 @@ def _modules(context: Context, options: Options) -> tuple[tuple[tuple[int, ...],
 
 
 def _counts(options: Options, modules: Sequence[Sequence[int]], reason: str) -> tuple[int, ...]:
-    """Groups of each module; ``reason`` is why the classifier is trained with the last one though not asked for.
+    """Return the number of groups of each module.
+
+    Args:
+        options: The options.
+        modules: Layers of each module.
+        reason: Why the last module is trained with the classifier though not asked for; empty if it is not.
 
     Raises:
-        MethodError: They were given for another number of modules, or for one that stays whole.
+        MethodError: ``groups`` has another length than ``modules``, or splits a module that must stay whole.
     """
     whole = options.head == "joint" or bool(reason)
     if isinstance(options.groups, int):
@@ -148,10 +153,10 @@ def _counts(options: Options, modules: Sequence[Sequence[int]], reason: str) -> 
 
 
 def _require_narrow(context: Context, modules: Sequence[Sequence[int]], counts: Sequence[int]) -> None:
-    """Refuses modules of several groups whose auxiliary networks would read several tensors.
+    """Refuse modules of several groups whose auxiliary networks would read several tensors.
 
     Raises:
-        MethodError: There is one.
+        MethodError: A module of several groups ends in a cut of several tensors.
     """
     network = context.network
     merging = context.merging(modules)
@@ -169,14 +174,14 @@ def _require_narrow(context: Context, modules: Sequence[Sequence[int]], counts: 
 
 
 def _ranges(owners: Owners, groups: int) -> tuple[Ranges, ...]:
-    """For each group its channels, as ranges."""
-    found = tuple(tuple((a, b) for a, b, owner in runs(owners) if owner == group) for group in range(groups))
-    assert all(found), "a group owns nothing of what its module gives"
-    return found
+    """Return the channels of each group, as ranges."""
+    ranges = tuple(tuple((a, b) for a, b, owner in runs(owners) if owner == group) for group in range(groups))
+    assert all(ranges), "a group owns no channel of its module's output"
+    return ranges
 
 
 def _widths(context: Context, options: Options, layer: int, groups: Sequence[Ranges]) -> list[int]:
-    """How many channels the auxiliary network of each group reads; of one group where there are none."""
+    """Return the number of channels that each group's auxiliary network reads; a whole module counts as one group."""
     channels = context.network.layers[layer].output.channels
     owned = [sum(stop - start for start, stop in ranges) for ranges in groups] or [channels]
     free = channels - sum(owned)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def leaps(layer: int, count: int, starts: Sequence[int], layers: int) -> tuple[int, ...]:
-    """Later layers, early, middle and deep ones: the first of each later stage, then some of the last up to its end.
+    """Choose later layers, early, middle and deep ones: the first of each later stage, then some of the last stage.
 
     MLAAN (AAAI 2025), section "Leap Augmented Modules", says that much. The rule is the one that gives the released
     code's choice for ResNet-32 in 8 modules, which is a table written by hand:

@@ -3,14 +3,14 @@
 Zhang, Zhang, Wang, Zhu, Guan, Su, Liu, Cai: "MLAAN: Scaling Supervised Local Learning with Multilaminar Leap Augmented
 Auxiliary Network", AAAI 2025.
 
-**MLM** (section "Multilaminar Local Modules", equations 3 to 5). Beside its own loss, by its independent auxiliary
-network, module j has a cascaded loss, by a second auxiliary network behind the same output, whose gradient goes on
+**MLM** (section "Multilaminar Local Modules", equations 3 to 5). Besides its own loss, by its independent auxiliary
+network, module j has a cascaded loss, by a second auxiliary network on the same output, whose gradient goes on
 through the k - 1 modules before it. Windows of k modules overlap, so that a module is supervised k + 1 times.
 
 **LAM** (section "Leap Augmented Modules", equations 6 to 8). In front of an auxiliary network stand copies of up to p
 later layers, early, middle and deep ones (:func:`localize.methods.mlaan.leap_choice.leaps`), which start from the
 weights of these layers, learn by gradient, and after each step are pulled to them
-(:mod:`localize.methods.mlaan.leaps`). The other rule's auxiliary network stands behind the last copy.
+(:mod:`localize.methods.mlaan.leaps`). The other rule's auxiliary network follows the last copy.
 
 Around ``dgl`` and ``infopro`` these are the paper's DGL* and InfoPro*. Alone (``mlaan``), the auxiliary network is
 pooling and a linear classifier, as in the released code: what AugLocal has at d=1.
@@ -21,13 +21,13 @@ Deviations, and choices the paper leaves open:
   released code has 0.001 and 0.999.
 - The first windows are cut short: module 0 is a cascade by itself, with two auxiliary networks. The released code
   begins with the first whole window, so that its module 0 has no loss of its own. The last module has the output loss
-  twice: behind its detached input, and at the end of its cascade. In one module there is nothing to cascade: it is
+  twice: on its detached input, and at the end of its cascade. In one module there is nothing to cascade: it is
   trained by the output loss alone, as by backpropagation.
 - Equation 10 pulls the independent auxiliary networks; the released code has its copies in the cascaded ones
   (``leap="cascaded"``).
-- Each run of a cascade is one more than that of the module's own: dropout draws anew in it. Running statistics move
+- Each run of a cascade is one more than that of the module's own: dropout draws again in it. Running statistics move
   once a step; in the released code, which runs a module up to three times, they move as often.
-- A copy is a repaired one where the layer would not run behind its new input as it is; on the paper's CIFAR ResNets
+- A copy is a repaired one where the layer would not run on its new input as it is; on the paper's CIFAR ResNets
   none need be. Tensors whose shape that changes, projections and adapters start fresh and are not pulled; the plan's
   note names the copies with such.
 - Parameters are pulled, running statistics are not: equation 7 and the released code alike.

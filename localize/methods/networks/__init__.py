@@ -1,4 +1,4 @@
-"""What auxiliary networks are made of: heads, pooling, merging, blocks, and losses.
+"""Parts of auxiliary networks: heads, pooling, merging, blocks, and losses.
 
 May import ``localize.plan`` and ``passes``.
 """

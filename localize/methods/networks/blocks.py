@@ -1,7 +1,7 @@
-"""Which activations are kept for the backward pass: of local layers, and inside auxiliary networks.
+"""Recomputation of activations in local layers and in the blocks of auxiliary networks.
 
-Whatever is computed anew gives results, gradients and running statistics of a plain run, bit for bit: the second run
-starts from the same state of the random generators, and leaves running statistics alone.
+Results, gradients and running statistics equal those of a plain run, bit for bit: the second run starts from the same
+state of the random generators, and leaves running statistics alone.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from passes.common.layer_kinds import DENSE, is_norm
 
 
 class Piece(NamedTuple):
-    """Generated code of a part of a network."""
+    """Generated code of a part of a network, with the names of the values that it reads and returns."""
 
     code: fx.GraphModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     overwrites: frozenset[str]
-    """Those of ``inputs`` that it changes in place."""
+    """Names of the ``inputs`` that the code changes in place."""
 
     def __call__(self, *values: Any) -> Any:
-        """Runs the code; what it would change in place it is given as a copy, since it will run again."""
+        """Run the code. Inputs that it changes in place are copied first, since it will run again."""
         return self.code(*[v.clone() if n in self.overwrites else v for n, v in zip(self.inputs, values, strict=True)])
 
 
 class Recomputed:
-    """Runs pieces of a network in turn and keeps only what crosses between them.
+    """Pieces of a network that run in turn and keep only the tensors that cross between them.
 
     Args:
-        pieces: Consecutive ones.
-        inputs: Names of the values that it is called with.
-        outputs: Names of the values that it returns.
+        pieces: Consecutive pieces.
+        inputs: Names of the values that the whole is called with.
+        outputs: Names of the values that the whole returns.
     """
 
     def __init__(self, pieces: Sequence[Piece], inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ class Recomputed:
         self._last = {name: i for i, piece in enumerate(self.pieces) for name in piece.inputs}
 
     def __call__(self, *values: Any) -> Any:
-        """The values of ``outputs``: one as it is, several as a tuple."""
+        """Run the pieces; return one output as it is, several as a tuple."""
         held = dict(zip(self.inputs, values, strict=True))
         for i, (piece, statistics) in enumerate(zip(self.pieces, self._statistics, strict=True)):
             result = recomputed(piece.__call__, [held[name] for name in piece.inputs], statistics)
@@ -60,30 +60,35 @@ class Recomputed:
 
 
 class AuxiliaryBlocks(nn.Sequential):
-    """An auxiliary network: blocks one behind the other, of which the last gives the prediction."""
+    """An auxiliary network: blocks that run in turn, the last of which returns the prediction.
+
+    The compiler can make it compute activations inside its blocks again (:meth:`recompute`).
+    """
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__(*blocks)
-        # Not registered: what runs in a block's place calls the block's own modules.
+        # By name of a block, what runs in its place; not a module itself, since it calls the block's own modules.
         self._leaner: dict[str, Callable[[Any], Any]] = {}
 
     def forward(self, x: Any) -> Any:
-        """Runs them in turn."""
+        """Run the blocks in turn."""
         for name, block in self.named_children():
             x = self._leaner.get(name, block)(x)
         return x
 
     @property
     def recomputes(self) -> bool:
-        """Whether any block computes activations anew."""
+        """True where a block computes activations again."""
         return bool(self._leaner)
 
     def recompute(self, *, norms: bool) -> None:
-        """From now on activations inside of blocks are computed anew in the backward pass.
+        """Compute activations inside blocks again in the backward pass, from now on.
+
+        Blocks without submodules, and the last block, keep all activations.
 
         Args:
-            norms: What norms and activations give alone: costs no convolution. Else everything inside of a block. What
-                has no parts, and the last block, keep all.
+            norms: Whether to compute only outputs of norms and activation functions again, which costs no convolution;
+                else everything inside a block.
         """
         for name, block in list(self.named_children())[:-1]:
             if norms and isinstance(block, fx.GraphModule):
@@ -93,14 +98,14 @@ class AuxiliaryBlocks(nn.Sequential):
 
 
 def recompute_blocks(network: nn.Module, *, norms: bool) -> None:
-    """:meth:`AuxiliaryBlocks.recompute` of all that an auxiliary network consists of."""
+    """Apply :meth:`AuxiliaryBlocks.recompute` to every :class:`AuxiliaryBlocks` in an auxiliary network."""
     for part in network.modules():
         if isinstance(part, AuxiliaryBlocks):
             part.recompute(norms=norms)
 
 
 class _Whole:
-    """A block of which nothing is kept."""
+    """A block of which no inner activation is kept."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
@@ -111,9 +116,9 @@ class _Whole:
 
 
 def _without_norms(block: fx.GraphModule) -> Recomputed:
-    """A block in pieces that each end in a convolution or linear layer, which the second run need not compute.
+    """Return a block as pieces that each end in a convolution or linear layer, which the second run need not compute.
 
-    Norms run where they are first needed, so that what they give need not cross from one piece to the next.
+    Norms run where they are first needed, so that their outputs need not cross from one piece to the next.
     """
     nodes = _norms_late(block, _opened(block))
     (x,) = (node for node in nodes if node.op == "placeholder")
@@ -130,7 +135,7 @@ def _without_norms(block: fx.GraphModule) -> Recomputed:
 
 
 def _opened(block: fx.GraphModule) -> fx.Graph:
-    """The graph of a block, with what plain sequences of modules consist of in their place."""
+    """Return the graph of a block, with each ``nn.Sequential`` replaced by its members."""
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
 
@@ -151,7 +156,7 @@ def _opened(block: fx.GraphModule) -> fx.Graph:
 
 
 def _norms_late(block: fx.GraphModule, graph: fx.Graph) -> list[fx.Node]:
-    """The nodes of a block's graph, each norm right before the first that uses it."""
+    """Return the nodes of a block's graph, each norm right before the first node that uses it."""
     order: list[fx.Node] = []
     waiting: set[fx.Node] = set()
 

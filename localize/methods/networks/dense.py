@@ -1,4 +1,4 @@
-"""Parts of dense heads: where features hold a grid of positions, and how a grid is brought to another resolution."""
+"""Parts of dense heads: the grid of positions in features, and its interpolation to another resolution."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from passes.errors import MethodError
 from passes.ir import Layout, TensorSpec
 
 _MOST_PREFIX = 8
-"""Tokens before those of the patches: a class token, a distillation token, registers."""
+"""The most tokens before those of the patches: a class token, a distillation token, registers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Positions of a value, in the order of an image's."""
+    """Positions of a value, in the order of an image's positions."""
 
     layout: Layout
     size: tuple[int, ...]
     prefix: int = 0
-    """Tokens before those of the grid, which have no position."""
+    """Number of tokens before those of the grid; they have no position."""
 
     @property
     def plain(self) -> bool:
-        """Whether the value is an image, or a volume, with channels first already."""
+        """True where the value is an image, or a volume, with channels first already."""
         return self.layout in ("NCHW", "NCDHW")
 
 
 def grid_of(spec: TensorSpec, prediction: Prediction) -> Grid:
-    """The positions of ``spec``.
+    """Return the positions in a value, as a grid of the map's proportions.
 
-    Tokens are taken for patches if a grid of the output's shape has just as many, or up to 8 fewer: those stand before
-    the patches, as class tokens and registers do. Features without positions are a grid of one.
+    Tokens are taken for patches if a grid in the output's proportions has just as many positions, or up to 8 fewer: the
+    remaining tokens stand before the patches, as class tokens and registers do. Features without positions are a grid
+    of one position.
 
     Raises:
         MethodError: ``spec`` holds no grid of as many dimensions as the map has.
@@ -60,17 +61,17 @@ def grid_of(spec: TensorSpec, prediction: Prediction) -> Grid:
 
 
 def grid_of_features(spec: TensorSpec, image: tuple[int, ...]) -> Grid:
-    """The positions of ``spec`` as those of an image, whatever the network predicts.
+    """Return the positions in a value as those of an image, whatever the network predicts.
 
-    Tokens are taken for the patches of an image of the input's proportions, as in :func:`grid_of`; else for the pixels
-    of a square; else for one column.
+    Tokens are taken for the patches of an image in the input's proportions, as in :func:`grid_of`; else for the
+    positions of a square; else for one column.
 
     Args:
-        spec: Of features.
-        image: Height and width of the network's input; empty where that is no image.
+        spec: Form of the features.
+        image: Height and width of the network's input; empty if the input is not an image.
 
     Raises:
-        MethodError: ``spec`` is a volume, or its layout is not known.
+        MethodError: ``spec`` is a volume, or its layout is unknown.
     """
     if spec.layout == "NC":
         return Grid("NC", (1, 1))
@@ -89,7 +90,7 @@ def grid_of_features(spec: TensorSpec, image: tuple[int, ...]) -> Grid:
 
 
 def _sides(size: tuple[int, ...], count: int) -> tuple[int, ...] | None:
-    """The finest grid, in the proportions of ``size``, of at most ``count`` positions and hardly fewer."""
+    """Return the finest grid in the proportions of ``size`` that ``count`` tokens may hold; None if none fits."""
     for patch in range(1, math.gcd(*size) + 1):
         if all(side % patch == 0 for side in size):
             sides = tuple(side // patch for side in size)
@@ -99,17 +100,17 @@ def _sides(size: tuple[int, ...], count: int) -> tuple[int, ...] | None:
 
 
 def resampling(rank: int) -> str:
-    """The mode of interpolation that is linear in ``rank`` dimensions."""
+    """Return the mode of interpolation that is linear in ``rank`` dimensions."""
     return {1: "linear", 2: "bilinear", 3: "trilinear"}[rank]
 
 
 class ToGrid(nn.Module):
-    """(N, H, W, C), (N, T, C) or (N, C) -> (N, C, *size).
+    """Rearrange to an image: (N, H, W, C), (N, T, C) or (N, C) -> (N, C, *size).
 
     Args:
-        grid: Where positions are.
-        added: Whether the mean of the tokens that have no position is added to those that have one (Ranftl et al.:
-            "Vision Transformers for Dense Prediction", ICCV 2021, section 3.1, "add"); else they are left out.
+        grid: Positions of the image in the value.
+        added: Whether the mean of the tokens without position is added to all others (Ranftl et al.: "Vision
+            Transformers for Dense Prediction", ICCV 2021, section 3.1, "add"); else these tokens are left out.
     """
 
     def __init__(self, grid: Grid, added: bool = False) -> None:
@@ -118,7 +119,7 @@ class ToGrid(nn.Module):
         self.added = added
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The image."""
+        """Return the image."""
         if self.grid.layout == "NC":
             return x.reshape(*x.shape, *self.grid.size)
         if self.grid.layout == "NHWC":
@@ -129,31 +130,31 @@ class ToGrid(nn.Module):
         return positions.transpose(1, 2).reshape(x.shape[0], x.shape[2], *self.grid.size)
 
     def extra_repr(self) -> str:
-        """The grid."""
+        """Return the grid."""
         how = "added" if self.added else "left out"
         without = f", {self.grid.prefix} in front {how}" if self.grid.prefix else ""
         return f"{self.grid.layout} to {'x'.join(map(str, self.grid.size))}{without}"
 
 
 class Resize(nn.Module):
-    """(N, C, ...) to another resolution, by bilinear (for volumes trilinear) interpolation."""
+    """Interpolate (N, C, ...) to another resolution, bilinearly (volumes: trilinearly)."""
 
     def __init__(self, size: tuple[int, ...]) -> None:
         super().__init__()
         self.size = size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The same map at ``size``."""
+        """Return the same map at the new resolution."""
         resized: torch.Tensor = F.interpolate(x, list(self.size), mode=resampling(len(self.size)), align_corners=False)
         return resized
 
     def extra_repr(self) -> str:
-        """The resolution."""
+        """Return the resolution."""
         return "x".join(map(str, self.size))
 
 
 def pointwise_(convolution: nn.Module, draw: Initializer) -> nn.Module:
-    """Gives a 1x1 convolution the weights of a linear layer: as a classifier it is one, at each position."""
+    """Draw the weights of a 1x1 convolution as those of a linear layer, which it is at each position."""
     assert isinstance(convolution, (nn.Conv2d, nn.Conv3d))
     linear = draw.plain_(bare(nn.Linear, convolution.in_channels, convolution.out_channels))
     assert isinstance(linear, nn.Linear)

@@ -1,4 +1,4 @@
-"""The end of an auxiliary network: what turns features into the prediction that a local loss is computed from.
+"""Heads: the end of an auxiliary network, which turns features into the prediction of a local loss.
 
 A vector of logits comes from pooling and a linear layer, a map of logits from the linear layer at each position and
 interpolation. :func:`build_head`, :func:`head_cost` and :func:`describe_head` choose by the :class:`Prediction`.
@@ -31,19 +31,31 @@ def build_head(
     pool: Pooling = "average",
     like: nn.Module | None = None,
 ) -> nn.Sequential:
-    """The head for a prediction.
+    """Build the head for a prediction: from ``spec`` to a vector or a map of logits.
 
     Args:
-        spec: What the head reads.
-        prediction: What it is to give.
-        batch_norm: Whether to normalize what the classifier reads, each channel over the batch.
-        layer_norm: Whether to normalize it, each sample over its channels; without effect on maps.
+        spec: Form of the features that the head reads.
+        prediction: Form of the logits that it returns.
+        batch_norm: Whether the classifier's input is normalized, each channel over the batch.
+        layer_norm: Whether the classifier's input is normalized, each sample over its channels; ignored for maps.
         draw: Source of weights.
-        pool: How a vector is made of positions; without effect on maps.
-        like: The primary network's output layer, whose initializer the classifier has; None for torch's.
+        pool: Pooling of positions to a vector; ignored for maps.
+        like: A layer whose initializer the classifier gets, such as the primary network's output layer; None for
+            torch's.
+
+    >>> import torch
+    >>> from localize.plan.prediction import Prediction
+    >>> spec = TensorSpec((1, 64, 8, 8), torch.float32, "NCHW")
+    >>> head = build_head(spec, Prediction("vector", 10), batch_norm=False, draw=Initializer(None))
+    >>> head(torch.randn(4, 64, 8, 8)).shape
+    torch.Size([4, 10])
+    >>> describe_head(spec, Prediction("vector", 10), batch_norm=False)
+    'pool > linear(64, 10)'
+    >>> head_cost(spec, Prediction("vector", 10), batch_norm=False)
+    (650, 640)
 
     Raises:
-        MethodError: No such head can stand behind ``spec``.
+        MethodError: ``spec`` has a layout that there is no such head for.
     """
     if prediction.kind == "dense":
         return dense_head(spec, prediction, batch_norm=batch_norm, draw=draw, like=like)
@@ -60,7 +72,7 @@ def linear_head(
     pool: Pooling = "average",
     like: nn.Module | None = None,
 ) -> nn.Sequential:
-    """Pooling, a norm if asked for, linear: from ``spec`` to (N, outputs).
+    """Build pooling, an optional norm and a linear layer: from ``spec`` to (N, outputs).
 
     AugLocal (ICLR 2024), section 3.2: the classifier g of the primary network, a global average pool and a fully
     connected layer. Its released CIFAR code puts a BatchNorm1d before the linear layer of auxiliary networks with one
@@ -89,13 +101,16 @@ def dense_head(
     draw: Initializer,
     like: nn.Module | None = None,
 ) -> nn.Sequential:
-    """Batch norm if asked for, 1x1 convolution, interpolation: from ``spec`` to a map of logits of the output's size.
+    """Build an optional batch norm, a 1x1 convolution and interpolation: from ``spec`` to a map of logits.
+
+    The map has the size of the primary network's output.
 
     Long, Shelhamer, Darrell: "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 4.1: a 1x1
     convolution scores the classes at each coarse position, and bilinear upsampling brings the scores to the resolution
-    of the output. It has one trainable layer, as :func:`linear_head` has. Tokens and images with channels last are put
-    in the form of images first, tokens that precede the patches (class token, registers) left out: Strudel et al.:
-    "Segmenter", ICCV 2021, section 3.2, the linear decoder. Features without positions say the same everywhere.
+    of the output. It has one trainable layer, as :func:`linear_head` has. Tokens and images with channels last
+    are rearranged to images first; tokens before the patches (class token, registers) are left out: Strudel et al.:
+    "Segmenter", ICCV 2021, section 3.2, the linear decoder. Features without positions give
+    the same logits everywhere.
 
     Raises:
         MethodError: ``spec`` holds no grid.
@@ -123,10 +138,10 @@ def _sequence(parts: dict[str, nn.Module]) -> nn.Sequential:
 def describe_head(
     spec: TensorSpec, prediction: Prediction, batch_norm: bool, pool: Pooling = "average", layer_norm: bool = False
 ) -> str:
-    """The head's layers in words.
+    """Describe the layers of :func:`build_head` in words.
 
     Raises:
-        MethodError: No such head can stand behind ``spec``.
+        MethodError: ``spec`` has a layout that there is no such head for.
     """
     norm = ["batch_norm"] if batch_norm else []
     if prediction.kind == "dense":
@@ -143,10 +158,10 @@ def describe_head(
 def head_cost(
     spec: TensorSpec, prediction: Prediction, batch_norm: bool, pool: Pooling = "average", layer_norm: bool = False
 ) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of :func:`build_head`.
+    """Return parameters and multiply-accumulates of :func:`build_head`.
 
     Raises:
-        MethodError: No such head can stand behind ``spec``.
+        MethodError: ``spec`` has a layout that there is no such head for.
     """
     weights = spec.channels * prediction.outputs
     params = weights + prediction.outputs + 2 * spec.channels * batch_norm

@@ -1,4 +1,4 @@
-"""What an auxiliary network is asked for in a training step: the prediction, and the local loss."""
+"""Local losses: what an auxiliary network returns in a training step, the prediction and a loss."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from localize.methods.networks.losses import Criterion, checked
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a local loss is computed from, beside features."""
+    """Inputs of a local loss besides features."""
 
     x: torch.Tensor
     """Input of the primary network, batch first."""
     y: Any
-    """Target, as the user handed it in."""
+    """Target, as the user gave it."""
     criterion: Criterion
-    """The user's."""
+    """The user's criterion, of (logits, target)."""
     name: str
-    """Of the local module, for errors."""
+    """Name of the local module, for errors."""
 
     def loss(self, logits: Any) -> torch.Tensor:
-        """The user's criterion, a scalar.
+        """Return the user's criterion of logits and target, a scalar.
 
         Raises:
             InputError: The criterion refuses its arguments, or does not return a scalar.
@@ -40,11 +40,19 @@ class Supervising(Protocol):
     """An auxiliary network whose local loss is more than the criterion of its output."""
 
     def supervise(self, batch: Batch, *features: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Prediction and local loss, a scalar, of what the local module gives."""
+        """Return the prediction and the local loss, a scalar.
+
+        Args:
+            batch: Input of the network, target and criterion.
+            features: Outputs of the local module, the newest first; only one in networks without wide cuts.
+        """
 
 
 def supervise(network: nn.Module, batch: Batch, *features: torch.Tensor) -> tuple[Any, torch.Tensor]:
-    """Prediction and local loss of an auxiliary network; the loss is the criterion unless it says otherwise."""
+    """Return prediction and local loss of an auxiliary network: its own loss if it is :class:`Supervising`.
+
+    Otherwise the loss is the criterion of its output.
+    """
     if isinstance(network, Supervising):
         return network.supervise(batch, *features)
     logits = network(*features)
@@ -52,23 +60,31 @@ def supervise(network: nn.Module, batch: Batch, *features: torch.Tensor) -> tupl
 
 
 class Term(nn.Module, ABC):
-    """A further term of a local loss, with a network of its own."""
+    """A further term of a local loss, with a network of its own.
+
+    A subclass sets ``network`` and computes the term in ``forward``; :class:`WithTerms` adds it to the loss.
+    """
 
     network: nn.Module
-    """From features to what the term is computed from."""
+    """Maps features to what the term is computed from."""
 
     @abstractmethod
     def forward(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The term, a scalar, of what the local module gives."""
+        """Return the term, a scalar.
+
+        Args:
+            features: Output of the local module.
+            batch: Input of the primary network, target and criterion.
+        """
 
 
 class WithTerms(nn.Module):
-    """A classifier, and further terms of the local loss: ``weight * criterion + sum of weight_i * term_i``.
+    """A classifier and further terms of the local loss: ``weight * criterion + sum of weight_i * term_i``.
 
     Args:
-        classifier: From features to the prediction.
-        weight: Of the criterion.
-        terms: By name, each with its weight. A term of weight 0 is not computed.
+        classifier: Maps features to the prediction.
+        weight: Weight of the criterion.
+        terms: Weight and term by name. A term of weight 0 is not computed.
     """
 
     def __init__(self, classifier: nn.Module, weight: float, terms: Mapping[str, tuple[float, Term]]) -> None:
@@ -79,11 +95,11 @@ class WithTerms(nn.Module):
         self.terms = nn.ModuleDict({name: term for name, (_, term) in terms.items()})
 
     def forward(self, features: torch.Tensor) -> Any:
-        """The prediction."""
+        """Return the prediction."""
         return self.classifier(features)
 
     def supervise(self, batch: Batch, *features: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Prediction, and the weighted sum of criterion and terms."""
+        """Return the prediction, and the weighted sum of criterion and terms."""
         logits, loss = supervise(self.classifier, batch, *features)
         total = self.weight * loss
         for name, term in self.terms.items():
@@ -92,5 +108,5 @@ class WithTerms(nn.Module):
         return logits, total
 
     def extra_repr(self) -> str:
-        """The weights."""
+        """Return the weights."""
         return ", ".join(f"{name}={value:g}" for name, value in {"criterion": self.weight, **self.weights}.items())

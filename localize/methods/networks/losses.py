@@ -1,4 +1,4 @@
-"""Loss functions, and the guard round the user's criterion."""
+"""Loss functions, and the check of the user's criterion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from passes.errors import InputError, first_line, ran_out_of_memory
 
 Criterion = Callable[[Any, Any], torch.Tensor]
-"""Loss from (logits, target) to a scalar."""
+"""Computes a loss, a scalar, from (logits, target)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,9 @@ class Criteria:
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy, the local loss of AugLocal (ICLR 2024), section 2; over pixels where logits are a map.
+    """Return the mean cross-entropy, over pixels too where logits are a map.
+
+    It is the local loss of AugLocal (ICLR 2024), section 2.
 
     Args:
         logits: (N, classes), or (N, classes, H, W).
@@ -42,18 +44,18 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def cross_entropy_of_last(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """:func:`cross_entropy` where classes are the last dimension of a map: (N, H, W, classes)."""
+    """Return :func:`cross_entropy` of a map whose last dimension is classes: (N, H, W, classes)."""
     return F.cross_entropy(logits.movedim(-1, 1), target)
 
 
 def checked(criterion: Criterion, logits: Any, target: Any, name: str) -> torch.Tensor:
-    """The criterion's value; its errors are put in terms of the user's input.
+    """Return the criterion's value; explain its errors in terms of the user's input.
 
     Args:
-        criterion: The user's.
-        logits: What it is computed from: logits, or the model's whole output.
-        target: What the user handed in.
-        name: Of the local module.
+        criterion: The user's criterion.
+        logits: Logits, or the model's whole output.
+        target: The target as the user gave it.
+        name: Name of the local module, for errors.
 
     Raises:
         InputError: The criterion refuses its arguments, or does not return a scalar.
@@ -78,13 +80,13 @@ def checked(criterion: Criterion, logits: Any, target: Any, name: str) -> torch.
 
 
 def check_target(criterion: Criterion, target: Any, classes: int) -> None:
-    """Refuses targets of several classes a sample where the criterion takes them for probabilities of one class.
+    """Refuse targets of several classes a sample where the criterion takes them for probabilities of one class.
 
     Cross-entropy would accept them and train something else: its float targets are distributions over classes. They are
-    known by holding nothing but 0 and 1, and not exactly one 1 a sample.
+    recognised by holding only 0 and 1, and not exactly one 1 in each sample.
 
     Raises:
-        InputError: They are of that kind.
+        InputError: The targets are of several classes a sample, and the criterion is cross-entropy.
     """
     softmax = criterion in (cross_entropy, cross_entropy_of_last, F.cross_entropy) or isinstance(
         criterion, nn.CrossEntropyLoss

@@ -1,7 +1,8 @@
-"""Several tensors before one auxiliary network: where a cut is several tensors wide, the newest takes the others in.
+"""Merge several tensors in front of one auxiliary network, where a cut is several tensors wide.
 
 A module of a densely connected network may compute tensors that its newest one does not depend on. Their parameters
-would learn nothing from a loss on the newest alone, so each is adapted to its shape and added to it.
+would learn nothing from a loss on the newest tensor alone, so each is adapted to its shape and added to it. Tensors
+that only pass through the module are left alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from passes.layers.adapters import Projection, build_projection
 
 
 class ToShapeOf(nn.Module):
-    """Adapts a tensor to another of the same layout: channels first, then resolution by average pooling."""
+    """Adapt a tensor to another of the same layout: first its channels, then its resolution by average pooling."""
 
     def __init__(self, channels: nn.Module, layout: Layout) -> None:
         super().__init__()
@@ -30,7 +31,7 @@ class ToShapeOf(nn.Module):
         self.layout = layout
 
     def forward(self, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """``value`` with the channels and the resolution of ``like``."""
+        """Return ``value`` with the channels and the resolution of ``like``."""
         value = self.channels(value)
         if value.shape == like.shape:
             return value
@@ -41,12 +42,12 @@ class ToShapeOf(nn.Module):
         return F.adaptive_avg_pool1d(value.transpose(1, 2), like.shape[1]).transpose(1, 2)
 
     def extra_repr(self) -> str:
-        """The layout."""
+        """Return the layout."""
         return self.layout
 
 
 class ToEveryPosition(nn.Module):
-    """Adapts a tensor to one of another layout: its mean over positions, projected, added at every position."""
+    """Adapt a tensor to one of another layout: project its mean over positions, to be added at every position."""
 
     def __init__(self, value: TensorSpec, like: TensorSpec, draw: Initializer) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class ToEveryPosition(nn.Module):
         self.channels = draw.plain_(bare(nn.Linear, value.channels, like.channels))
 
     def forward(self, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """A tensor that broadcasts over ``like``."""
+        """Return a tensor that broadcasts over ``like``."""
         positions = [i for i in range(1, value.ndim) if i != self.source % value.ndim]
         pooled = value.mean(positions) if positions else value
         shape = [1] * like.ndim
@@ -64,7 +65,14 @@ class ToEveryPosition(nn.Module):
 
 
 class Merged(nn.Module):
-    """An auxiliary network behind several tensors."""
+    """An auxiliary network that reads several tensors.
+
+    Args:
+        like: Form of the newest tensor.
+        others: Forms of the other tensors.
+        network: The auxiliary network, which reads the newest tensor's form.
+        draw: Source of the adapters' weights.
+    """
 
     def __init__(self, like: TensorSpec, others: Sequence[TensorSpec], network: nn.Module, draw: Initializer) -> None:
         super().__init__()
@@ -72,16 +80,16 @@ class Merged(nn.Module):
         self.network = network
 
     def forward(self, newest: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        """Adds the others, adapted, to the newest, and runs the auxiliary network."""
+        """Merge the tensors, and run the auxiliary network on the result."""
         result: torch.Tensor = self.network(self.merge(newest, *others))
         return result
 
     def supervise(self, batch: Batch, newest: torch.Tensor, *others: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Prediction and local loss."""
+        """Return prediction and local loss."""
         return supervise(self.network, batch, self.merge(newest, *others))
 
     def merge(self, newest: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        """The newest and the others, adapted, in one."""
+        """Return the sum of the newest tensor and the others, adapted."""
         merged = newest
         for adapt, value in zip(self.adapters, others, strict=True):
             merged = merged + adapt(value, newest)
@@ -89,14 +97,14 @@ class Merged(nn.Module):
 
 
 def adapter(value: TensorSpec, like: TensorSpec, draw: Initializer) -> nn.Module:
-    """What makes ``value`` fit for adding it to ``like``: 1x1 convolution or linear + norm, and pooling."""
+    """Build the module that adapts ``value`` to ``like``: 1x1 convolution or linear layer + norm, and pooling."""
     if not _alike(value, like):
         return ToEveryPosition(value, like, draw)
     return ToShapeOf(build_projection(Projection(value.channels, like.channels, 1, like.layout), draw), like.layout)
 
 
 def adapter_cost(value: TensorSpec, like: TensorSpec) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of :func:`adapter`."""
+    """Return parameters and multiply-accumulates of :func:`adapter`."""
     weights = value.channels * like.channels
     if not _alike(value, like):
         return weights + like.channels, weights
@@ -107,7 +115,7 @@ def adapter_cost(value: TensorSpec, like: TensorSpec) -> tuple[int, int]:
 
 
 def with_adapters(auxiliary: Auxiliary, like: TensorSpec, others: Sequence[TensorSpec]) -> Auxiliary:
-    """The plan of an auxiliary network that takes the others in as well."""
+    """Return the plan of an auxiliary network that reads the other tensors too."""
     costs = [adapter_cost(other, like) for other in others]
     return replace(
         auxiliary,
@@ -118,7 +126,7 @@ def with_adapters(auxiliary: Auxiliary, like: TensorSpec, others: Sequence[Tenso
 
 
 def describe_adapter(value: TensorSpec, like: TensorSpec) -> str:
-    """The adapter in words."""
+    """Describe the adapter in words."""
     if not _alike(value, like):
         return f"{value} mean > linear"
     return f"{value} {'conv1x1' if like.layout == 'NCHW' else 'linear'}+norm"

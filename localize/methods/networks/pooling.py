@@ -1,4 +1,4 @@
-"""How a head makes one vector a sample of images, volumes or tokens."""
+"""Pooling of images, volumes or tokens to one vector for each sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from passes.errors import MethodError
 from passes.ir import TensorSpec
 
 Pooling = Literal["average", "token", "attention"]
-"""The mean over positions; the first token; or a weighted mean, by a learned query."""
+"""The mean over positions; the first token; or a mean weighted by a learned query."""
 POOLINGS: tuple[Pooling, ...] = ("average", "token", "attention")
 
 _POSITIONS = {"NCHW": (2, 3), "NHWC": (1, 2), "NCDHW": (2, 3, 4), "NLC": (1,), "NC": ()}
@@ -28,17 +28,17 @@ class GlobalAveragePool(nn.Module):
         self.dims = tuple(dims)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Averages over the position dimensions."""
+        """Return the average over the position dimensions."""
         result: torch.Tensor = _Mean.apply(x, self.dims)
         return result
 
     def extra_repr(self) -> str:
-        """The dimensions averaged over."""
+        """Return the dimensions averaged over."""
         return f"dims={self.dims}"
 
 
 class _Mean(torch.autograd.Function):
-    """The mean, whose gradient takes no memory: one value for all positions, not one for each."""
+    """The mean, with a gradient that takes no memory: one value for all positions instead of one for each."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
@@ -56,7 +56,7 @@ class FirstToken(nn.Module):
     """The class token (Dosovitskiy et al., ICLR 2021, section 3.1): (N, T, C) -> (N, C)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The first of the tokens."""
+        """Return the first token."""
         return x[:, 0]
 
 
@@ -73,21 +73,21 @@ class AttentionPool(nn.Module):
         self.query = nn.Parameter(torch.zeros(1, spec.channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The weighted mean."""
+        """Return the weighted mean."""
         tokens = x.movedim(self.channel_dim, -1).flatten(1, -2)
         weights = F.linear(tokens, self.query / math.sqrt(tokens.shape[-1])).softmax(1)
         return (weights.transpose(1, 2) @ tokens).squeeze(1)
 
     def extra_repr(self) -> str:
-        """The number of channels."""
+        """Return the number of channels."""
         return f"{self.query.shape[1]}"
 
 
 def positions_of(spec: TensorSpec) -> tuple[int, ...]:
-    """Dimensions of a value that are positions.
+    """Return the dimensions of a value that are positions.
 
     Raises:
-        MethodError: Its layout is not known.
+        MethodError: The layout of ``spec`` is unknown.
     """
     if spec.layout not in _POSITIONS:
         raise MethodError(f"a value of shape {spec} cannot be pooled for a local loss", remedy="Use method='bp'")
@@ -95,10 +95,10 @@ def positions_of(spec: TensorSpec) -> tuple[int, ...]:
 
 
 def build_pool(spec: TensorSpec, pool: Pooling) -> nn.Module | None:
-    """The pooling layer; None for features without positions.
+    """Build the pooling layer; return None for features without positions.
 
     Raises:
-        MethodError: The layout of ``spec`` is not known.
+        MethodError: The layout of ``spec`` is unknown.
     """
     dims = positions_of(spec)
     if not dims:
@@ -110,13 +110,18 @@ def build_pool(spec: TensorSpec, pool: Pooling) -> nn.Module | None:
 
 
 def pool_cost(spec: TensorSpec, pool: Pooling) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of :func:`build_pool`; as everywhere, those between activations left out."""
+    """Return parameters and multiply-accumulates of :func:`build_pool`; products of activations are not counted."""
     if pool != "attention" or not positions_of(spec):
         return 0, 0
     return spec.channels, spec.channels * math.prod(spec.spatial)
 
 
 def describe_pool(spec: TensorSpec, pool: Pooling) -> list[str]:
-    """The pooling layer in words; nothing for features without positions."""
+    """Describe the pooling layer in words; return an empty list for features without positions.
+
+    >>> import torch
+    >>> describe_pool(TensorSpec((1, 64, 8, 8), torch.float32, "NCHW"), "average")
+    ['pool']
+    """
     words = {"average": "pool", "token": "first_token", "attention": "attention_pool"}
     return [words[pool]] if positions_of(spec) else []

@@ -1,4 +1,4 @@
-"""Further terms of local losses, as functions of tensors: similarity matching and reconstruction."""
+"""Further terms of local losses, as functions of tensors: similarity matching, reconstruction and diversity."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch.nn import functional as F
 
 _LEAST_NORM = 1e-8
-"""Rows that are shorter point nowhere: they are similar to none, and get no gradient."""
+"""Shorter rows have no direction: they are similar to no other row, and get no gradient."""
 _FEW_CHANNELS = 3
-"""Up to so many, standard deviations over space would leave nothing to compare: a row is every value then."""
+"""With at most this many channels, standard deviations over space leave too little to compare: all values are used."""
 
 
 def similarity_matrix(features: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity of samples: S_ij = <c_i, c_j> / (|c_i| |c_j|), where c_i = x_i - mean(x_i).
+    """Return the cosine similarity of samples: S_ij = <c_i, c_j> / (|c_i| |c_j|), where c_i = x_i - mean(x_i).
 
     Nokland, Eidnes: "Training Neural Networks with Local Error Signals", ICML 2019, S in the similarity
     matching loss. Of features with positions, x_i is the standard deviation of each channel over them (n - 1 in its
@@ -40,10 +40,10 @@ def similarity_matrix(features: torch.Tensor) -> torch.Tensor:
 
 
 def similarity_loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How far similarity of features is from similarity of labels: mean over i, j of (S(features) - S(labels))_ij^2.
+    """Return the similarity matching loss: the mean over i, j of (S(features) - S(labels))_ij^2.
 
-    Nokland, Eidnes, ICML 2019, the similarity matching loss, as the mean that the released code takes instead of the
-    sum.
+    Nokland, Eidnes, ICML 2019; the mean is taken as in the released code, where the paper has a sum. S is
+    :func:`similarity_matrix`.
 
     Args:
         features: (N, C), or (N, C, ...) with positions.
@@ -52,22 +52,26 @@ def similarity_loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     Returns:
         A scalar.
     """
-    found = similarity_matrix(features)
-    return (found - similarity_matrix(labels.to(found.dtype))).square().mean()
+    similarity = similarity_matrix(features)
+    return (similarity - similarity_matrix(labels.to(similarity.dtype))).square().mean()
 
 
 def one_hot(target: torch.Tensor, classes: int) -> torch.Tensor:
-    """Labels as float rows: (N,) class indices -> (N, classes); a row of zeros for what is none of them.
+    """Return labels as float rows: (N,) class indices -> (N, classes); a row of zeros for other numbers.
 
     Args:
-        target: Whole numbers (N,).
-        classes: How many there are.
+        target: Integers (N,).
+        classes: Number of classes.
+
+    >>> one_hot(torch.tensor([1, -1]), 3)
+    tensor([[0., 1., 0.],
+            [0., 0., 0.]])
     """
     return (target[:, None] == torch.arange(classes, device=target.device)).to(torch.float32)
 
 
 def reconstruction_loss(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of an image: mean of -(t log p + (1 - t) log(1 - p)), where p = sigmoid(logits).
+    """Return the binary cross-entropy of an image: the mean of -(t log p + (1 - t) log(1 - p)), p = sigmoid(logits).
 
     Wang et al.: "Revisiting Locally Supervised Learning: an Alternative to End-to-end Training" (InfoPro), ICLR 2021,
     the reconstruction loss. Computed from logits, which half precision can do.
@@ -85,37 +89,37 @@ def reconstruction_loss(logits: torch.Tensor, images: torch.Tensor) -> torch.Ten
 
 
 def denormalized(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Undoes a normalization: images * std + mean, cut off at 0 and 1.
+    """Undo a normalization: images * std + mean, cut off at 0 and 1.
 
     Args:
         images: (N, C, H, W).
-        mean: Of each channel, or one number for all.
-        std: Likewise.
+        mean: Mean of each channel, or one number for all.
+        std: Standard deviation of each channel, or one number for all.
     """
     shift, scale = (images.new_tensor(value).view(1, -1, 1, 1) for value in (mean, std))
     return (images * scale + shift).clamp(0, 1)
 
 
 def diversity(logits: Sequence[torch.Tensor], target: torch.Tensor, temperature: float = 3.0) -> torch.Tensor:
-    """The diversity-promoting penalty of GN-DGL.
+    """Return the diversity-promoting penalty of GN-DGL, which drives the groups' wrong answers apart.
 
-    Patel et al.: "Local Learning with Neuron Groups", section 3.4, equation 1. Of each group the class probabilities,
-    softmax of logits / temperature, with the true class's set to zero and the others made to sum to one again; then the
-    cosine similarity of each group's with each other group's, which is detached; the mean over ordered pairs of groups
-    and over samples. Minimizing it drives wrong answers apart.
+    Patel et al.: "Local Learning with Neuron Groups", section 3.4, equation 1. Each group's class probabilities are the
+    softmax of logits / temperature, with the true class set to zero and the others scaled to sum to one. The penalty is
+    the cosine similarity of one group's probabilities with another's (detached), averaged over ordered pairs of groups
+    and over samples.
 
     Args:
-        logits: Of each of at least two groups, (N, classes); at least two classes. With two it is 1, whatever they are.
+        logits: Logits (N, classes) of each of at least two groups. With two classes the penalty is always 1.
         target: Class indices (N,).
-        temperature: Divides the logits.
+        temperature: Divisor of the logits.
 
     Returns:
         A scalar between 0 and 1.
     """
     assert len(logits) > 1, "one group has nobody to differ from"
     true = F.one_hot(target, logits[0].shape[1]).bool()
-    # A softmax without the true class is the same as one that is zeroed there and made to sum to one again, and does
-    # not divide by what little is left where the true class has it all.
+    # A softmax without the true class equals zeroing that class and scaling the rest to sum to one, and it does not
+    # divide by almost nothing where the true class has nearly all of the probability.
     wrong = [(values / temperature).masked_fill(true, -torch.inf).softmax(1) for values in logits]
     directions = [F.normalize(values, dim=1) for values in wrong]
     total = logits[0].new_zeros(())
@@ -127,5 +131,5 @@ def diversity(logits: Sequence[torch.Tensor], target: torch.Tensor, temperature:
 
 
 def _full_precision(x: torch.Tensor) -> AbstractContextManager[object]:
-    """Switches autocast off; there is none on the meta device."""
+    """Switch autocast off; the meta device has none."""
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
