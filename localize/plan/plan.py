@@ -123,7 +123,7 @@ class Plan:
         amp: torch.dtype | str | None = None,
         optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = "sgd",
         step: Schedule = "batch",
-        target: Callable[[int], Any] | None = None,
+        target: Callable[[int], object] | None = None,
         rivals: bool = True,
     ) -> MemoryForecast:
         """Forecast the memory of a training step, local module by local module, without running it on real tensors.
@@ -217,7 +217,7 @@ class Plan:
         return html_table(_summary(self), HEADER, rows, LEFT, _notes(self))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, Mapping):
@@ -225,7 +225,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} has no JSON form")
 
 
-def _tuple(value: Any) -> Any:
+def _tuple(value: object) -> object:
     return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
 
 
@@ -272,7 +272,7 @@ def _auxiliary(data: Mapping[str, Any] | None) -> Auxiliary | None:
             "blocks": tuple(AuxiliaryBlock(**block) for block in data["blocks"]),
             "merged": tuple(data.get("merged", ())),
             "terms": tuple(LossTerm(**term) for term in data.get("terms", ())),
-            "groups": _tuple(data.get("groups", [])),
+            "groups": tuple(tuple((first, end) for first, end in group) for group in data.get("groups", ())),
         }
     )
 

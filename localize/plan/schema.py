@@ -15,7 +15,7 @@ import torch
 from localize.plan.plan import FORMAT, Plan
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_PLAIN: Mapping[Any, Mapping[str, Any]] = {
+_PLAIN: Mapping[object, Mapping[str, object]] = {
     str: {"type": "string"},
     bool: {"type": "boolean"},
     int: {"type": "integer"},
@@ -26,27 +26,31 @@ _PLAIN: Mapping[Any, Mapping[str, Any]] = {
 }
 
 
-def plan_schema() -> dict[str, Any]:
+def plan_schema() -> dict[str, object]:
     """Return the JSON Schema (draft 2020-12) of the text that :meth:`localize.Plan.to_json` writes."""
-    definitions: dict[str, Any] = {}
+    definitions: dict[str, object] = {}
     plan = _record(Plan, definitions)
+    properties, required = plan["properties"], plan["required"]
+    assert isinstance(properties, dict)
+    assert isinstance(required, list)
     version = {"const": FORMAT, "description": "Version of this form."}
     return {
         "$schema": DIALECT,
         "title": "Plan",
         **plan,
-        "properties": {"format": version, **plan["properties"]},
-        "required": ["format", *plan["required"]],
+        "properties": {"format": version, **properties},
+        "required": ["format", *required],
         "$defs": dict(sorted(definitions.items())),
     }
 
 
-def _record(kind: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def _record(kind: type[object], definitions: dict[str, object]) -> dict[str, object]:
     """Return the schema of a dataclass: an object with all of its fields and no other."""
+    assert dataclasses.is_dataclass(kind), f"{kind} has no fields"
     types_of, words = typing.get_type_hints(kind), meanings(kind)
     properties = {}
     for field in dataclasses.fields(kind):
-        if not field.compare:  # what is not compared is no part of the plan: it knows the model
+        if not field.compare:  # these fields hold the model, and are not written
             continue
         meaning = {"description": words[field.name]} if field.name in words else {}
         properties[field.name] = {**_form(types_of[field.name], definitions), **meaning}
@@ -59,7 +63,7 @@ def _record(kind: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _form(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+def _form(kind: object, definitions: dict[str, object]) -> dict[str, object]:
     """Return the schema of a type."""
     if kind in _PLAIN:
         return dict(_PLAIN[kind])
@@ -83,7 +87,7 @@ def _form(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": _form(arguments[1], definitions)}
 
 
-def meanings(kind: type[Any]) -> dict[str, str]:
+def meanings(kind: type[object]) -> dict[str, str]:
     """Return the docstrings under a dataclass's fields by name, each in one line.
 
     Fields of base classes are included, and those of the dataclasses in ``kinds``, which some are joined from.

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -56,6 +56,7 @@ RULE = Method(name="outside", Options=Options, plan=plan, build=build)
 
 
 def small(method: str | Method[Any], **options: Any) -> LocalGraphModule:
+    torch.manual_seed(0)
     return localize(cifar_resnet(8), method, example_inputs=torch.empty(2, 3, 16, 16), max_cut=1, seed=0, **options)
 
 
@@ -103,6 +104,10 @@ def _building(network: Callable[[], Any]) -> Method[Options]:
     return dataclasses.replace(RULE, build=lambda *_: network())
 
 
+def _three(context: Context, options: Options, draw: Initializer) -> Any:
+    return 3
+
+
 WRONG: dict[str, tuple[Method[Options], str]] = {
     "no tuple": (_changed(lambda modules: None), "it returned None, not a tuple of LocalModulePlan"),
     "nothing": (_changed(lambda modules: ()), "the indices of its 0 modules"),
@@ -127,7 +132,7 @@ WRONG: dict[str, tuple[Method[Options], str]] = {
     ),
     "no tensor": (_building(lambda: nn.MultiheadAttention(1, 1)), "must run on the module's output 16x16x16"),
     "other channels": (_building(lambda: nn.Conv2d(5, 10, 1)), "must run on the module's output .* RuntimeError"),
-    "prepare": (dataclasses.replace(RULE, prepare=lambda *_: 3), "must return an nn.Module or None, got int"),
+    "prepare": (dataclasses.replace(RULE, prepare=_three), "must return an nn.Module or None, got int"),
 }
 
 
@@ -146,9 +151,9 @@ def test_what_is_wrong_about_a_rule_is_named(name: str) -> None:
             lambda: Method(name="", Options=Options, plan=plan),
             "the name of a method must be a non-empty string, got ''",
         ),
-        (lambda: Method(name="x", Options=dict, plan=plan), "Options of method 'x' must be a dataclass"),
+        (lambda: Method[Any](name="x", Options=dict, plan=plan), "Options of method 'x' must be a dataclass"),
         (lambda: small(RULE, tau=1), "method 'outside' has no option 'tau'. Its options: bias"),
-        (lambda: small(RULE.build), "method must be a name or a localize.methods.Method, got function"),
+        (lambda: small(cast("Any", RULE.build)), "method must be a name or a localize.methods.Method, got function"),
     ],
 )
 def test_a_method_that_cannot_be_one_is_refused(make: Callable[[], Any], message: str) -> None:
