@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 
@@ -80,7 +78,7 @@ class OutOfMemoryError(LocalizeError, torch.OutOfMemoryError):
 class CaptureError(LocalizeError):
     """The model cannot be turned into a graph."""
 
-    opaque: tuple[Any, ...] = ()
+    opaque: tuple[object, ...] = ()
     """Submodules that had been found untraceable before this error."""
 
 

@@ -23,7 +23,7 @@ def assertion(value: object, expected: bool, source: str) -> None:
         raise AssertionError(f"the assertion at {source} does not hold")
 
 
-def asserted() -> bool | None:
+def expected_by_assert() -> bool | None:
     """Return the value expected by the ``assert`` that called ``Proxy.__bool__``; None if it was not an assert.
 
     The byte code after the call tells: an ``assert`` jumps over the loading of ``AssertionError``.

@@ -37,7 +37,7 @@ def capture(
     """Trace ``model`` into a graph.
 
     Args:
-        model: Any module whose forward takes one tensor (further arguments must have defaults, and keep them).
+        model: A module whose forward takes one tensor (further arguments must have defaults, and keep them).
         policy: Which modules are leaves, besides the layers of torch.nn and modules without parameters.
         output: Which of the values that the model returns in train mode is its primary output: a key or attribute, an
             index, or several from the outside in. By default the only value. Where there are several and the model in

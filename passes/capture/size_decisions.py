@@ -175,7 +175,7 @@ class _FakeRun(Interpreter):
         except Exception as error:
             return error
 
-    def known(self, node: fx.Node) -> Any:
+    def known(self, node: fx.Node) -> object:
         """Return the value of an argument.
 
         Raises:

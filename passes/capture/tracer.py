@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.fx.node import Argument
 from torch.nn.modules import transformer
 
-from passes.capture.assertions import asserted, assertion
+from passes.capture.assertions import assertion, expected_by_assert
 from passes.capture.leaf_policy import LeafPolicy
 from passes.capture.outputs import flatten
 from passes.capture.proxies import Sized, store
@@ -243,7 +243,7 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return the branch that ``if obj`` takes; ``assert obj`` is recorded, and takes the branch that goes on."""
-        expected = asserted()
+        expected = expected_by_assert()
         if expected is None:
             return bool(self.decide(obj, "bool"))
         self.create_proxy("call_function", assertion, (obj, expected, self._line()), {})

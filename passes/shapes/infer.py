@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -76,7 +75,7 @@ class _Runner(Interpreter):
         self.specs: dict[str, TensorSpec | None] = {}
         self.costs: dict[str, Cost] = {}
         self.numbers: set[str] = set()
-        self.layers_run: dict[object, tuple[Any, Cost]] = {}
+        self.layers_run: dict[object, tuple[object, Cost]] = {}
         self.real: dict[int, torch.Tensor] = {}
 
     def call_module(self, node: fx.Node, args: tuple[object, ...], kwargs: dict[str, object]) -> object:

@@ -6,7 +6,6 @@ Layers of one network may disagree (Swin: images with channels last, then tokens
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -76,7 +75,8 @@ def _is_volume(captured: Captured, node: fx.Node, layouts: Mapping[str, Layout])
 def _permutation(node: fx.Node) -> tuple[int, ...] | None:
     if node.op == "call_module" or node.target not in ("permute", torch.permute):
         return None
-    dims: tuple[Any, ...] = node.args[1:]
+    dims: tuple[object, ...] = node.args[1:]
     if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
         dims = tuple(dims[0])
-    return tuple(int(d) % 4 for d in dims) if len(dims) == 4 and all(isinstance(d, int) for d in dims) else None
+    order = tuple(d % 4 for d in dims if isinstance(d, int))
+    return order if len(order) == len(dims) == 4 else None
