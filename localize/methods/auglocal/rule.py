@@ -7,8 +7,9 @@ Classifier: section 3.2.
 Deviations, and choices the paper leaves open:
 
 - By default a halving is owed by the primary's true resolution, not by its width (``downsampling="deferred"``,
-  :func:`passes.adapt.resolution.owed`); on ResNets the two agree. ``"channels"`` is the paper's rule. A network that
-  halves by pooling (VGG) halves by pooling before the copied block.
+  :func:`passes.adapt.resolution.owed`); on the paper's ResNets the two agree. ``"channels"`` is the paper's rule: where
+  width does not follow resolution it halves too rarely (at d=3 the auxiliary networks of timm's densenet121 take 3.9
+  times the multiply-accumulates). A network that halves by pooling (VGG) halves by pooling before the copied block.
 - With one hidden layer, batch norm stands before the linear classifier, as in the released CIFAR code; the released
   ImageNet code has none (``head_norm=False``). Where the primary's classifier normalizes what its linear layer reads
   (pre-activation networks, ConvNeXt, transformers), so do all auxiliary classifiers: their logits would otherwise have

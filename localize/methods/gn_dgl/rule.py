@@ -16,6 +16,8 @@ Deviations, and choices the paper leaves open:
 - Auxiliary networks are those of the released ResNet code; ``auxiliary="predsim"`` are those of the paper's VGG6a
   experiments, with PredSim's loss for each group, and ``auxiliary="dgl"`` those of DGL.
 - With one group everywhere, ``auxiliary="dgl"`` and ``head="joint"``, it is DGL.
+- The released ResNets leave the classifier's 650 parameters unused; apart from that, split networks have the released
+  code's parameters and multiply-accumulates exactly.
 - The classifier is a local module of its own, which reads detached features: the model's own classifier is trained. The
   released code trains a network of the auxiliary networks' form besides the model's classifier, which it leaves unused.
   A linear classifier gets less out of features that were not trained for it: compare the last auxiliary networks

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 def leaps(layer: int, count: int, starts: Sequence[int], layers: int) -> tuple[int, ...]:
     """Choose later layers, early, middle and deep ones: the first of each later stage, then some of the last stage.
 
-    MLAAN (AAAI 2025), section "Leap Augmented Modules", says that much. The rule is the one that gives the released
-    code's choice for ResNet-32 in 8 modules, which is a table written by hand:
+    MLAAN (AAAI 2025), section "Leap Augmented Modules", says that much. The released code has tables written by hand,
+    and no rule gives them all: for ResNet-32, those of 8 and of 16 modules differ after the same block. This rule gives
+    the table of 8 modules:
 
     - the first layer of each stage that begins after ``layer``, or ``count`` - 1 of those firsts, spread evenly;
     - then, of the layers after the last stage's first, as many as are left of ``count``, but ``count`` - 1 at most: the

@@ -24,12 +24,12 @@ Deviations, and choices the paper leaves open:
   twice: on its detached input, and at the end of its cascade. In one module there is nothing to cascade: it is
   trained by the output loss alone, as by backpropagation.
 - Equation 10 pulls the independent auxiliary networks; the released code has its copies in the cascaded ones
-  (``leap="cascaded"``).
+  (``leap="cascaded"``). Its weights of 0.001 and 0.999 only make sense there.
 - Each run of a cascade is one more than that of the module's own: dropout draws again in it. Running statistics move
   once a step; in the released code, which runs a module up to three times, they move as often.
 - A copy is a repaired one where the layer would not run on its new input as it is; on the paper's CIFAR ResNets
-  none need be. Tensors whose shape that changes, projections and adapters start fresh and are not pulled; the plan's
-  note names the copies with such.
+  none need be: the first block of each later stage brings width and resolution to those of the next. Tensors whose
+  shape a repair changes, projections and adapters start fresh and are not pulled; the plan's note names these copies.
 - Parameters are pulled, running statistics are not: equation 7 and the released code alike.
 - ``variant="released"`` stands for what is systematic in the released code: its first copy is added to a twin that is
   not trained but pulled, and no other is. Not imitated: that its CIFAR code pulls the last module's twin only (that for

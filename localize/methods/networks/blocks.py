@@ -1,7 +1,8 @@
 """Recomputation of activations in local layers and in the blocks of auxiliary networks.
 
 Results, gradients and running statistics equal those of a plain run, bit for bit: the second run starts from the same
-state of the random generators, and leaves running statistics alone.
+state of the random generators, and leaves running statistics alone. Cutting a block after its convolutions
+(``"norms"``) saves the outputs of norms and activation functions without running a convolution again.
 """
 
 from __future__ import annotations

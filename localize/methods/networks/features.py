@@ -37,7 +37,7 @@ def features_of(network: Network, layer: int) -> Features:
     """Return the output of a local layer as an image.
 
     Images with channels last and tokens are rearranged. The mean of class tokens and registers is added at every
-    position, so that a loss on the image trains what the network does with them.
+    position: left out, these tokens would learn from the output loss alone.
 
     Args:
         network: The primary network, such as ``context.network``.

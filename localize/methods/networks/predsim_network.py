@@ -1,7 +1,8 @@
 """PredSim's auxiliary network: a linear classifier on pooled features, and a network for similarity matching.
 
 Nokland, Eidnes: "Training Neural Networks with Local Error Signals", ICML 2019, with the figures that AugLocal (ICLR
-2024) compares in appendix A.3 and table 6.
+2024) compares in appendix A.3 and table 6; its table 7 leaves out batch norm, pooling and the similarity convolution.
+With all of them the auxiliary networks of ResNet-110 cost 0.383 G multiply-accumulates instead of 0.25 G.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ def similarity_matrix(features: torch.Tensor) -> torch.Tensor:
             rows = rows.flatten(1) if whole else rows.std(2)
         rows = rows - rows.mean(1, keepdim=True)
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        # The norm of a constant row has the gradient 0/0: without vector_norm and where, one dead sample would make all
+        # weights NaN.
         directions = torch.where(norms > _LEAST_NORM, rows / norms.clamp(min=_LEAST_NORM), torch.zeros_like(rows))
         return directions @ directions.T
 
