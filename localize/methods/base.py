@@ -230,8 +230,8 @@ class ChosenMethod:
         """Return the auxiliary network; if ``trial`` is set, after running a copy of it on meta tensors.
 
         Raises:
-            MethodError: It is not an ``nn.Module``, cannot be run on the output of the module, or returns another shape
-                than the prediction's.
+            MethodError: The network is not an ``nn.Module``, cannot be run on the output of the module, or returns
+                another shape than the prediction's.
         """
         where = f"the auxiliary network that method {self.name!r} builds for module {module.index} ({module.name})"
         if not isinstance(network, nn.Module):

@@ -51,7 +51,7 @@ def _whole(context: Context, name: str) -> LocalModulePlan:
             remedy="Leave modules out",
         )
     layers = tuple(range(len(context.network.layers)))
-    return LocalModulePlan(0, group_name(context.network, layers), layers, None, ())
+    return LocalModulePlan(index=0, name=group_name(context.network, layers), layers=layers)
 
 
 METHOD = Method(

@@ -40,7 +40,9 @@ def plan_modules(context: Context, auxiliary: Callable[[Place], Auxiliary]) -> t
     for index, layers in enumerate(groups):
         last = index == len(groups) - 1
         described = None if last else auxiliary(Place(index, len(groups), layers[-1]))
-        planned.append(LocalModulePlan(index, group_name(network, layers), layers, described, ()))
+        planned.append(
+            LocalModulePlan(index=index, name=group_name(network, layers), layers=layers, auxiliary=described)
+        )
     return tuple(planned)
 
 

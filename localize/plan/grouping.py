@@ -51,7 +51,7 @@ def check_balance(balance: str, modules: int | Sequence[int] | None) -> None:
     """Check the user's ``balance``.
 
     Raises:
-        MethodError: It is unknown, or has no effect because ``modules`` is not a number.
+        MethodError: ``balance`` is unknown, or has no effect because ``modules`` is not a number.
     """
     if balance not in get_args(Balance):
         raise MethodError(f"balance must be 'layers', 'macs' or 'activations', got {balance!r}")

@@ -67,7 +67,8 @@ def read_budget(budget: int | str | MemoryBudget | None, batch_size: int | None)
 
     Raises:
         LocalizeError: ``size`` is not a size of memory.
-        MethodError: One is given without the other, the two disagree, or one is out of its range.
+        MethodError: ``batch_size`` or ``memory_budget`` is given without the other, the two disagree, or one is out of
+            its range.
     """
     if isinstance(budget, MemoryBudget):
         if batch_size is not None and batch_size != budget.batch_size:

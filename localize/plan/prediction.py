@@ -77,7 +77,7 @@ def require_logits(prediction: Prediction, output: TensorSpec, method: str) -> N
     """Check, for a method with local losses, that the model returns logits.
 
     Raises:
-        MethodError: It returns something else.
+        MethodError: The model returns something else.
     """
     if prediction.kind == "other":
         raise MethodError(

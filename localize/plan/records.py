@@ -103,10 +103,10 @@ class LocalModulePlan:
     name: str
     layers: tuple[int, ...]
     """Indices of the module's local layers; empty for a last module that holds the classifier alone."""
-    auxiliary: Auxiliary | None
+    auxiliary: Auxiliary | None = None
     """The auxiliary network; None for the last module, which is trained by the output loss."""
-    parameters: tuple[str, ...]
-    """Names of the primary network's parameters that this module's loss reaches."""
+    parameters: tuple[str, ...] = ()
+    """Names of the primary network's parameters that this module's loss reaches. Filled in by the compiler."""
     note: str = ""
     """Deviations of the method from what was asked for, and why; empty if there are none."""
     cascade: Cascade | None = None

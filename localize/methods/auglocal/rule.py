@@ -87,13 +87,15 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     planned = []
     for index, (layers, hidden) in enumerate(zip(groups, asked, strict=False)):
         auxiliary, note = _auxiliary(context, options, layers[-1], hidden)
-        planned.append(LocalModulePlan(index, group_name(network, layers), layers, auxiliary, (), note))
+        name = group_name(network, layers)
+        planned.append(LocalModulePlan(index=index, name=name, layers=layers, auxiliary=auxiliary, note=note))
     if options.max_aux_macs is not None:
         planned = _within_budget(context, options, planned, asked)
     note = ""
     if not asked and context.groups is None and options.d > 1 and count > 1:
         note = f"the output loss trains all {count} layers, since d={options.d} leaves none to a local loss"
-    planned.append(LocalModulePlan(len(asked), group_name(network, groups[-1]), groups[-1], None, (), note))
+    name = group_name(network, groups[-1])
+    planned.append(LocalModulePlan(index=len(asked), name=name, layers=groups[-1], note=note))
     return tuple(planned)
 
 

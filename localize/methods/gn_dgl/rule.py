@@ -85,14 +85,15 @@ def plan(context: Context, options: Options) -> tuple[LocalModulePlan, ...]:
     for index, layers in enumerate(modules):
         name = group_name(network, layers)
         if index == last:
-            planned.append(LocalModulePlan(index, name, layers, None, (), reason))
+            planned.append(LocalModulePlan(index=index, name=name, layers=layers, note=reason))
             continue
         ranges = _ranges(traced.owners[index], counts[index]) if traced and counts[index] > 1 else ()
         shared = traced.shared[index] if traced and counts[index] > 1 else ()
         note = f"trained by all groups: {', '.join(shared)}" if shared else ""
-        planned.append(LocalModulePlan(index, name, layers, _auxiliary(context, options, layers[-1], ranges), (), note))
+        auxiliary = _auxiliary(context, options, layers[-1], ranges)
+        planned.append(LocalModulePlan(index=index, name=name, layers=layers, auxiliary=auxiliary, note=note))
     if last == len(modules):
-        planned.append(LocalModulePlan(last, group_name(network, ()), (), None, ()))
+        planned.append(LocalModulePlan(index=last, name=group_name(network, ()), layers=()))
     return tuple(planned)
 
 
