@@ -35,7 +35,7 @@ def last_reads(modules: Sequence[LocalModule]) -> dict[str, int]:
     return last
 
 
-def keep_overwritten(module: LocalModule, values: MutableMapping[str, Any], last_read: Mapping[str, int]) -> None:
+def keep_overwritten(module: LocalModule, values: MutableMapping[str, object], last_read: Mapping[str, int]) -> None:
     """Add to ``values`` copies of what a module is about to change in place, where a cascade will read it later.
 
     Args:
@@ -45,10 +45,12 @@ def keep_overwritten(module: LocalModule, values: MutableMapping[str, Any], last
     """
     for name in module.overwrites:
         if before(name, module) in last_read:
-            values[before(name, module)] = values[name].detach().clone()
+            value = values[name]
+            assert isinstance(value, torch.Tensor), f"{name} is changed in place and is not a tensor"
+            values[before(name, module)] = value.detach().clone()
 
 
-def run_attached(window: Sequence[LocalModule], values: Mapping[str, Any]) -> tuple[Any, ...]:
+def run_attached(window: Sequence[LocalModule], values: Mapping[str, object]) -> tuple[Any, ...]:
     """Run the modules of a window in one autograd graph, which starts where the window does.
 
     Args:
@@ -97,7 +99,7 @@ def entering(window: Sequence[LocalModule], held: Container[str]) -> dict[str, t
     return sources
 
 
-def _entering(window: Sequence[LocalModule], values: Mapping[str, Any]) -> dict[str, Any]:
+def _entering(window: Sequence[LocalModule], values: Mapping[str, object]) -> dict[str, object]:
     """Return the values that a window starts from, detached, and copied where a member changes them in place."""
     start = {}
     for name, (key, copied) in entering(window, values).items():

@@ -25,7 +25,7 @@ from localize.runtime.local_module import LocalModule
 from localize.runtime.regions import Code, Region, look, regions_of, structure
 from passes.errors import first_line
 
-Backend = str | Callable[..., Any]
+Backend = str | Callable[..., object]
 Args = tuple[object, ...]
 Named = dict[str, object]
 
@@ -47,7 +47,7 @@ class Artefacts:
     backend: Backend
     count: int = 0
     """Number of graphs that were compiled."""
-    functions: dict[Hashable, Callable[..., Any] | str] = field(default_factory=dict)
+    functions: dict[Hashable, Callable[..., object] | str] = field(default_factory=dict)
     """Compiled functions; a text in the place of one says why there is none."""
     structures: dict[Hashable, int] = field(default_factory=dict)
     """Numbers that stand for structures in keys."""
@@ -58,7 +58,7 @@ class Artefacts:
         """Return a number that is equal for regions of the same structure."""
         return self.structures.setdefault(structure(region), len(self.structures))
 
-    def run(self, key: Hashable, region: Region, eager: Callable[..., Any], args: Args, kwargs: Named) -> object:
+    def run(self, key: Hashable, region: Region, eager: Callable[..., object], args: Args, kwargs: Named) -> object:
         """Run a region, compiled if it can be."""
         function = self.functions.get(key)
         if isinstance(function, str):
@@ -96,29 +96,30 @@ class Artefacts:
                 warnings.warn(f"{name} runs uncompiled: {why}", stacklevel=2)
             self.eager[name] = why
 
-    def _function(self, code: Code) -> Callable[..., Any]:
+    def _function(self, code: Code) -> Callable[..., object]:
         """Return a function of a region's inputs and arguments, compiled when called, with a code object of its own."""
-        space = dict(code.names)
+        space: dict[str, Any] = dict(code.names)
         # A file name of its own: torch 2.11 shares one code object among functions whose lines it cannot find.
         file = f"<region {zlib.crc32(code.source.encode()):08x}>"
         linecache.cache[file] = (len(code.source), None, code.source.splitlines(keepends=True), file)
         exec(compile(code.source, file, "exec"), space)
-        function: Callable[..., Any] = space["forward"]
+        function: Callable[..., object] = space["forward"]
         return torch.compile(function, backend=self._compile, fullgraph=True, dynamic=False)
 
-    def _compile(self, graph: fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+    def _compile(self, graph: fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
         from torch._dynamo.backends.registry import lookup_backend
         from torch._functorch import config
 
         self.count += 1
-        backend: Callable[..., Any] = lookup_backend(self.backend) if isinstance(self.backend, str) else self.backend
+        backend: Callable[..., object] = lookup_backend(self.backend) if isinstance(self.backend, str) else self.backend
         if self.backend == "inductor":
             # The same random numbers as without compiling, so that dropout draws the same masks.
             backend = partial(backend, config_patches={"fallback_random": True})
         # Compile the backward pass now, too, so that its failures are caught where the region can still run
         # uncompiled. Compiled graphs donate buffers, which rules out retain_graph; that switch is global, so it stays.
         with config.patch(force_non_lazy_backward_lowering=True):
-            compiled: Callable[..., Any] = backend(graph, inputs)
+            compiled = backend(graph, inputs)
+            assert callable(compiled)
             return compiled
 
 

@@ -92,7 +92,7 @@ def _forecast(plan: Plan, x: torch.Tensor, settings: Mapping[str, Any]) -> str:
     return f"The step's peak is forecast to be {format_bytes(forecast.peak)} of tensors, in {module}: {forecast.at}. "
 
 
-def _remedy(plan: Plan, x: torch.Tensor, amp: Any) -> str:
+def _remedy(plan: Plan, x: torch.Tensor, amp: torch.dtype | None) -> str:
     """Return a sentence that lists what would take less memory."""
     options = []
     if x.shape[0] > 1:

@@ -111,8 +111,8 @@ class _FusedLoss(torch.autograd.Function):
         owned: Sequence[Sequence[nn.Parameter]],
         scale: LossScale | None,
         failed: Callable[[int, RuntimeError], None],
-        *parameters: Any,
-    ) -> Any:
+        *parameters: nn.Parameter,
+    ) -> torch.Tensor | None:
         factor = scale.value if scale is not None else None
         gradients: dict[int, torch.Tensor | None] = {id(p): None for p in parameters}
         total: torch.Tensor | None = None
@@ -142,7 +142,7 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError(

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import networkx as nx
 import torch
 from torch import fx, nn
+from torch.fx.graph import PythonCode
 
 from localize.methods.base import Compiled
 from localize.methods.networks.local_loss import Batch
@@ -68,20 +69,20 @@ class LocalGraphModule(fx.GraphModule):
         for module in modules:
             module.train(training)
 
-    def recompile(self) -> Any:
+    def recompile(self) -> PythonCode:
         """Compile the graph, and choose between training and inference before it runs."""
-        result = super().recompile()
+        code = super().recompile()
         kind: Any = type(self)
         generated = kind.forward
 
-        def forward(self: LocalGraphModule, x: torch.Tensor, y: Any = None) -> Any:
+        def forward(self: LocalGraphModule, x: torch.Tensor, y: object = None) -> object:
             if y is not None:
                 return self.loss(x, y)
             # A trace holds the training flag of functional dropout and the like: inference runs the user's own module.
             return self._structure.rebuild(several(generated(self, x))) if self.training else self.primary(x)
 
         kind.forward = forward
-        return result
+        return code
 
     @property
     def runtime(self) -> Schedule:
@@ -111,7 +112,7 @@ class LocalGraphModule(fx.GraphModule):
         modules = tuple(self._modules[f"module_{k}"] for k in range(len(self._plan.modules)))
         return modules  # type: ignore[return-value]
 
-    def steps(self, x: torch.Tensor, y: Any) -> Iterator[LocalOutput]:
+    def steps(self, x: torch.Tensor, y: object) -> Iterator[LocalOutput]:
         """Take one training step, one local module at a time.
 
         Call ``backward`` on each loss before taking the next: a module's graph is then freed before the next one runs.
@@ -133,7 +134,7 @@ class LocalGraphModule(fx.GraphModule):
         self._check(x, y)
         check_target(self.criterion, y, self._plan.prediction.outputs)
         x = self._schedule.start(self, x)
-        values: dict[str, Any] = {self.local_modules[0].inputs[0]: x}
+        values: dict[str, object] = {self.local_modules[0].inputs[0]: x}
         for module in self.local_modules:
             try:
                 with self._schedule.running(window_of(self.local_modules, module.plan.index) or [module]):
@@ -151,7 +152,7 @@ class LocalGraphModule(fx.GraphModule):
             # The caller has called backward: no name here may keep the module's graph alive while the next one runs.
             del logits, loss
 
-    def _step(self, module: LocalModule, values: dict[str, Any], batch: Batch) -> tuple[Any, torch.Tensor]:
+    def _step(self, module: LocalModule, values: dict[str, object], batch: Batch) -> tuple[object, torch.Tensor]:
         """Run a module; return its prediction and its local loss."""
         cascade = module.plan.cascade
         if cascade is None:
@@ -165,7 +166,7 @@ class LocalGraphModule(fx.GraphModule):
 
     def _supervised(
         self, module: LocalModule, read: Sequence[Any], batch: Batch, *, cascaded: bool = False
-    ) -> tuple[Any, torch.Tensor]:
+    ) -> tuple[object, torch.Tensor]:
         if module.auxiliary is not None:
             return module.supervise(read, batch, cascaded=cascaded)
         if self.output_criterion is not None:
@@ -178,7 +179,7 @@ class LocalGraphModule(fx.GraphModule):
                 loss = loss + HEAD_WEIGHT * batch.loss(head)
         return logits, loss
 
-    def _run(self, module: LocalModule, values: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    def _run(self, module: LocalModule, values: dict[str, object]) -> tuple[torch.Tensor, ...]:
         """Run a module; keep in ``values`` what later modules read, without graph, and drop the rest.
 
         Returns:
@@ -193,7 +194,7 @@ class LocalGraphModule(fx.GraphModule):
                 values[name] = value.detach() if isinstance(value, torch.Tensor) else value
         return tuple(results[: module.reads])
 
-    def loss(self, x: torch.Tensor, y: Any) -> torch.Tensor:
+    def loss(self, x: torch.Tensor, y: object) -> torch.Tensor:
         """Return the sum of the local losses: one scalar, whose backward delivers the gradients of :meth:`steps`.
 
         The gradients are the same bit for bit. Those of each module are computed during this call, and its graph is
@@ -339,7 +340,7 @@ class LocalGraphModule(fx.GraphModule):
         """
         return load_exports().to_networkx(self, view=view, module=module, fold=fold)
 
-    def add_graph(self, writer: Any, *, view: ViewKind = "full", fold: bool = False) -> None:
+    def add_graph(self, writer: object, *, view: ViewKind = "full", fold: bool = False) -> None:
         """Write the model to TensorBoard, whose graphs tab then shows local modules as boxes that open.
 
         Args:
@@ -352,7 +353,7 @@ class LocalGraphModule(fx.GraphModule):
         """
         load_exports().add_graph(self, writer, view=view, fold=fold)
 
-    def _check(self, x: torch.Tensor, y: Any) -> None:
+    def _check(self, x: torch.Tensor, y: object) -> None:
         spec = self._plan.input
         if not isinstance(x, torch.Tensor) or x.ndim != len(spec.shape) or not x.shape[0]:
             got = f"a {type(x).__name__}" if not isinstance(x, torch.Tensor) else f"shape {tuple(x.shape)}"
@@ -370,7 +371,7 @@ class LocalGraphModule(fx.GraphModule):
         if isinstance(y, torch.Tensor) and y.ndim and y.shape[0] != x.shape[0]:
             raise InputError(f"the input has {x.shape[0]} samples and the target {y.shape[0]}")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> LocalGraphModule:
+    def __deepcopy__(self, memo: dict[int, object]) -> LocalGraphModule:
         model, output = copy.deepcopy(self.primary, memo), copy.deepcopy(self.output_criterion, memo)
         twin = self._compiled.emit(self._plan, self._compiled.over(model, output))
         assert isinstance(twin, LocalGraphModule)

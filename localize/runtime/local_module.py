@@ -78,15 +78,15 @@ class LocalModule(nn.Module):
         """The generated Python of this module."""
         return str(self.stage.code)
 
-    def forward(self, *values: Any) -> Any:
+    def forward(self, *values: object) -> object:
         """Run the module's layers on detached values; return the values named in ``outputs``."""
         return self.attached(*[v.detach() if isinstance(v, torch.Tensor) else v for v in values])
 
-    def attached(self, *values: Any) -> Any:
+    def attached(self, *values: object) -> object:
         """Run the module's layers on values with their graph: gradients pass into earlier modules."""
         return (self.recomputed or self.stage)(*values)
 
-    def infer(self, *values: Any) -> Any:
+    def infer(self, *values: object) -> object:
         """Run the module's layers as in inference. They must be in eval mode."""
         return for_inference(self.stage)(*values)
 
@@ -105,7 +105,7 @@ class LocalModule(nn.Module):
 
     def supervise(
         self, cut: Sequence[torch.Tensor], batch: Batch, *, cascaded: bool = False
-    ) -> tuple[Any, torch.Tensor]:
+    ) -> tuple[object, torch.Tensor]:
         """Return prediction and local loss of a module that has auxiliary networks.
 
         Args:
@@ -122,6 +122,6 @@ class LocalModule(nn.Module):
         return f"{self.plan.name}, layers={list(self.plan.layers)}"
 
 
-def several(result: Any) -> tuple[Any, ...]:
+def several(result: object) -> tuple[object, ...]:
     """Return a value, or a tuple of values, as a tuple."""
     return result if isinstance(result, tuple) else (result,)

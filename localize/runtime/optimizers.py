@@ -54,11 +54,11 @@ class ModuleOptimizers(Mapping[str, torch.optim.Optimizer]):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, dict[str, object]]:
         """Return the state of each optimizer, by module."""
         return {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, object]]) -> None:
         """Load what :meth:`state_dict` returned.
 
         Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from passes.errors import LocalizeError
 
@@ -36,7 +35,7 @@ class Runtime:
     move once a step; dropout draws from the same generator. Takes effect in train mode with gradients only. Each loss
     can go backward once: ``retain_graph`` is not supported."""
 
-    backend: str | Callable[..., Any] = "inductor"
+    backend: str | Callable[..., object] = "inductor"
     """Backend of ``torch.compile``. With ``"eager"`` and ``"aot_eager"``, for debugging, results are bit-identical."""
 
     channels_last: bool | None = False

@@ -42,7 +42,7 @@ def predictions(modules: Sequence[LocalModule], primary: nn.Module, x: torch.Ten
 
 def _chain(modules: Sequence[LocalModule], x: torch.Tensor) -> Iterator[tuple[LocalModule, tuple[Any, ...]]]:
     """Run modules one after the other, as in inference; yield each with the values of its outputs."""
-    values: dict[str, Any] = {modules[0].inputs[0]: x} if modules else {}
+    values: dict[str, object] = {modules[0].inputs[0]: x} if modules else {}
     for module in modules:
         results = returned(module.outputs, module.infer(*[values[name] for name in module.inputs]))
         values.update(zip(module.outputs, results, strict=True))
@@ -80,11 +80,11 @@ def ensemble(predicted: Sequence[Any], spec: Prediction) -> torch.Tensor:
     return total.div(float(2 ** len(predicted) - 1))
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
 
 
-def require_inference(modules: Sequence[LocalModule], structure: Structure, x: torch.Tensor, output: Any) -> None:
+def require_inference(modules: Sequence[LocalModule], structure: Structure, x: torch.Tensor, output: object) -> None:
     """Refuse a model whose local modules, run one after the other in eval mode, do not compute what it computes.
 
     Args:
@@ -107,5 +107,5 @@ def require_inference(modules: Sequence[LocalModule], structure: Structure, x: t
         )
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def _tensors(value: object) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument, Target
 
 from localize.methods.networks.blocks import AuxiliaryBlocks
 from localize.methods.networks.local_loss import Supervising, Term
@@ -36,7 +37,7 @@ class Code:
 
     source: str
     """A Python function ``forward`` of the inputs, followed by ``arguments``."""
-    names: tuple[tuple[str, Any], ...]
+    names: tuple[tuple[str, object], ...]
     """Global names in the source, with their values."""
     arguments: tuple[str, ...]
     """Paths, within the region's module, of the modules and tensors that the function takes after the inputs."""
@@ -147,7 +148,7 @@ def _is_block(module: nn.Module) -> bool:
     return sum(isinstance(part, MIXING) for part in module.modules()) > 1
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
@@ -173,7 +174,7 @@ class _RegionWriter:
             if isinstance(module, fx.GraphModule):
                 count = sum(node.op == "placeholder" for node in module.graph.nodes)
             inputs = [self.graph.placeholder(f"x{i}") for i in range(count)]
-            self.graph.output(self._call(module, "", tuple(inputs), {}))
+            self.graph.output(cast(fx.Node, self._call(module, "", tuple(inputs), {})))
             written = self.graph.python_code("self")
             source = written.src.replace("(self, ", "(", 1)
             names = tuple(sorted(written.globals.items()))
@@ -182,7 +183,7 @@ class _RegionWriter:
         source = "def forward(*inputs, **named):\n    return inputs[-1].forward(*inputs[:-1], **named)\n"
         return Code(source, (), ("",), ())
 
-    def _call(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, module: nn.Module, path: str, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         if isinstance(module, fx.GraphModule) and not kwargs:
             self.within.append(path)
             return self._inline(module, path, args)
@@ -194,11 +195,12 @@ class _RegionWriter:
             return value
         return self._create("call_method", "forward", (self._held(path), *args), kwargs)
 
-    def _inline(self, module: fx.GraphModule, path: str, args: tuple[Any, ...]) -> Any:
+    def _inline(self, module: fx.GraphModule, path: str, args: tuple[object, ...]) -> object:
         return _Inliner(self, module, path).run(module.graph, *args)
 
-    def _create(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        return self.graph.create_node(op, target, args, kwargs, f"v{len(self.graph.nodes)}")
+    def _create(self, op: str, target: Target, args: tuple[object, ...], kwargs: dict[str, object]) -> fx.Node:
+        operands, named = cast(tuple[Argument, ...], args), cast(dict[str, Argument], kwargs)
+        return self.graph.create_node(op, target, operands, named, f"v{len(self.graph.nodes)}")
 
     def _held(self, path: str) -> fx.Node:
         if path not in self.values:
@@ -217,15 +219,15 @@ class _Inliner(Interpreter):
         super().__init__(module)
         self.writer, self.path = writer, path
 
-    def get_attr(self, node: fx.Node) -> Any:
+    def get_attr(self, node: fx.Node) -> fx.Node:
         """Write the use of a tensor."""
         return self.writer._held(_join(self.path, str(node.target)))
 
-    def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_module(self, node: fx.Node, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Write the call of a module."""
         target = str(node.target)
         return self.writer._call(self.root.get_submodule(target), _join(self.path, target), args, kwargs)
 
-    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, node: fx.Node, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Write the call of a function or method."""
         return self.writer._create(node.op, node.target, args, kwargs)
