@@ -1,4 +1,4 @@
-"""Runs the command line as ``python -m localize.cli``."""
+"""Run the command line as ``python -m localize.cli``."""
 
 from localize.cli.main import main
 

@@ -1,6 +1,6 @@
-"""``localize-cli bench``: its flags, and what it does, in the order in which it does it.
+"""``localize-cli bench``: its flags, and its work in order.
 
-Heavy imports stay inside, so that help comes at once.
+Heavy imports stay inside the functions, so that help appears at once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from localize.bench.setup import Setup
 
 NAME = "bench"
-"""Of the files: bench.json, bench.md and bench.png."""
+"""Stem of the names of the files: bench.json, bench.md and bench.png."""
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="As train --model takes it.", metavar="MODEL", autocompletion=models)],
+    model: Annotated[
+        str, typer.Argument(help="Model, as train --model takes it.", metavar="MODEL", autocompletion=models)
+    ],
     methods: Annotated[
         str,
         typer.Option(
@@ -40,23 +42,23 @@ def bench(
         int | None, typer.Option(min=1, help="Pixels a side; by default what the model says.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of each method that are timed, after a few that are not.")] = 20,
-    threads: Annotated[int | None, typer.Option(help="Of the CPU; by default torch's choice.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU; by default torch's choice.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
     amp: Annotated[str | None, typer.Option(help="bfloat16 or float16: autocast.", metavar="DTYPE")] = None,
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Images and weights with channels last.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, images, and the order of the methods.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, images and the order of the methods.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the files; earlier ones are replaced.", show_default="runs/bench/MODEL"),
+        typer.Option(help="Folder for the files; earlier files are replaced.", show_default="runs/bench/MODEL"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compare methods on one model: memory, time and multiply-accumulates of a training step.
 
-    The methods take turns in one run, so that whatever else the machine does hits all alike. Writes bench.json,
-    bench.md and bench.png (time against memory, with the Pareto front).
+    The methods take turns in one run, so that whatever else the machine does slows all of them alike. Writes
+    bench.json, bench.md and bench.png (time against memory, with the Pareto front).
     """
     from localize.bench.setup import Setup
     from localize.cli.train import device_of
@@ -77,10 +79,10 @@ def bench(
 
 
 def run_bench(model: str, setup: Setup, out: Path | None, *, as_json: bool) -> None:
-    """Measures, writes the files and prints the table, or with ``as_json`` what the JSON file holds.
+    """Measure, write the files, and print the table, or with ``as_json`` the content of the JSON file.
 
     Raises:
-        LocalizeError: The model cannot be built or localized, or the benchmark cannot be run.
+        LocalizeError: The model cannot be built or localized, or no benchmark of these settings can be run.
     """
     from localize.bench.measure import measure
     from localize.bench.table import terminal
@@ -109,7 +111,7 @@ def _write(report: Report, folder: Path) -> None:
 
 
 def _tell(text: str) -> None:
-    """A line that is written over, at a terminal only, and beside the output, which a program may read."""
+    """Show progress in a line that is written over: at a terminal only, on standard error, apart from the output."""
     if sys.stderr.isatty():
         typer.echo(f"\r\033[K{text}", err=True, nl=False)
 
@@ -119,5 +121,5 @@ def _depths(text: str) -> tuple[int, ...]:
 
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words):
-        raise LocalizeError(f"--depth takes whole numbers, such as 4 or 2,4,6, not {text!r}")
+        raise LocalizeError(f"--depth must be whole numbers, such as 4 or 2,4,6, got {text!r}")
     return tuple(int(word) for word in words)

@@ -1,4 +1,4 @@
-"""``localize-cli check``: for each model a line that it localizes, or all that is in the way."""
+"""``localize-cli check``: how each model localizes, or every obstacle to it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from torch import nn
 from localize.bench.sweep.examine import figures
 from localize.bench.sweep.record import ExamineSettings
 from localize.bench.zoo import ModelFactory, example_of, find_model
-from localize.cli.load import tried
+from localize.cli.load import localize_or_explain
 from localize.obstacles import Obstacle
 
 CLASSES = 1000
-"""Outputs of the models that are checked, where they can be chosen."""
+"""Number of outputs of the models that are checked, where it can be chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What checking one model came to."""
+    """The result of checking one model."""
 
     model: str
     localizes: bool
     facts: dict[str, Any]
-    """:func:`~localize.bench.sweep.examine.figures`; empty unless it localizes."""
+    """Figures of the localized model (:func:`~localize.bench.sweep.examine.figures`); empty if it does not localize."""
     obstacles: tuple[Obstacle, ...]
-    """What is in the way; if it localizes nevertheless, submodules that were kept whole."""
+    """Obstacles to localizing the model; for a model that localizes, submodules that were kept whole."""
     seconds: float
+    """Seconds that localizing took."""
 
     def __str__(self) -> str:
         if not self.localizes:
@@ -45,20 +46,20 @@ class Verdict:
         return "\n".join([f"{line}, {self.seconds:.1f} s", *(f"  {obstacle}" for obstacle in self.obstacles)])
 
     def to_json(self) -> str:
-        """One JSON object in one line."""
+        """Write one JSON object in one line."""
         facts = {**self.facts, "seconds": round(self.seconds, 3)} if self.localizes else {}
         obstacles = [dataclasses.asdict(obstacle) for obstacle in self.obstacles]
         return json.dumps({"model": self.model, "localizes": self.localizes, **facts, "obstacles": obstacles})
 
 
 def run_check(names: Sequence[str], settings: ExamineSettings, image_size: int | None, *, as_json: bool) -> bool:
-    """Prints a verdict for each model.
+    """Print a verdict for each model.
 
     Returns:
         Whether all of them localize.
 
     Raises:
-        ModelError: A model is unknown (then none is checked), or cannot be built.
+        ModelError: A model is unknown (in which case none is checked), or cannot be built.
     """
     passed = True
     for factory in [find_model(name) for name in names]:
@@ -69,7 +70,7 @@ def run_check(names: Sequence[str], settings: ExamineSettings, image_size: int |
 
 
 def _verdict(factory: ModelFactory, settings: ExamineSettings, image_size: int | None) -> Verdict:
-    """Checks a model without values; where that is no help, one with them: forwards may depend on them."""
+    """Check a model without values, and one with values if that fails: a user's forward may depend on values."""
     fed = image_size or factory.image_size
     verdict = _verdict_on(factory.spec, factory.build(CLASSES, image_size, meta=True), settings, fed)
     if verdict.localizes or factory.spec.startswith(("timm:", "torchvision:")):
@@ -79,6 +80,6 @@ def _verdict(factory: ModelFactory, settings: ExamineSettings, image_size: int |
 
 def _verdict_on(name: str, model: nn.Module, settings: ExamineSettings, image_size: int | None) -> Verdict:
     keywords = {"method": settings.method, **settings.keywords()}
-    found = tried(model, keywords, example_of(model, image_size))
-    facts = {} if found.local is None else figures(found.local)
-    return Verdict(name, found.local is not None, facts, found.obstacles, found.seconds)
+    attempt = localize_or_explain(model, keywords, example_of(model, image_size))
+    facts = {} if attempt.local is None else figures(attempt.local)
+    return Verdict(name, attempt.local is not None, facts, attempt.obstacles, attempt.seconds)

@@ -1,4 +1,4 @@
-"""How commands end: Ctrl-C, and errors in one line. Loads nothing but typer."""
+"""Exit codes of commands: Ctrl-C, and errors in one line. Loads typer alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turns Ctrl-C into one line and an exit code; says where the run is saved, if it had begun."""
+    """Turn Ctrl-C into an exit code and one line, which says where a run is saved."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -22,21 +22,21 @@ def interruptible() -> Iterator[None]:
 
 
 def code_of(error: Exception) -> int:
-    """Says what is wrong in one line, if it is a user's error.
+    """Print an error that the user can mend in one line.
 
     Returns:
         The exit code.
 
     Raises:
-        Exception: The error itself, where it is a bug.
+        Exception: ``error`` is a bug: it is raised again.
     """
-    # An error of ours can only have been raised by what is loaded; to load it for asking would take seconds.
+    # Only code that is loaded can have raised such an error; to load its class for this check would take seconds.
     ours = sys.modules.get("passes.errors")
     if isinstance(error, OSError) or (ours is not None and isinstance(error, ours.LocalizeError)):
         return _complain(str(error))
-    if not hasattr(error, "format_message"):  # how typer's usage errors are told from bugs, in every version of it
+    if not hasattr(error, "format_message"):  # every version of typer has this method on its usage errors
         raise error
-    if not error.format_message().strip():  # help was shown instead
+    if not error.format_message().strip():  # help was printed already
         return 0
     return _complain(f"{error.format_message()} (see localize-cli --help)")
 

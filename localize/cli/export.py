@@ -27,7 +27,7 @@ from localize.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from localize.cli.load import Asked
+    from localize.cli.load import ModelRequest
     from localize.runtime.local_graph import LocalGraphModule
 
 
@@ -79,13 +79,13 @@ def export(
 
     The method's own options are flags, as of train. With --weights, give those that the run was given, and --classes.
     """
-    from localize.cli.load import Asked
+    from localize.cli.load import ModelRequest
     from localize.cli.method_flags import options_of
 
     options = options_of(method, depth, context.args, "export")
     cuts = cutting(max_cut, granularity, output)
     keywords = {"method": method, "d": depth, "modules": modules, **cuts, **options}
-    asked = Asked(model, keywords, classes, image_size, seed)
+    asked = ModelRequest(model, keywords, classes, image_size, seed)
     run_export(asked, out, form, view, module, weights, fold=fold, force=force)
 
 
@@ -97,7 +97,7 @@ if export.__doc__:  # there is none if Python was told to strip such
 
 
 def run_export(
-    asked: Asked,
+    asked: ModelRequest,
     out: Path,
     form: str | None,
     view: str | None,
@@ -107,10 +107,10 @@ def run_export(
     fold: bool,
     force: bool,
 ) -> None:
-    """Writes a file, and says what was written. Cheap checks come first.
+    """Write a file, and print what was written. Cheap checks come first.
 
     Raises:
-        LocalizeError: The model cannot be built or localized, the weights do not fit it, or it cannot be written so.
+        LocalizeError: The model cannot be built or localized, the weights do not fit it, or the format cannot hold it.
         OSError: The file cannot be written.
     """
     from localize.export.formats import check_target, format_of
@@ -124,14 +124,14 @@ def run_export(
     typer.echo(f"wrote {path} ({name}: {kind.what}, {format_bytes(path.stat().st_size)})")
 
 
-def _local(asked: Asked, weights: Path | None, *, values: bool) -> LocalGraphModule:
-    """The model, with weights only if it must have such."""
+def _local(asked: ModelRequest, weights: Path | None, *, values: bool) -> LocalGraphModule:
+    """Localize the model, with values only if the format or the weights need them."""
     from localize.cli.load import localized, with_values
     from localize.cli.weights import load_weights, read_weights
 
     if weights is None:
         return with_values(asked) if values else localized(asked)
-    found = read_weights(weights)
+    content = read_weights(weights)
     local = with_values(asked)
-    load_weights(local, found, weights)
+    load_weights(local, content, weights)
     return local

@@ -1,4 +1,4 @@
-"""Help as it is shown: docstrings without their line breaks, and commands to begin with at the end."""
+"""The text of help: docstrings without their line breaks, and examples at the end."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "demo": ("demo", "demo --epochs 3 --out runs/short"),
 }
-"""Each without the program's name; under the empty name those of the program itself."""
+"""Examples of each command, without the program's name; the empty name has those of the program itself."""
 
 
 def command(app: typer.Typer, *, free: bool = False) -> Callable[[Function], Function]:
-    """Makes a function a command of a program, with its docstring and examples as help; Ctrl-C ends it in one line.
+    """Return a decorator that makes a function a command, with docstring and examples as help; Ctrl-C prints one line.
 
     Args:
         app: The program.
-        free: Whether the command takes the flags of a method's options, which it finds in the context.
+        free: Whether the command also takes the flags of a method's options, which are in its context.
     """
     settings = {"allow_extra_args": True, "ignore_unknown_options": True} if free else {}
 
@@ -75,12 +75,12 @@ def command(app: typer.Typer, *, free: bool = False) -> Callable[[Function], Fun
 
 
 def epilog(command: str) -> str:
-    """What stands at the end of a command's help."""
+    """Return the end of a command's help: its examples."""
     lines = [f"{PROGRAM} {example}" for example in EXAMPLES[command]]
     return "\n\n".join(["Examples:", *lines])  # single line breaks do not survive every version of typer
 
 
 def described(command: Callable[..., Any]) -> str:
-    """A command's docstring, a line a paragraph: help and manual are wrapped where they are shown."""
+    """Return a command's docstring with one line per paragraph: help and manual wrap it where it is shown."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

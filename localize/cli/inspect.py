@@ -1,6 +1,6 @@
-"""``localize-cli inspect``: its flags, and what it does, in the order in which it does it.
+"""``localize-cli inspect``: its flags, and its work in order.
 
-Heavy imports stay inside, so that help comes at once.
+Heavy imports stay inside the functions, so that help appears at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from localize.cli.options import (
 from localize.text import format_numbered
 
 if TYPE_CHECKING:
-    from localize.cli.load import Asked, Found
+    from localize.cli.load import Attempt, ModelRequest
     from localize.plan.memory_forecast import MemoryForecast
     from localize.plan.plan import Plan
     from localize.runtime.local_graph import LocalGraphModule
@@ -74,7 +74,7 @@ def inspect(
 
     Nothing is computed and no weights are made. The method's own options are flags, as of train.
     """
-    from localize.cli.load import Asked
+    from localize.cli.load import ModelRequest
     from localize.cli.method_flags import options_of
 
     name, arguments = None, context.args
@@ -85,27 +85,33 @@ def inspect(
     options = options_of(method, depth, arguments, "inspect")
     cuts = cutting(max_cut, granularity, output)
     keywords = {"method": method, "d": depth, "modules": modules, **cuts, **options}
-    asked = Asked(model, keywords, classes, image_size)
+    asked = ModelRequest(model, keywords, classes, image_size)
     localizes = run_inspect(asked, batch_size, module, name, fold=fold, as_json=as_json)
     if not localizes:
         raise typer.Exit(1)
 
 
 def run_inspect(
-    asked: Asked, batch_size: int | None, module: int | None, why: str | None = None, *, fold: bool, as_json: bool
+    asked: ModelRequest,
+    batch_size: int | None,
+    module: int | None,
+    why: str | None = None,
+    *,
+    fold: bool,
+    as_json: bool,
 ) -> bool:
-    """Prints what a model becomes.
+    """Print what a model becomes.
 
     Args:
         asked: The model.
-        batch_size: Images of the step whose memory is forecast; none without.
-        module: Index of the only local module that is shown, in full.
+        batch_size: Images of the step whose memory is forecast; None for no forecast.
+        module: Index of the only local module to show, in full; None to show all in a table.
         why: The module whose borders are shown, "" for all borders, None for none.
         fold: Whether alike modules are shown once.
         as_json: One JSON object in place of tables.
 
     Returns:
-        Whether it localizes.
+        Whether the model localizes.
 
     Raises:
         LocalizeError: The model is unknown or cannot be built; there is no such local module, no border in or next to
@@ -113,10 +119,10 @@ def run_inspect(
     """
     from localize.cli.inspect_module import check_index
     from localize.cli.inspect_why import borders_of
-    from localize.cli.load import found as find
+    from localize.cli.load import try_to_localize
 
-    found = find(asked)
-    local = found.local
+    attempt = try_to_localize(asked)
+    local = attempt.local
     forecast = None
     if local is not None and module is not None:
         check_index(local.plan, module)
@@ -125,54 +131,56 @@ def run_inspect(
     if local is not None and batch_size is not None:
         forecast = local.plan.memory(batch_size)
     if as_json:
-        typer.echo(json.dumps(record(asked.name, found, forecast, module, why)))
+        typer.echo(json.dumps(record(asked.name, attempt, forecast, module, why)))
     else:
-        _show(asked.name, found, forecast, module, why, fold=fold)
+        _show(asked.name, attempt, forecast, module, why, fold=fold)
     return local is not None
 
 
 def record(
-    name: str, found: Found, forecast: MemoryForecast | None, module: int | None, why: str | None = None
+    name: str, attempt: Attempt, forecast: MemoryForecast | None, module: int | None, why: str | None = None
 ) -> dict[str, Any]:
-    """All of it as plain values."""
+    """Return plan, totals, forecast and obstacles as plain values."""
     from localize.cli.inspect_module import module_record
     from localize.cli.inspect_table import totals
     from localize.cli.inspect_why import why_record
 
-    obstacles = [dataclasses.asdict(obstacle) for obstacle in found.obstacles]
-    told: dict[str, Any] = {"model": name, "localizes": found.local is not None}
-    if found.local is not None:
-        told |= {"plan": json.loads(found.local.plan.to_json()), "totals": totals(found.local.plan).to_dict()}
-        told |= {} if forecast is None else {"memory": forecast.to_dict()}
-        told |= {} if module is None else {"module": _plain(module_record(found.local, module))}
-        told |= {} if why is None else {"borders": why_record(found.local, why)}
-    return {**told, "obstacles": obstacles}
+    obstacles = [dataclasses.asdict(obstacle) for obstacle in attempt.obstacles]
+    values: dict[str, Any] = {"model": name, "localizes": attempt.local is not None}
+    if attempt.local is not None:
+        values |= {"plan": json.loads(attempt.local.plan.to_json()), "totals": totals(attempt.local.plan).to_dict()}
+        values |= {} if forecast is None else {"memory": forecast.to_dict()}
+        values |= {} if module is None else {"module": _plain(module_record(attempt.local, module))}
+        values |= {} if why is None else {"borders": why_record(attempt.local, why)}
+    return {**values, "obstacles": obstacles}
 
 
 def _show(
-    name: str, found: Found, forecast: MemoryForecast | None, module: int | None, why: str | None, *, fold: bool
+    name: str, attempt: Attempt, forecast: MemoryForecast | None, module: int | None, why: str | None, *, fold: bool
 ) -> None:
     from localize.cli.inspect_module import print_module
     from localize.cli.inspect_why import print_why
     from localize.cli.terminal import Page
 
     page = Page()
-    if found.local is None:
-        for obstacle in found.obstacles:
+    if attempt.local is None:
+        for obstacle in attempt.obstacles:
             page.text(f"{name}: {obstacle}", hang=2)
         return
     page.text(name)
-    page.text(str(found.local.plan).split("\n", 1)[0])
+    page.text(str(attempt.local.plan).split("\n", 1)[0])
     if why is not None:
-        print_why(page, found.local, why)
+        print_why(page, attempt.local, why)
         return
     if module is not None:
-        print_module(page, found.local, module)
+        print_module(page, attempt.local, module)
         return
-    _show_all(page, found.local, found, forecast, fold=fold)
+    _show_all(page, attempt.local, attempt, forecast, fold=fold)
 
 
-def _show_all(page: Any, local: LocalGraphModule, found: Found, forecast: MemoryForecast | None, *, fold: bool) -> None:
+def _show_all(
+    page: Any, local: LocalGraphModule, attempt: Attempt, forecast: MemoryForecast | None, *, fold: bool
+) -> None:
     from localize.cli.inspect_table import print_modules, print_totals
 
     plan = local.plan
@@ -183,29 +191,29 @@ def _show_all(page: Any, local: LocalGraphModule, found: Found, forecast: Memory
     print_totals(page, plan, forecast)
     for note in notes(plan, forecast):
         page.text(note, hang=2)
-    if found.obstacles:
+    if attempt.obstacles:
         page.title("kept whole, since they cannot be traced")
-        for obstacle in found.obstacles:
+        for obstacle in attempt.obstacles:
             page.text(str(obstacle), hang=2)
 
 
 def notes(plan: Plan, forecast: MemoryForecast | None) -> list[str]:
-    """What is to be said beside the figures."""
-    told: dict[str, list[int]] = {}
+    """Return sentences for below the tables: what sets the peak, and the notes of modules."""
+    indices: dict[str, list[int]] = {}
     for module in plan.modules:
         if module.note:
-            told.setdefault(module.note, []).append(module.index)
+            indices.setdefault(module.note, []).append(module.index)
     if forecast is not None:
         binding = f"module {forecast.binding.index}" if forecast.binding else "the update"
         where = f"{binding} sets the peak; localize-cli memory says more"
-        return [f"memory: of {forecast.batch_size} images, {forecast.optimizer}; {where}", *_told(told)]
-    return _told(told)
+        return [f"memory: of {forecast.batch_size} images, {forecast.optimizer}; {where}", *_by_module(indices)]
+    return _by_module(indices)
 
 
-def _told(notes: dict[str, list[int]]) -> list[str]:
+def _by_module(notes: dict[str, list[int]]) -> list[str]:
     return [f"{format_numbered('module', indices)}: {note}" for note, indices in notes.items()]
 
 
 def _plain(value: Any) -> Any:
-    """A record with types written as text."""
+    """Return a record with values that JSON lacks written as text."""
     return json.loads(json.dumps(value, default=lambda each: str(each).removeprefix("torch.")))

@@ -14,17 +14,17 @@ from passes.errors import LocalizeError
 
 
 def check_index(plan: Plan, index: int) -> None:
-    """Refuses a module that there is not.
+    """Refuse the index of a module that does not exist.
 
     Raises:
-        LocalizeError: The index is out of range.
+        LocalizeError: ``index`` is out of range.
     """
     if not 0 <= index < len(plan.modules):
         raise LocalizeError(f"there is no local module {index}", remedy=f"Modules are 0 to {len(plan.modules) - 1}")
 
 
 def module_record(local: LocalGraphModule, index: int) -> dict[str, Any]:
-    """One local module as plain values."""
+    """Return one local module as plain values."""
     plan, own = local.plan, local.plan.modules[index]
     return {
         **dataclasses.asdict(own),
@@ -35,7 +35,7 @@ def module_record(local: LocalGraphModule, index: int) -> dict[str, Any]:
 
 
 def print_module(page: Page, local: LocalGraphModule, index: int) -> None:
-    """Prints all that there is to know of one local module."""
+    """Print everything that is known of one local module."""
     plan, own = local.plan, local.plan.modules[index]
     page.title(f"module {index} of {len(plan.modules)}: {shown(own.name)}")
     _print_layers(page, plan, own)
@@ -76,7 +76,7 @@ def _print_layers(page: Page, plan: Plan, module: LocalModulePlan) -> None:
 
 
 def print_network(page: Page, plan: Plan, network: Auxiliary) -> None:
-    """Prints an auxiliary network: what it reads, its hidden layers, its head, further terms, groups."""
+    """Print an auxiliary network: its input, hidden layers, head, further terms and groups."""
     each = " each" if network.groups else ""
     page.text(
         f"depth {network.depth}{each}, {format_count(network.params)} parameters, {format_count(network.macs)} MACs"

@@ -1,4 +1,4 @@
-"""``localize-cli inspect``: the table of local modules, and totals beside backpropagation."""
+"""``localize-cli inspect``: the table of local modules, and totals compared with backpropagation."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from localize.text import format_bytes, format_count, format_indices, shown
 AUXILIARY = ("auxiliary network", "aux. params", "aux. MACs")
 HEADER = ("", "module", "layers", "output", "params", "MACs", "act. bytes", *AUXILIARY)
 NAMES = (1, 2, 3, 7)
-"""Columns that are no numbers."""
+"""Columns of words."""
 SHOWN_LIKE = 4
-"""Most indices of alike modules that are listed one by one."""
+"""Most indices of equal modules that are listed one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What all local modules take together, beside backpropagation of the user's model."""
+    """Costs of all local modules together, and of backpropagation of the user's model."""
 
     params: tuple[int, int, int]
-    """Parameter elements: of the primary network, of auxiliary networks, and of the user's model."""
+    """Parameter elements of the primary network, of auxiliary networks, and of the user's model."""
     macs: tuple[int, int, int, int]
-    """Multiply-accumulates of a forward pass: of the primary network, of auxiliary networks, of what cascades run once
-    more, and of the user's model."""
+    """Multiply-accumulates of a forward pass: primary network, auxiliary networks, second runs by cascades, and the
+    user's model."""
     activations: tuple[int, int]
-    """Bytes of what layers give, for one sample, that are held at a time: of the local modules of one loss, and all."""
+    """Bytes of layers' outputs for one sample that are held at a time: by the modules of one local loss, and by
+    backpropagation."""
     module: int
-    """The local module whose loss holds most."""
+    """Index of the local module whose loss holds most bytes."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, by name."""
+        """Return plain values by name."""
         params = dict(zip(("primary", "auxiliary", "backpropagation"), self.params, strict=True))
         macs = dict(zip(("primary", "auxiliary", "repeated", "backpropagation"), self.macs, strict=True))
         local, whole = self.activations
@@ -44,7 +45,7 @@ class Totals:
 
 
 def totals(plan: Plan) -> Totals:
-    """The sums of a plan."""
+    """Return the sums of a plan."""
     own = [_activations(plan, module) for module in plan.modules]
     held = [sum(own[j] for j in (*(m.cascade.reaches if m.cascade else ()), m.index)) for m in plan.modules]
     user = plan.original or plan
@@ -58,17 +59,17 @@ def totals(plan: Plan) -> Totals:
 
 
 def print_totals(page: Page, plan: Plan, forecast: MemoryForecast | None) -> None:
-    """Prints the sums, and the peak memory of a step if it was forecast."""
-    found = totals(plan)
-    (held, whole), macs = found.activations, sum(found.macs[:3])
+    """Print the sums, and the peak memory of a step if it was forecast."""
+    sums = totals(plan)
+    (held, whole), macs = sums.activations, sum(sums.macs[:3])
     rows = [
         (
             "parameters",
-            format_count(sum(found.params[:2])),
-            format_count(found.params[2]),
-            _times(sum(found.params[:2]), found.params[2]),
+            format_count(sum(sums.params[:2])),
+            format_count(sums.params[2]),
+            _times(sum(sums.params[:2]), sums.params[2]),
         ),
-        ("MACs of a forward pass", format_count(macs), format_count(found.macs[3]), _times(macs, found.macs[3])),
+        ("MACs of a forward pass", format_count(macs), format_count(sums.macs[3]), _times(macs, sums.macs[3])),
         ("activation bytes at a time", format_count(held), format_count(whole), _times(held, whole)),
     ]
     if forecast is not None:
@@ -81,7 +82,7 @@ def print_totals(page: Page, plan: Plan, forecast: MemoryForecast | None) -> Non
 
 
 def print_modules(page: Page, plan: Plan, *, fold: bool) -> None:
-    """Prints a row for each local module, or once for those that are alike."""
+    """Print a row for each local module, or one row for all equal ones."""
     listed = [(run, index) for run in runs(plan, fold=fold) for index in run.shown]
     rows = [_row(plan, plan.modules[index], run) for run, index in listed]
     if page.fits(HEADER, rows):
@@ -97,22 +98,22 @@ def _row(plan: Plan, module: LocalModulePlan, run: Repeat) -> tuple[str, ...]:
 
 
 def _alike(indices: Sequence[int]) -> str:
-    """Which modules a row stands for: ``9 alike: 3, 5, ..., 19``."""
+    """Name the modules that a row stands for: ``9 alike: 3, 5, ..., 19``."""
     return f"{len(indices)} alike: {format_indices(indices, most=SHOWN_LIKE)}"
 
 
 def _networks(row: Sequence[str]) -> str:
-    """A module's auxiliary networks in a line of their own."""
+    """Describe a module's auxiliary networks in one line."""
     network, params, macs = row
     return f"{network}; {params} params, {macs} MACs" if params else network
 
 
 def _activations(plan: Plan, module: LocalModulePlan) -> int:
-    """Bytes that a module holds for its backward pass, of what its layers give for one sample."""
+    """Return the bytes of its layers' outputs that a module holds for its backward pass, for one sample."""
     layers = [plan.layers[i] for i in module.layers]
     if "layers" not in module.recompute or not layers:
         return sum(layer.activation_bytes for layer in layers)
-    # What layers read is kept, and of what they compute again the largest layer's at a time.
+    # The inputs of layers are kept, and one layer's output at a time is computed again: the largest counts.
     return sum(layer.input.bytes_per_sample for layer in layers) + max(layer.activation_bytes for layer in layers)
 
 

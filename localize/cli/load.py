@@ -1,4 +1,4 @@
-"""A model by name, localized: without memory for its parameters, where that will do."""
+"""Localize a model by name, without memory for its parameters where that is enough."""
 
 from __future__ import annotations
 
@@ -20,53 +20,53 @@ from passes.errors import LocalizeError
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A model, and how it is to be localized."""
+class ModelRequest:
+    """A model by name, and how to localize it."""
 
     name: str
-    """As :func:`~localize.bench.zoo.find_model` takes it."""
+    """Name of the model, as :func:`~localize.bench.zoo.find_model` takes it."""
     keywords: Mapping[str, Any]
-    """Of :func:`localize.localize`."""
+    """Keyword arguments of :func:`localize.localize`."""
     classes: int | None = None
-    """Outputs of the model; by default its own choice."""
+    """Number of outputs of the model; None leaves it to the model."""
     image_size: int | None = None
-    """Pixels a side; by default what the model is meant for."""
+    """Pixels a side; None for the size that the model is meant for."""
     seed: int = 0
-    """Of all weights."""
+    """Seed of all weights."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What localizing a model came to."""
+class Attempt:
+    """The result of localizing a model."""
 
     local: LocalGraphModule | None
-    """None where it does not localize."""
+    """The localized model; None if it does not localize."""
     obstacles: tuple[Obstacle, ...]
-    """What is in the way; if it localizes nevertheless, submodules that were kept whole."""
+    """Obstacles to localizing the model; for a model that localizes, submodules that were kept whole."""
     seconds: float
-    """That localizing took."""
+    """Seconds that localizing took."""
 
 
-def found(asked: Asked) -> Found:
-    """Localizes a model, or lists all that is in the way.
+def try_to_localize(asked: ModelRequest) -> Attempt:
+    """Localize a model, or list every obstacle.
 
     Raises:
         ModelError: There is no such model, or it cannot be built.
     """
     last = None
     for model, example in _built(asked):
-        last = tried(model, asked.keywords, example, asked.seed)
+        last = localize_or_explain(model, asked.keywords, example, asked.seed)
         if last.local is not None:
             break
     assert last is not None
     return last
 
 
-def localized(asked: Asked) -> LocalGraphModule:
-    """The model, localized without memory for its parameters; one of the user's own with it, if it must be.
+def localized(asked: ModelRequest) -> LocalGraphModule:
+    """Localize a model without memory for its parameters; a user's own model with values if it needs them.
 
     Raises:
-        LocalizeError: It cannot be built or localized.
+        LocalizeError: The model cannot be built or localized.
     """
     refused = None
     for model, example in _built(asked):
@@ -78,11 +78,11 @@ def localized(asked: Asked) -> LocalGraphModule:
     raise refused
 
 
-def with_values(asked: Asked) -> LocalGraphModule:
-    """The model, localized with weights.
+def with_values(asked: ModelRequest) -> LocalGraphModule:
+    """Localize a model that has weights with values.
 
     Raises:
-        LocalizeError: It cannot be built or localized.
+        LocalizeError: The model cannot be built or localized.
     """
     factory = find_model(asked.name)
     torch.manual_seed(asked.seed)
@@ -90,8 +90,10 @@ def with_values(asked: Asked) -> LocalGraphModule:
     return _localize(model, asked.keywords, example_of(model, asked.image_size or factory.image_size), asked.seed)
 
 
-def tried(model: nn.Module, keywords: Mapping[str, Any], example: torch.Tensor | None, seed: int = 0) -> Found:
-    """Localizes a model that is built, or lists all that is in the way."""
+def localize_or_explain(
+    model: nn.Module, keywords: Mapping[str, Any], example: torch.Tensor | None, seed: int = 0
+) -> Attempt:
+    """Localize a model that is built, or list every obstacle."""
     start = perf_counter()
     try:
         local = _localize(model, keywords, example, seed)
@@ -101,13 +103,13 @@ def tried(model: nn.Module, keywords: Mapping[str, Any], example: torch.Tensor |
         known = _obstacles(model, keywords, example)
         if all((item.path, item.what) != (reached.path, reached.what) for item in known):
             known.append(reached)
-        return Found(None, tuple(known), seconds)
+        return Attempt(None, tuple(known), seconds)
     seconds = perf_counter() - start
-    return Found(local, tuple(_obstacles(model, keywords, example) if local.plan.opaque else ()), seconds)
+    return Attempt(local, tuple(_obstacles(model, keywords, example) if local.plan.opaque else ()), seconds)
 
 
-def _built(asked: Asked) -> Iterator[tuple[nn.Module, torch.Tensor | None]]:
-    """The model without values, then, if it is the user's own, with them: forwards may depend on them."""
+def _built(asked: ModelRequest) -> Iterator[tuple[nn.Module, torch.Tensor | None]]:
+    """Yield the model without values, then a user's own model with values: its forward may depend on them."""
     factory = find_model(asked.name)
     for meta in (True, False) if ".py:" in asked.name else (True,):
         model = factory.build(asked.classes, asked.image_size, meta=meta)
@@ -118,7 +120,7 @@ def _localize(
     model: nn.Module, keywords: Mapping[str, Any], example: torch.Tensor | None, seed: int
 ) -> LocalGraphModule:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of a model's own code on being traced say nothing to who asks for it
+        warnings.simplefilter("ignore")  # a model's own code may warn when it is traced, which says nothing to the user
         return localize(model, example_inputs=example, seed=seed, **keywords)
 
 

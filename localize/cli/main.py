@@ -1,6 +1,6 @@
-"""The command line, ``localize-cli``: its commands. What each does stands in a file of its own.
+"""The commands of ``localize-cli`` and their flags; the work of each is in a file of its own.
 
-Heavy imports stay inside the commands, so that help comes at once.
+Heavy imports stay inside the commands, so that help appears at once.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def train(
     The method's own options are flags too, such as --tau 0.25; localize-cli methods lists them.
 
     Writes metrics.jsonl, metrics.csv, curves.png, plan.json, model.safetensors (the trained weights, for the plain
-    model) and checkpoint.pt. Ctrl-C stops after the step at hand; --resume goes on from there.
+    model) and checkpoint.pt. Ctrl-C stops after the current step; --resume continues from there.
     """
     from localize.cli.method_flags import options_of
     from localize.cli.train import check_folder, default_folder, device_of, prepare, run
@@ -169,11 +169,11 @@ def check(
     granularity: GranularityOption = None,
     output: OutputOption = None,
     image_size: ImageSizeOption = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a line and model.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per line, a model each.")] = False,
 ) -> None:
-    """Say how models localize, or everything that keeps them from it; exit code 1 if anything does.
+    """Say how models localize, or list every obstacle; exit code 1 if a model does not localize.
 
-    Submodules that cannot be traced are named, and are no obstacle: the model localizes with them kept whole. Models
+    Submodules that cannot be traced are named. They are kept whole, and a model localizes all the same. Models
     are built without memory for their parameters, so large ones cost no more than small ones.
     """
     from localize.bench.sweep.record import ExamineSettings
@@ -202,7 +202,7 @@ def memory(
     step: Annotated[
         str,
         typer.Option(
-            help="Updates: batch, at the end; or module, each behind its backward.",
+            help="Updates: batch, at the end; or module, each after its backward.",
             autocompletion=one_of(_names.STEPS),
         ),
     ] = "batch",
@@ -212,17 +212,17 @@ def memory(
     image_size: ImageSizeOption = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Say what a training step takes, module by module, beside backpropagation with and without checkpointing.
+    """Forecast the memory of a training step, module by module, next to backpropagation with and without checkpointing.
 
-    Nothing is computed and no weights are made. The method's own options are flags, as of train.
+    Nothing is computed and no weights are made. The method's own options are flags, as in train.
     """
-    from localize.cli.load import Asked
+    from localize.cli.load import ModelRequest
     from localize.cli.memory import run_memory
     from localize.cli.method_flags import options_of
 
     keywords = {"method": method, "d": depth, "modules": modules, **options_of(method, depth, context.args, "memory")}
     settings = {"optimizer": optimizer, "step": step, "amp": amp, "dtype": dtype}
-    run_memory(Asked(model, keywords, classes, image_size), batch_size, settings, budget, as_json=json)
+    run_memory(ModelRequest(model, keywords, classes, image_size), batch_size, settings, budget, as_json=json)
 
 
 @command(app)
@@ -237,19 +237,19 @@ def sweep(
     depth: DepthOption = 3,
     max_cut: MaxCutOption = None,
     granularity: GranularityOption = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; by default one a core.")] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for a model.")] = 600,
-    out: Annotated[Path, typer.Option(help="File of records, JSON lines; one that exists is gone on with.")] = Path(
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; by default one per core.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which a model is given up.")] = 600,
+    out: Annotated[Path, typer.Option(help="File of records, JSON lines; an existing file is continued.")] = Path(
         "runs/sweep.jsonl"
     ),
     summary: Annotated[Path | None, typer.Option(help="File for a report, markdown.")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Examine anew what did not localize.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Examine again what did not localize.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Localize every model of timm and torchvision, and run one training step of each on fake tensors.
 
     Nothing is computed and no weights are made. Verifies that each local loss reaches exactly its own parameters.
-    Ctrl-C leaves a file that the same command goes on with.
+    After Ctrl-C the same command continues from the file.
     """
     from localize.bench.sweep.record import ExamineSettings
     from localize.cli.sweep import run_sweep
@@ -262,10 +262,10 @@ def sweep(
 def demo(
     epochs: Annotated[int, typer.Option(help="Passes over the training set, for each method.")] = 10,
     out: Annotated[
-        Path, typer.Option(help="Folder for the files of both runs; what a demo wrote there is replaced.")
+        Path, typer.Option(help="Folder for the files of all runs; files of an earlier demo are replaced.")
     ] = Path("runs/demo"),
 ) -> None:
-    """Train a small CIFAR-style ResNet on handwritten digits, by AugLocal and by backpropagation, and compare."""
+    """Train a small ResNet on handwritten digits by AugLocal, backpropagation and checkpointing, and compare them."""
     from localize.cli.demo import run_demo
 
     run_demo(epochs, out)
@@ -275,7 +275,7 @@ command(app)(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``localize-cli``: runs a command and exits; every user's error is one line and exit code 2."""
+    """Run a command and exit; an error that the user can mend is printed in one line, with exit code 2."""
     given = None if arguments is None else list(arguments)
     try:
         with whole_words():

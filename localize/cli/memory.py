@@ -1,4 +1,4 @@
-"""``localize-cli memory``: what a training step takes, module by module, and the largest batch that fits."""
+"""``localize-cli memory``: the memory of a training step, module by module, and the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from typing import Any
 
 import typer
 
-from localize.cli.load import Asked, localized
-from localize.plan.memory_forecast import MemoryForecast
+from localize.cli.load import ModelRequest, localized
 from localize.text import format_bytes, parse_bytes
 
 _NAMES = {"bp": "backpropagation", "checkpoint": "backpropagation with checkpointing"}
 
 
 def run_memory(
-    asked: Asked,
+    asked: ModelRequest,
     batch_size: int,
     settings: Mapping[str, Any],
     budget: str | None,
     *,
     as_json: bool,
 ) -> None:
-    """Prints a forecast.
+    """Print a forecast.
 
     Args:
         asked: The model.
-        batch_size: Images.
-        settings: Of :meth:`localize.Plan.memory`.
-        budget: Memory that the largest batch is to be found for.
+        batch_size: Images per step.
+        settings: Keyword arguments of :meth:`localize.Plan.memory`.
+        budget: Memory to find the largest batch for, such as ``8GB``; None for no search.
         as_json: One JSON object in place of a table.
 
     Raises:
@@ -37,18 +36,20 @@ def run_memory(
     """
     limit = None if budget is None else parse_bytes(budget)
     forecast = localized(asked).plan.memory(batch_size, **settings)
-    found = {} if limit is None else {each.method: each.largest_batch(limit) for each in (forecast, *forecast.rivals)}
+    largest_batches = (
+        {} if limit is None else {each.method: each.largest_batch(limit) for each in (forecast, *forecast.rivals)}
+    )
     if as_json:
-        largest = {} if limit is None else {"budget": limit, "largest_batch": found}
+        largest = {} if limit is None else {"budget": limit, "largest_batch": largest_batches}
         typer.echo(json.dumps({"name": asked.name, **forecast.to_dict(), **largest}))
         return
     typer.echo(str(forecast))
     if limit is not None:
         typer.echo(f"\nlargest batch within {format_bytes(limit)}:")
-        for line in _largest(forecast, found):
+        for line in _largest(largest_batches):
             typer.echo(f"  {line}")
 
 
-def _largest(forecast: MemoryForecast, found: Mapping[str, int]) -> list[str]:
-    width = max(len(_NAMES.get(method, method)) for method in found)
-    return [f"{_NAMES.get(method, method):{width}}  {batch or 'none fits'}" for method, batch in found.items()]
+def _largest(batches: Mapping[str, int]) -> list[str]:
+    width = max(len(_NAMES.get(method, method)) for method in batches)
+    return [f"{_NAMES.get(method, method):{width}}  {batch or 'none fits'}" for method, batch in batches.items()]

@@ -1,4 +1,4 @@
-"""Flags of methods' options, derived from their dataclasses: ``max_aux_macs`` is ``--max-aux-macs``."""
+"""Flags for the options of methods, derived from their dataclasses: ``max_aux_macs`` is ``--max-aux-macs``."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 def options_of(method: str, depth: int, arguments: Sequence[str], command: str = "train") -> dict[str, Any]:
-    """The method's options among what the command line has left over.
+    """Read a method's options from the words that the command line has left over.
 
     A value is a Python literal, or else text; ``--NAME`` alone is true, ``--no-NAME`` false.
 
     Args:
-        method: Its name.
-        depth: What ``--depth`` says.
+        method: Name of the method.
+        depth: Value of ``--depth``.
         arguments: Words such as ``--tau 0.25``, ``--tau=0.25`` or ``--no-head-norm``.
-        command: Whose flags they stand among, for errors.
+        command: Name of the command, for errors.
 
     Raises:
-        LocalizeError: One is no flag of the method's, or is given twice; the message lists its flags.
-        MethodError: The method is unknown, or refuses a value.
+        LocalizeError: A word is not a flag, or a flag is given twice.
+        MethodError: The method is unknown, has no such option, or does not take a value; the message lists its flags.
     """
     kind = get_method(method).Options
     names = {field.name for field in dataclasses.fields(kind)} - {"d"}
@@ -54,7 +54,7 @@ def options_of(method: str, depth: int, arguments: Sequence[str], command: str =
 
 
 def flags(method: str) -> list[tuple[str, str, str]]:
-    """Flag, default and meaning of each option of a method.
+    """Return flag, default and meaning of each option of a method.
 
     Raises:
         MethodError: The method is unknown.

@@ -1,4 +1,4 @@
-"""Names that help and completion know without loading torch; tests hold each table against the code it speaks of."""
+"""Names for help and completion, known without loading torch; tests compare each table with the code."""
 
 from __future__ import annotations
 

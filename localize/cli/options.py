@@ -1,4 +1,4 @@
-"""Options that several commands take, with what the shell offers for them. Loads no torch."""
+"""Options that several commands take, with their completions. Loads no torch."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ RuntimeOption = Annotated[
     ),
 ]
 SeedOption = Annotated[
-    int, typer.Option(min=0, max=2**63 - 1, help="Of the weights, the order of images and their augmentation.")
+    int, typer.Option(min=0, max=2**63 - 1, help="Seed of the weights, the order of images and their augmentation.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
 LimitOption = Annotated[
@@ -64,7 +64,7 @@ LimitOption = Annotated[
 ]
 TestLimitOption = Annotated[int | None, typer.Option(help="Test on N images, as many of each class.", metavar="N")]
 ImageSizeOption = Annotated[
-    int | None, typer.Option(min=1, help="Pixels a side; by default what images and model agree on.")
+    int | None, typer.Option(min=1, help="Pixels a side; by default what fits images and model.")
 ]
 ClassesOption = Annotated[int | None, typer.Option(min=1, help="Outputs of the model; by default its own choice.")]
 MaxCutOption = Annotated[
@@ -83,14 +83,14 @@ OutputOption = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option(help="Folder for the files of the run.", show_default="runs/MODEL-METHOD-dD")
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite the run in the folder.")]
 FoldOption = Annotated[bool, typer.Option("--fold", help="Show local modules that are alike once, with their number.")]
 
 
 def cutting(max_cut: int | None, granularity: str | None, output: str | None) -> dict[str, Any]:
-    """What the options say of where to cut, as :func:`localize.localize` takes it."""
+    """Return the options that say where to cut, as keyword arguments of :func:`localize.localize`."""
     units = granularity if granularity in (None, "minimal", "block") else tuple(granularity.split(","))
     chosen = int(output) if output is not None and output.lstrip("-").isdecimal() else output
-    found = {"max_cut": max_cut, "granularity": units, "output": chosen}
-    return {name: value for name, value in found.items() if value is not None}
+    keywords = {"max_cut": max_cut, "granularity": units, "output": chosen}
+    return {name: value for name, value in keywords.items() if value is not None}

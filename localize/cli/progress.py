@@ -1,4 +1,4 @@
-"""What the command line shows of a run: a line an epoch, and at a terminal a bar that moves."""
+"""The progress of a run: a line per epoch, and a bar at a terminal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from localize.training.metrics import EpochMetrics
 from localize.training.recipe import Recipe
 
 REFRESH = 0.2
-"""Seconds between two readings of the loss: each waits for the device."""
+"""Seconds between two readings of the loss: each reading waits for the device."""
 
 
 class Display:
-    """Shows the events of a run. In a pipe there is no bar and no colour, only lines."""
+    """Shows the events of a run. In a pipe there are lines only: no bar and no colour."""
 
     def __init__(self, recipe: Recipe, console: Console | None = None, label: str = "") -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
@@ -45,7 +45,7 @@ class Display:
         self._progress.stop()
 
     def on_event(self, event: Event) -> None:
-        """Takes what :func:`~localize.training.trainer.train` reports."""
+        """Show an event of :func:`~localize.training.trainer.train`."""
         if isinstance(event, Started):
             done = event.position.epoch * event.steps_per_epoch + event.position.step
             self._task = self._progress.add_task("starting", total=self._epochs * event.steps_per_epoch, completed=done)
@@ -72,7 +72,7 @@ class Display:
 
 
 def epoch_line(metrics: EpochMetrics, epochs: int) -> str:
-    """An epoch in one line."""
+    """Describe an epoch in one line."""
     width = len(str(epochs))
     return (
         f"epoch {metrics.epoch:>{width}}/{epochs}  loss {metrics.train_loss:.4f}  "

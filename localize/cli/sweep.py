@@ -30,16 +30,16 @@ def run_sweep(
     retry: bool,
     force: bool,
 ) -> None:
-    """Examines the models that ``out`` has no record of, and prints what came of all that were asked for.
+    """Examine the models that ``out`` has no record of, and print the results of all requested models.
 
     Raises:
         LocalizeError: An option is out of range, or the file belongs to another sweep.
-        KeyboardInterrupt: Ctrl-C; says how to go on.
+        KeyboardInterrupt: Ctrl-C was pressed; the message says how to continue.
     """
     if source not in (*SOURCES, "all"):
         raise ModelError(f"unknown source of models {source!r}", remedy=f"Give {', '.join(SOURCES)} or all")
     if retry and force:
-        raise SweepError("--retry and --force contradict each other", why="the one keeps records, the other drops them")
+        raise SweepError("--retry and --force contradict each other", why="--retry keeps records, --force drops them")
     wanted = subjects(SOURCES if source == "all" else (source,), patterns)
     log = Log(out, restart=force)
     console = Console(highlight=False, soft_wrap=True)
@@ -53,7 +53,7 @@ def run_sweep(
     except KeyboardInterrupt:
         done = sum(name in log.records for name, _ in wanted)
         raise KeyboardInterrupt(
-            f"interrupted; {done:,} of {len(wanted):,} models are in {out}, and the same command goes on from there"
+            f"interrupted; {done:,} of {len(wanted):,} models are in {out}, and the same command continues from there"
         ) from None
     records = [log.records[name] for name, _ in wanted]
     if summary is not None:
@@ -81,9 +81,9 @@ def _examine(
         disable=not console.is_terminal,
     )
     # Closing the sweep ends its workers, also where Ctrl-C strikes.
-    with progress, closing(sweep(waiting, settings, examine, jobs=jobs, timeout=timeout)) as found:
+    with progress, closing(sweep(waiting, settings, examine, jobs=jobs, timeout=timeout)) as results:
         task = progress.add_task("starting", total=len(waiting))
-        for record in found:
+        for record in results:
             log.append(record)
             progress.update(task, advance=1, description=record.name)
             if record.status != "localized":
@@ -91,7 +91,7 @@ def _examine(
 
 
 def problem(record: ModelRecord) -> str:
-    """What kept a model from being localized, in one line."""
+    """Describe in one line why a model was not localized."""
     place = ", ".join(part for part in (record.where, record.source) if part)
     return f"{record.name}: {record.status} at {record.stage}{f' ({place})' if place else ''}: {record.reason}"
 

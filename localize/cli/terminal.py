@@ -1,4 +1,4 @@
-"""Tables and text on the terminal, or in a pipe: as wide as there is room, whatever a module is called."""
+"""Text and tables on the terminal, or in a pipe: as wide as the terminal, whatever characters names contain."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from rich.console import Console
 from localize.text import broken, shown, table_width, text_table
 
 PIPE_WIDTH = 80
-"""Columns where there is no terminal, and COLUMNS does not say."""
+"""Columns of a page without a terminal, if COLUMNS is not set."""
 LEAST_WIDTH = 40
 """Columns of the narrowest page; a narrower terminal wraps lines by itself."""
 
 
 class Page:
-    """Where a command prints: wraps at the terminal's width, and gives no control codes in a pipe."""
+    """The output of a command: wrapped at the terminal's width, without control codes in a pipe."""
 
     def __init__(self) -> None:
         known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
         colours = None if os.environ.get("NO_COLOR") else "auto"
         self._console = Console(width=None if known else PIPE_WIDTH, color_system=colours, highlight=False)  # type: ignore[arg-type]
         self.width = max(LEAST_WIDTH, self._console.width)
-        """Columns."""
+        """Columns of the page."""
 
     def text(self, text: str = "", hang: int = 0, indent: int | None = None) -> None:
-        """A paragraph.
+        """Print a paragraph.
 
         Args:
-            text: Its words; lines that are too long are broken.
+            text: The words; lines that are too long are broken.
             hang: Blanks before each line but the first.
-            indent: Blanks before the first; by default none.
+            indent: Blanks before the first line; by default none.
         """
         for i, line in enumerate(broken(self.clean(text), self.width - max(hang, indent or 0))):
             self._line(" " * (hang if i else indent or 0) + line)
 
     def title(self, text: str) -> None:
-        """A heading, after an empty line."""
+        """Print a heading, after an empty line."""
         self._line("")
         for line in broken(self.clean(text), self.width):
             self._line(line, "bold")
 
     def verbatim(self, text: str) -> None:
-        """Text that is not wrapped: code."""
+        """Print text without wrapping it, such as code."""
         for line in text.splitlines():
             self._line(self.clean(line))
 
@@ -75,7 +75,7 @@ class Page:
         return table_width([self.clean(cell) for cell in row] for row in (header, *rows)) <= self.width
 
     def clean(self, text: str) -> str:
-        """Text as it may be shown: control characters written out, and what the output's encoding has not."""
+        """Escape control characters, and characters that the output's encoding lacks."""
         lines = "\n".join(map(shown, text.split("\n")))
         return lines.encode(self._console.encoding, "backslashreplace").decode(self._console.encoding)
 

@@ -1,4 +1,4 @@
-"""``localize-cli train``: what the command does, in the order in which it does it."""
+"""``localize-cli train``: the work of the command, in order."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from passes.errors import LocalizeError
 
 
 def device_of(name: str | None) -> str:
-    """The device of this name, by default a GPU if there is one.
+    """Check the name of a device; None means a GPU if there is one, else the CPU.
 
     Raises:
-        LocalizeError: There is none of this name.
+        LocalizeError: There is no device of this name.
     """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch's answers to an unknown, an absent and an uncompiled device
+    except (RuntimeError, AssertionError) as error:  # raised for a device that is unknown, absent or not compiled in
         raise LocalizeError(f"no device {name!r}", why=str(error).splitlines()[0]) from error
     return name
 
 
 def default_folder(model: str, method: str, depth: int, options: Mapping[str, Any]) -> Path:
-    """Where a run's files go if nothing is said."""
+    """Return the folder of a run that was given none."""
     name = (
         model.partition(":")[2]
         if model.partition(":")[0] in ("timm", "torchvision", "localize")
@@ -52,10 +52,11 @@ def default_folder(model: str, method: str, depth: int, options: Mapping[str, An
 
 
 def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
-    """Refuses a folder that a run must not go to; makes none.
+    """Refuse a folder that a run must not write to; no folder is made.
 
     Raises:
-        LocalizeError: It is one.
+        LocalizeError: The folder is a file, or holds nothing to resume, or is not empty although neither ``resume`` nor
+            ``force`` is given, or both are given.
     """
     if resume and force:
         raise LocalizeError("--resume and --force contradict each other")
@@ -65,7 +66,8 @@ def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
         raise LocalizeError(f"nothing to resume in {folder}", remedy="Start without --resume")
     if not resume and not force and folder.is_dir() and any(folder.iterdir()):
         raise LocalizeError(
-            f"folder {folder} is not empty", remedy="Go on with --resume, overwrite with --force, or give another --out"
+            f"folder {folder} is not empty",
+            remedy="Continue with --resume, overwrite with --force, or give another --out",
         )
 
 
@@ -80,7 +82,7 @@ def prepare(
     image_size: int | None,
     limits: dict[str, int | None],
 ) -> tuple[LocalGraphModule, Data]:
-    """Builds and localizes the model and loads the data, cheap checks first."""
+    """Build and localize the model and load the data, cheap checks first."""
     factory = find_model(model)
     source = open_source(data)
     torch.manual_seed(seed)
@@ -98,7 +100,7 @@ def prepare(
 
 
 def needs_normalization(method: str, options: Mapping[str, Any]) -> bool:
-    """Whether a method has to be told how images are normalized, and has not been."""
+    """Return whether a method needs the mean and std of the images, and the options do not give them."""
     known = {field.name for field in dataclasses.fields(get_method(method).Options)}
     return {"mean", "std"} <= known and not {"mean", "std"} & options.keys()
 
@@ -106,7 +108,7 @@ def needs_normalization(method: str, options: Mapping[str, Any]) -> bool:
 def run(
     local: LocalGraphModule, data: Data, recipe: Recipe, folder: Path, seed: int, device: str, *, resume: bool
 ) -> None:
-    """Trains and shows progress."""
+    """Train, and show progress."""
     if not local.runtime.is_plain:
         typer.echo(local.runtime.describe(torch.device(device).type))
     with Display(recipe) as display:

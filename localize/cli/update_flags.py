@@ -1,4 +1,4 @@
-"""Flags of ``train`` that say how gradients become updates."""
+"""Flags of ``train`` for how gradients become updates."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ StepOption = Annotated[
 MemoryBudgetOption = Annotated[
     str | None,
     typer.Option(
-        help="Most memory that a step may take, such as 4GB: activations are computed anew where it would take more."
+        help="Most memory that a step may take, such as 4GB: activations are computed again where it would take more."
     ),
 ]

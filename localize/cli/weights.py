@@ -1,4 +1,4 @@
-"""Trained weights from a file, loaded into a localized model. Nothing in the file is executed."""
+"""Load trained weights from a file into a localized model. No code in the file is executed."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from localize.training.checkpoint import load_checkpoint
 from passes.errors import LocalizeError, first_line
 
 SHOWN = 3
-"""Most names of tensors in an error."""
+"""Most tensors that an error names."""
 
 
 class WeightsError(LocalizeError):
-    """A file holds no weights, or not this model's."""
+    """A file does not hold weights, or holds those of another model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
-    """What a file holds."""
+    """The weights in a file."""
 
     primary: Mapping[str, Tensor] | None = None
-    """The primary network's tensors, by its own names."""
+    """Tensors of the primary network, by its own names."""
     local: Mapping[str, Tensor] | None = None
-    """The localized model's in their place: auxiliary networks', too."""
+    """Tensors of the whole localized model, auxiliary networks included, where the file is a checkpoint."""
     average: Mapping[str, Tensor] | None = None
-    """Averages of the primary network's, which then count, as they do in a run."""
+    """Averaged weights of the primary network. They replace its weights, as they do in the evaluation of a run."""
 
 
 def read_weights(path: Path) -> Weights:
-    """Reads safetensors, a checkpoint of a run, or a plain file of ``state_dict()``.
+    """Read safetensors, a checkpoint of a run, or a plain file of ``state_dict()``.
 
     Raises:
-        WeightsError: There is no such file, or it holds no weights.
+        WeightsError: The file does not exist, is damaged, or does not hold weights.
     """
     if not path.is_file():
         raise WeightsError(f"no file {path}")
@@ -46,31 +46,31 @@ def read_weights(path: Path) -> Weights:
         return Weights(_safetensors(path))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's text would advise to load it all the same
+    except pickle.UnpicklingError as error:  # torch's own text advises to load the file without this protection
         raise WeightsError(
-            f"{path} is no file of weights", why="it holds more than tensors and plain values"
+            f"{path} is not a file of weights", why="it holds more than tensors and plain values"
         ) from error
     except Exception as error:  # torch.load raises whatever its zip reader does
-        raise WeightsError(f"{path} is no file of weights, or is damaged", why=first_line(error)) from error
+        raise WeightsError(f"{path} is not a file of weights, or is damaged", why=first_line(error)) from error
     if isinstance(content, dict) and {"local", "plan", "position"} <= content.keys():
         checkpoint = load_checkpoint(path)
         return Weights(local=checkpoint.local, average=checkpoint.average)
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise WeightsError(f"{path} is no file of weights", why="it holds no tensors by name")
+        raise WeightsError(f"{path} is not a file of weights", why="it holds no tensors by name")
     return Weights(content)
 
 
 def load_weights(local: LocalGraphModule, weights: Weights, path: Path) -> None:
-    """Puts weights into a model that has values.
+    """Load weights into a model that has values.
 
     Raises:
-        WeightsError: They are not this model's.
+        WeightsError: The weights are those of another model.
     """
     if weights.local is not None:
         _load(local, weights.local, path)
     if weights.primary is not None:
         _load(local.primary, weights.primary, path)
-    if weights.average is not None:  # which of tied weights has one name only
+    if weights.average is not None:  # the average has one name only for tied weights
         _load(local.primary, {**local.primary.state_dict(), **weights.average}, path)
 
 
@@ -84,7 +84,7 @@ def _safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # safetensors has an error class of its own for each kind of damage
-        raise WeightsError(f"{path} is no safetensors file, or is damaged", why=first_line(error)) from error
+        raise WeightsError(f"{path} is not a safetensors file, or is damaged", why=first_line(error)) from error
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -96,15 +96,15 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    told = [*other, *(f"{name} is not there" for name in missing), *(f"{name} is not here" for name in unknown)]
-    if told:
-        more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    problems = [*other, *(f"{name} is not there" for name in missing), *(f"{name} is not here" for name in unknown)]
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise WeightsError(
             f"the weights in {path} are not this model's",
-            why="; ".join(told[:SHOWN]) + more,
+            why="; ".join(problems[:SHOWN]) + more,
             remedy="Give model, method, --depth, --classes and options as in the run that wrote them",
         )
-    model.load_state_dict(dict(state), strict=False)  # extra states, which are no tensors, are in no such file
+    model.load_state_dict(dict(state), strict=False)  # such files have no extra states, which are not tensors
 
 
 def _shape(tensor: Tensor) -> str:
