@@ -146,7 +146,7 @@ def test_the_command_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("localize:cifar_resnet8", "--depth", "two"), "--depth takes whole numbers"),
+        (("localize:cifar_resnet8", "--depth", "two"), "--depth must be whole numbers"),
         (("localize:cifar_resnet8", "--methods", "bp,nonsense"), "nonsense"),
         (("localize:cifar_resnet8", "--methods", ","), "no methods"),
         (("localize:cifar_resnet9",), "depth must be 6n + 2, got 9"),

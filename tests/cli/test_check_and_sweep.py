@@ -145,7 +145,7 @@ def test_sweep_stops_and_goes_on(
         patch.setattr(_sweep, "sweep", interrupted)
         assert run("sweep", *TINY) == 130
     err = capsys.readouterr().err
-    assert err == "interrupted; 1 of 2 models are in s.jsonl, and the same command goes on from there\n"
+    assert err == "interrupted; 1 of 2 models are in s.jsonl, and the same command continues from there\n"
     assert run("sweep", *TINY) == 0
     assert examined == ["torchvision:squeezenet1_0", "torchvision:squeezenet1_1"]
     assert "1 of 2 models are in s.jsonl already" in capsys.readouterr().out
@@ -196,7 +196,7 @@ def test_sweep_retries_what_did_not_localize(
         (["sweep", "-d", "0"], "d must be an integer >= 1, got 0"),
         (["sweep", "--retry", "--force"], "contradict"),
         (["sweep", "--jobs", "0"], "greater than or equal to 1"),
-        (["sweep", *TINY, "--out", "m.py"], "m.py is no file of a sweep: line "),
+        (["sweep", *TINY, "--out", "m.py"], "m.py was not written by a sweep: line "),
         (["sweep", "m.py:chain"], "unexpected extra argument"),
     ],
 )

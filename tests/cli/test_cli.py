@@ -283,7 +283,7 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed(capsys: pytest.Capture
     before = tree()
     capsys.readouterr()
     for arguments, message in (
-        ([], "folder x is not empty. Go on with --resume"),
+        ([], "folder x is not empty. Continue with --resume"),
         (["--resume", "--seed", "1"], "seed is 0 there and 1 here"),
         (["--resume", "--batch-size", "10"], "batch_size is 20 there and 10 here"),
         (["--resume", "--method", "bp"], "plan.method is auglocal there and bp here"),
@@ -302,7 +302,7 @@ def test_a_checkpoint_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     Path("x").mkdir()
     Path("x/checkpoint.pt").write_bytes(b"junk")
     assert run(*SHORT, "--out", "x", "--resume") == 2
-    assert "is no checkpoint" in capsys.readouterr().err
+    assert "is not a checkpoint" in capsys.readouterr().err
     assert [path.name for path in Path("x").iterdir()] == ["checkpoint.pt"]
 
 

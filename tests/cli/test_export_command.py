@@ -164,7 +164,7 @@ def test_weights_of_a_network_that_the_method_made() -> None:
         (["export", "m.py:broken", "-o", "x.told"], "cannot build m.py:broken: RuntimeError: no such luck"),
         (["export", "m.py:two", "-o", "x.told"], "error: "),
         ([*CHAIN, "-o", "x.net", "--weights", "none.pt"], "no file none.pt"),
-        ([*CHAIN, "-o", "x.net", "--weights", "m.py"], "m.py is no file of weights"),
+        ([*CHAIN, "-o", "x.net", "--weights", "m.py"], "m.py is not a file of weights"),
     ],
 )
 def test_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
