@@ -10,8 +10,6 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
-from rich.cells import cell_len, chop_cells, set_cell_size
-
 # Sizes and counts
 
 _PREFIXES = ("", "k", "M", "G", "T")
@@ -150,6 +148,8 @@ def broken(text: str, width: int) -> list[str]:
     >>> broken("layer1.0.conv1 reads layer1.0.bn1", 12)
     ['layer1.0.', 'conv1 reads', 'layer1.0.bn1']
     """
+    from rich.cells import cell_len, chop_cells  # on first use: importing this package loads no rich
+
     lines: list[str] = []
     for paragraph in text.split("\n"):
         lines.append("")
@@ -231,6 +231,8 @@ def text_table(
 
 def column_widths(rows: Iterable[Sequence[str]]) -> list[int]:
     """Return the columns of a fixed-width font that the cells of each column need."""
+    from rich.cells import cell_len
+
     return [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in zip(*rows, strict=True)]
 
 
@@ -255,6 +257,8 @@ def _narrow(widths: list[int], words: Collection[int], page: int) -> None:
 
 def _row_lines(row: Sequence[str], widths: Sequence[int], left: Collection[int]) -> list[str]:
     """Set one row; it takes as many lines as its tallest cell."""
+    from rich.cells import cell_len, set_cell_size
+
     parts = (broken(cell, width) for cell, width in zip(row, widths, strict=True))
     lines = []
     for line in zip_longest(*parts, fillvalue=""):

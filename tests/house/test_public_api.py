@@ -177,6 +177,7 @@ RECORDS = {
         "original",
         "budget",
         "forecaster",
+        "borders",
     ],
     localize.LocalModulePlan: ["index", "name", "layers", "auxiliary", "parameters", "note", "cascade", "recompute"],
     localize.Auxiliary: [
