@@ -27,7 +27,7 @@ from localize.cli.options import (
 from localize.text import format_numbered
 
 if TYPE_CHECKING:
-    from localize.cli.load import Attempt, ModelRequest
+    from localize.cli.load import Localization, ModelRequest
     from localize.plan.memory_forecast import MemoryForecast
     from localize.plan.plan import Plan
     from localize.runtime.local_graph import LocalGraphModule
@@ -138,7 +138,7 @@ def run_inspect(
 
 
 def record(
-    name: str, attempt: Attempt, forecast: MemoryForecast | None, module: int | None, why: str | None = None
+    name: str, attempt: Localization, forecast: MemoryForecast | None, module: int | None, why: str | None = None
 ) -> dict[str, Any]:
     """Return plan, totals, forecast and obstacles as plain values."""
     from localize.cli.inspect_module import module_record
@@ -156,7 +156,13 @@ def record(
 
 
 def _show(
-    name: str, attempt: Attempt, forecast: MemoryForecast | None, module: int | None, why: str | None, *, fold: bool
+    name: str,
+    attempt: Localization,
+    forecast: MemoryForecast | None,
+    module: int | None,
+    why: str | None,
+    *,
+    fold: bool,
 ) -> None:
     from localize.cli.inspect_module import print_module
     from localize.cli.inspect_why import print_why
@@ -179,7 +185,7 @@ def _show(
 
 
 def _show_all(
-    page: Any, local: LocalGraphModule, attempt: Attempt, forecast: MemoryForecast | None, *, fold: bool
+    page: Any, local: LocalGraphModule, attempt: Localization, forecast: MemoryForecast | None, *, fold: bool
 ) -> None:
     from localize.cli.inspect_table import print_modules, print_totals
 

@@ -20,7 +20,7 @@ def check_index(plan: Plan, index: int) -> None:
         LocalizeError: ``index`` is out of range.
     """
     if not 0 <= index < len(plan.modules):
-        raise LocalizeError(f"there is no local module {index}", remedy=f"Modules are 0 to {len(plan.modules) - 1}")
+        raise LocalizeError(f"module must be an integer from 0 to {len(plan.modules) - 1}, got {index}")
 
 
 def module_record(local: LocalGraphModule, index: int) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class ModelRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class Localization:
     """The result of localizing a model."""
 
     local: LocalGraphModule | None
@@ -47,7 +47,7 @@ class Attempt:
     """Seconds that localizing took."""
 
 
-def try_to_localize(asked: ModelRequest) -> Attempt:
+def try_to_localize(asked: ModelRequest) -> Localization:
     """Localize a model, or list every obstacle.
 
     Raises:
@@ -92,7 +92,7 @@ def with_values(asked: ModelRequest) -> LocalGraphModule:
 
 def localize_or_explain(
     model: nn.Module, keywords: Mapping[str, Any], example: torch.Tensor | None, seed: int = 0
-) -> Attempt:
+) -> Localization:
     """Localize a model that is built, or list every obstacle."""
     start = perf_counter()
     try:
@@ -103,9 +103,9 @@ def localize_or_explain(
         known = _obstacles(model, keywords, example)
         if all((item.path, item.what) != (reached.path, reached.what) for item in known):
             known.append(reached)
-        return Attempt(None, tuple(known), seconds)
+        return Localization(None, tuple(known), seconds)
     seconds = perf_counter() - start
-    return Attempt(local, tuple(_obstacles(model, keywords, example) if local.plan.opaque else ()), seconds)
+    return Localization(local, tuple(_obstacles(model, keywords, example) if local.plan.opaque else ()), seconds)
 
 
 def _built(asked: ModelRequest) -> Iterator[tuple[nn.Module, torch.Tensor | None]]:

@@ -162,7 +162,7 @@ def checked_view(
         )
     count = len(local.plan.modules)
     if module is not None and (isinstance(module, bool) or not isinstance(module, int) or not 0 <= module < count):
-        raise ExportError(f"there is no local module {module!r}", remedy=f"Modules are 0 to {count - 1}")
+        raise ExportError(f"module must be an integer from 0 to {count - 1}, got {module!r}")
     return View(kind=chosen, module=module, fold=fold)
 
 
@@ -181,4 +181,4 @@ def check_target(path: Path, *, force: bool) -> None:
     if path.exists() and not force:
         raise ExportError(f"{path} exists", remedy="Give another name, or force (--force) to replace it")
     if not path.parent.is_dir():
-        raise ExportError(f"there is no folder {path.parent}", remedy="Make it first")
+        raise ExportError(f"the folder {path.parent} does not exist", remedy="Make it first")

@@ -169,7 +169,7 @@ class ChosenMethod:
 
     @property
     def local(self) -> bool:
-        """Whether the method has local losses."""
+        """True if the method has local losses; backpropagation has none."""
         return self.method.local
 
     def prepare(self, context: Context, draw: Initializer) -> nn.Module | None:

@@ -213,8 +213,8 @@ def _no_compiler(device: str) -> str | None:
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler:
-            return "torch.compile needs a C++ compiler (g++ or clang++), and there is none"
+            return "torch.compile needs a C++ compiler (g++ or clang++), and none was found"
         return None
     from torch.utils._triton import has_triton
 
-    return None if has_triton() else "torch.compile needs Triton on this device, and there is none"
+    return None if has_triton() else "torch.compile needs Triton on this device, and it was not found"

@@ -119,7 +119,7 @@ def _border_after(segments: Segments, name: str) -> int:
         known += [str(n.target) for n in flow.nodes if n.op == "call_module"]
         close = difflib.get_close_matches(name, known, n=3)
         raise PartitionError(
-            f"there is no module {name!r} to cut after",
+            f"unknown module {name!r} to cut after",
             where=type(flow.captured.model).__name__,
             remedy=f"Did you mean {', '.join(close)}?" if close else "Give names of modules that the forward calls",
         )

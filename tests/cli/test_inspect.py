@@ -341,7 +341,7 @@ def test_big_models_are_built_without_memory(capsys: pytest.CaptureFixture[str])
         ([*CHAIN, "--method", "backprop"], "unknown method 'backprop'"),
         ([*CHAIN, "-d", "0"], "d must be an integer >= 1, got 0"),
         ([*CHAIN, "--epochs", "3"], "no option --epochs of inspect"),
-        ([*CHAIN, "--module", "9"], "there is no local module 9. Modules are 0 to "),
+        ([*CHAIN, "--module", "9"], "module must be an integer from 0 to "),
         ([*CHAIN, "--module", "-1"], "greater than or equal to 0"),
         ([*CHAIN, "--batch-size", "0"], "greater than or equal to 1"),
     ],

@@ -409,10 +409,10 @@ def test_a_failed_export_leaves_what_was_there(tmp_path: Path, monkeypatch: pyte
         ("plan.json", {"view": "primary"}, "json has no view 'primary'"),
         ("plan.svg", {"view": "everything"}, r"unknown view 'everything'\. Views: primary, local, auxiliary, full"),
         ("plan.json", {"fold": True}, "json has neither a single module nor folding"),
-        ("plan.dot", {"module": 99}, r"there is no local module 99\. Modules are 0 to \d"),
-        ("plan.dot", {"module": -1}, "there is no local module -1"),
-        ("plan.dot", {"module": True}, "there is no local module True"),
-        ("missing/plan.dot", {}, "there is no folder .*missing"),
+        ("plan.dot", {"module": 99}, r"module must be an integer from 0 to \d+, got 99"),
+        ("plan.dot", {"module": -1}, "module must be an integer from 0 to .*, got -1"),
+        ("plan.dot", {"module": True}, "module must be an integer from 0 to .*, got True"),
+        ("missing/plan.dot", {}, "the folder .*missing does not exist"),
     ],
 )
 def test_what_is_refused(name: str, asked: dict[str, Any], message: str, tmp_path: Path) -> None:

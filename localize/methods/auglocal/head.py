@@ -30,7 +30,7 @@ class Head:
 
     @property
     def _norms(self) -> tuple[bool, bool]:
-        """Whether a batch norm, and whether a layer norm, precedes the linear classifier."""
+        """Two flags: a batch norm, or a layer norm, precedes the linear classifier."""
         own = self.context.adapter.classifier_norm() if self.options.head_norm else None
         # A layer norm over a single channel would return a constant.
         layer = own == "layer" and self.context.prediction.kind == "vector" and self.spec.channels > 1

@@ -75,7 +75,7 @@ class MlaanOptions:
 
     @property
     def leaping(self) -> tuple[bool, bool]:
-        """Whether the independent and the cascaded auxiliary network copy later layers."""
+        """Two flags: the independent auxiliary network copies later layers; the cascaded one does."""
         if not self.lam:
             return False, False
         return not self.mlm or self.leap != "cascaded", self.leap != "independent"

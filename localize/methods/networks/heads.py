@@ -81,7 +81,7 @@ def linear_head(
     Raises:
         MethodError: ``spec`` has a layout that cannot be pooled.
     """
-    assert prediction.kind == "vector", f"there is no head for {prediction}"
+    assert prediction.kind == "vector", f"no head is known for {prediction}"
     pooled = build_pool(spec, pool)
     parts: dict[str, nn.Module] = {} if pooled is None else {"pool": pooled}
     if batch_norm or layer_norm:

@@ -58,7 +58,7 @@ def test_cuts_by_name() -> None:
 @pytest.mark.parametrize(
     ("granularity", "message"),
     [
-        (["blocks.7"], "there is no module 'blocks.7' to cut after"),
+        (["blocks.7"], "unknown module 'blocks.7' to cut after"),
         (["blocks.0.a"], "2 tensors cross there. Allow wider cuts: max_cut=2"),
         (["fc"], "leaves a layer without convolution"),
         (["stem", "x"], "leaves a layer without convolution"),

@@ -125,7 +125,7 @@ def test_granularity_by_names() -> None:
         ("blocks", "is unknown"),
         (nn.LSTM, "has no LSTM"),
         ([], "is unknown"),
-        (["layer9"], "there is no module 'layer9'"),
+        (["layer9"], "unknown module 'layer9'"),
         (["layer1.0.conv1"], "2 tensors cross there.*max_cut=2"),
         (["fc"], "leaves a layer without"),
         (["conv1", "bn1"], "leaves a layer without"),
