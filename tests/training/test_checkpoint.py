@@ -114,7 +114,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 broken zip"])
 def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"c\.pt is no checkpoint") as caught:
+    with pytest.raises(CheckpointError, match=r"c\.pt is not a checkpoint") as caught:
         load_checkpoint(tmp_path / "c.pt")
     assert "\n" not in str(caught.value)
 
