@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes many minutes runs only when it is asked for, by a marker or by its own name."""
+    """Leave out what takes many minutes, unless a marker or its own name asks for it."""
     if not config.option.markexpr and not any("::" in argument for argument in config.args):
         left_out = [item for item in items if any(item.get_closest_marker(name) for name in ("registry", "slow"))]
         config.hook.pytest_deselected(items=left_out)
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection() -> None:
-    """The collector of reference cycles rests while tests are collected, and never looks again at what that loaded."""
+    """Pause garbage collection while tests are collected, and exempt what that loaded from later collections."""
     gc.disable()
 
 
@@ -60,7 +60,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def resnet() -> CifarResNet:
-    """The smallest CIFAR ResNet: stem and three blocks, both kinds of shortcut; 4 local layers if cuts are narrow."""
+    """Return the smallest CIFAR ResNet: stem, three blocks, both kinds of shortcut; 4 local layers with narrow cuts."""
     return cifar_resnet(8, width=4)
 
 
@@ -86,6 +86,6 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Chromium]:
-    """A browser, which all tests of a worker share."""
+    """Start a browser that all tests of a worker share."""
     with chromium() as started:
         yield started

@@ -24,7 +24,7 @@ TRAIN = ["train", "--model", "m.py:chain", "--data", "digits", "--limit", "20", 
 
 
 def _told(request: Request) -> bytes:
-    """What was asked, as a file."""
+    """Write what was asked of the export as JSON."""
     view, plan = request.view, request.local.plan
     meta = all(parameter.is_meta for parameter in request.local.primary.parameters())
     asked = {"view": view.kind, "module": view.module, "fold": view.fold, "meta": meta}

@@ -206,7 +206,7 @@ def test_words_that_bash_took_apart(words: list[str], typed: list[str]) -> None:
 
 
 def completed(shell: str, line: str) -> list[str]:
-    """What a shell is answered for a line whose last word is begun."""
+    """Return the completions of a line whose last word is incomplete."""
     words = line.split(" ")
     asked = {
         "bash": {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)},

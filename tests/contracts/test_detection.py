@@ -26,7 +26,7 @@ Y = torch.tensor([[1.0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [1, 1, 1, 0, 0]])
 
 
 def spread(levels: Any, target: Any) -> torch.Tensor:
-    """Some loss of all levels."""
+    """Return a loss of all levels."""
     if "levels" in levels:
         assert levels["names"] == "fine to coarse"
         levels = dict(enumerate(levels["levels"]))

@@ -68,7 +68,7 @@ def frozen() -> nn.Module:
 
 
 def vit_like() -> nn.Module:
-    """Takes one size only: positions are fixed in number."""
+    """Run on one size only: the number of positions is fixed."""
 
     class Fixed(nn.Module):
         def __init__(self) -> None:

@@ -27,13 +27,13 @@ State = dict[str, torch.Tensor]
 
 
 def seeded(run: Callable[[torch.Tensor], Any], x: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors that a forward pass returns, every random decision drawn from one and the same state."""
+    """Return the tensors of a forward pass whose random decisions are all drawn from the same state."""
     torch.manual_seed(11)
     return [value for value in pytree.tree_leaves(run(x)) if isinstance(value, torch.Tensor)]
 
 
 def step(run: Callable[[torch.Tensor], Any], model: nn.Module, x: torch.Tensor) -> State:
-    """Outputs, gradients and buffers of one training pass of ``run``, which is ``model`` in another form."""
+    """Return outputs, gradients and buffers of one training pass of ``run``, which is ``model`` in another form."""
     found = {f"output {i}": value for i, value in enumerate(seeded(run, x))}
     generator = torch.Generator().manual_seed(5)
     # Random weights, not a plain sum: softmax, norms and the like hand no gradient on from a sum.
@@ -49,7 +49,7 @@ def buffers(model: nn.Module) -> State:
 
 
 def differences(found: State, expected: State) -> list[str]:
-    """What is missing, superfluous, or not equal bit for bit."""
+    """Return the names that are missing, superfluous, or not equal bit for bit."""
     odd = sorted(found.keys() ^ expected.keys())
     return odd + [name for name in found.keys() & expected.keys() if not torch.equal(found[name], expected[name])]
 

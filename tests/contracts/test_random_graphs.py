@@ -134,7 +134,7 @@ def conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def assert_blocks_give_what_they_say(local: LocalGraphModule) -> None:
-    """Runs every auxiliary network on what its module hands on, and looks at each block."""
+    """Run every auxiliary network on the output of its module, and check each block."""
     plan = local.plan
     for planned, module in zip(plan.modules, local.local_modules, strict=True):
         if planned.auxiliary is None:

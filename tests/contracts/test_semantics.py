@@ -229,7 +229,7 @@ def test_state_dict_round_trip(batch: tuple[torch.Tensor, torch.Tensor]) -> None
 
 
 def hooked(model: nn.Module, calls: list[str]) -> list[str]:
-    """Puts hooks on some modules; what a step must call, sorted."""
+    """Put hooks on some modules, and return the sorted names of those that a step must call."""
     names = ["conv1", "layer1.0", "layer1.0.conv2", "layer2.0.downsample", "layer3.0.bn2", "fc"]
     for name in names:
         module = model.get_submodule(name)

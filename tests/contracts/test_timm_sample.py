@@ -61,7 +61,7 @@ LARGE_LAYERS = {
 
 
 def one_step(local: LocalGraphModule) -> Reach:
-    """A training step on the meta device, where nothing is computed."""
+    """Run a training step on the meta device, where nothing is computed."""
     spec = local.plan.input
     x = torch.empty((BATCH, *spec.shape[1:]), dtype=spec.dtype, device="meta")
     return reach(local.train(), x, torch.zeros(BATCH, dtype=torch.int64, device="meta"))

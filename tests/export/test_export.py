@@ -86,7 +86,7 @@ def _placed(members: tuple[str | Group, ...]) -> list[str]:
 
 
 def _checked(drawing: Drawing) -> Drawing:
-    """A drawing that hangs together: unique names, all placed once, arrows between them, in the order of execution."""
+    """Check a drawing: unique names, each placed once, arrows between them, in the order of execution."""
     names = [node.name for node in drawing.nodes]
     assert len({*names}) == len(names)
     assert sorted(_placed(drawing.members)) == sorted(names)

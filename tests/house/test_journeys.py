@@ -26,7 +26,7 @@ MOST = 20
 
 
 def file_of(path: str) -> str | None:
-    """The path inside this repository, None of a file of the environment or of a test."""
+    """Return the path inside this repository; None for a file of the environment or of a test."""
     for package in ("passes", "localize"):
         folder = f"{ROOT / package}/"
         if path.startswith(folder):

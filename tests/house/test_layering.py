@@ -72,7 +72,7 @@ def _imports(name: str) -> Iterator[str]:
 
 
 def _row(name: str) -> tuple[int, str]:
-    """Number of the row, and the room in it, that a module belongs to."""
+    """Return the number of the row that a module belongs to, and the room in it."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         prefix = ".".join(parts[:length])

@@ -19,13 +19,13 @@ from tests.tools.rules import DECODING, every_rule, images, networks, small
 
 
 def features(local: LocalGraphModule, x: torch.Tensor) -> torch.Tensor:
-    """What the first module gives."""
+    """Return the output of the first module."""
     model = copy.deepcopy(local.primary)
     return model.relu(model.bn1(model.conv1(x)))  # type: ignore[no-any-return]
 
 
 def slow_loss(method: str, parts: list[nn.Module], h: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The local loss of the first module as the papers write it."""
+    """Compute the local loss of the first module as the papers write it."""
     entropy = F.cross_entropy(parts[0](h), y)
     if method == "dgl":
         return entropy

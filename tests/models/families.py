@@ -29,7 +29,7 @@ class Member:
     """What makes it small: depths and widths."""
 
     def build(self) -> nn.Module:
-        """The network in train mode, the same every time, with all its random decisions on and no dead branches.
+        """Build the network in train mode, equal each time, with all random decisions on and no dead branches.
 
         Dropout and stochastic depth act. Parameters that start out all alike, as zeros, ones or small scales, are
         given random values: a branch behind zeros would hide what goes wrong in it.
@@ -47,7 +47,7 @@ class Member:
         return model.train()
 
     def fresh(self) -> nn.Module:
-        """The network as its own initializers leave it, in train mode, the same every time."""
+        """Build the network in train mode as its own initializers leave it, equal each time."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             return self._make().train()

@@ -141,7 +141,7 @@ def _residual(draw: Any, b: Builder) -> None:
 
 
 def _dense(draw: Any, b: Builder) -> None:
-    """New channels beside the old ones."""
+    """Concatenate new channels with the old ones."""
     source, grown = b.last, draw(st.sampled_from((2, 4)))
     value = b.unit(source, grown)
     channels, size = b.shapes[source]
@@ -206,7 +206,7 @@ def programs(draw: Any, smallest: int = 2, largest: int = 5) -> Program:
 
 
 def bounded(examples: int) -> settings:
-    """The same examples every time, as many as the clock allows."""
+    """Run the same examples each time, as many as the clock allows."""
     unhurried = [HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(
         max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=unhurried

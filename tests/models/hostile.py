@@ -27,7 +27,7 @@ hostile_loss.__name__ = f"'\"\n</script>{END}"
 
 
 def hostile_model() -> nn.Module:
-    """A layer for each name."""
+    """Build a layer for each name."""
 
     class Net(nn.Module):
         def __init__(self) -> None:

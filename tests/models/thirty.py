@@ -66,7 +66,7 @@ def batch(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def localized(name: str, method: str, **options: Any) -> LocalGraphModule:
-    """A new model, localized, in train mode.
+    """Build and localize a new model, in train mode.
 
     Raises:
         LocalizeError: The method is not for this model.
@@ -100,7 +100,7 @@ REFUSED: dict[tuple[str, str], str] = {
 
 
 def allowed(name: str, method: str) -> LocalGraphModule | None:
-    """The localized model, not held against the model itself; None where it is refused, as it should be."""
+    """Return the localized model, not compared with the model itself; None if it is refused, as it should be."""
     refused = REFUSED.get((name, method))
     if refused is None:
         return localized(name, method, verify=False)

@@ -28,7 +28,7 @@ class Entry:
     size: int
 
     def build(self) -> nn.Module:
-        """The network with fresh weights, the same every time."""
+        """Build the network with fresh weights, equal each time."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             return self.make()
@@ -40,7 +40,7 @@ class Entry:
         return x, torch.randint(CLASSES, (samples,), generator=generator)
 
     def localize(self, method: str = "auglocal", **options: Any) -> LocalGraphModule:
-        """A new network, localized, in train mode."""
+        """Build and localize a new network, in train mode."""
         model = self.build()
         options = {"d": 2, "seed": 0, "example_inputs": self.batch()[0], **options}
         local = localize(model, method, **options)
@@ -95,7 +95,7 @@ every_model = pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name
 
 @cache
 def localized(entry: Entry, method: str = "auglocal", modules: int | None = None) -> LocalGraphModule:
-    """The network, localized once for all tests that only read it or compute gradients.
+    """Return the network, localized once for all tests that only read it or compute gradients.
 
     Whoever takes it zeroes the gradients first; batch-norm statistics may have moved, weights never have.
     """
@@ -103,11 +103,11 @@ def localized(entry: Entry, method: str = "auglocal", modules: int | None = None
 
 
 def gradients(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of the gradients there are, by parameter name."""
+    """Return copies of all gradients by parameter name."""
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """The same names, and tensors equal bit for bit."""
+    """Assert that names are the same, and tensors equal bit for bit."""
     assert sorted(found) == sorted(expected)
     assert [name for name, value in found.items() if not torch.equal(value, expected[name])] == []

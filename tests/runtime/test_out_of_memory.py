@@ -46,7 +46,7 @@ class Switched(nn.ReLU):
 
 
 def switched(**options: Any) -> tuple[LocalGraphModule, Switched]:
-    """A localized chain whose second layer can be made to fail."""
+    """Return a localized chain whose second layer can be made to fail."""
     switch = Switched()
     model = nn.Sequential(
         *[nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), switch if i == 1 else nn.ReLU()) for i in range(4)],

@@ -215,7 +215,7 @@ def scaled_per_module(
     batch: Batch,
     optimizers: dict[str, torch.optim.Optimizer],
 ) -> None:
-    """A step with a scaler, and an update, for each module."""
+    """Run a step with a scaler, and an update, for each module."""
     names = [module.name for module in local.plan.modules]
     for k, loss in enumerate_steps(local, batch):
         scalers[k].scale(loss).backward()

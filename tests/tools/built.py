@@ -9,7 +9,7 @@ from passes.adapt.copy_recipe import CopyRecipe
 
 
 def assert_built(recipe: CopyRecipe, module: nn.Module) -> None:
-    """Runs the block forward and backward on random values: its shape, its parameters, a gradient for each."""
+    """Run the block on random values, and check its shape, its parameters, and a gradient for each."""
     out = module(torch.randn(recipe.input.shape))
     assert tuple(out.shape) == recipe.output.shape
     assert sum(p.numel() for p in module.parameters()) == recipe.params

@@ -61,7 +61,7 @@ def oracle(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> list[di
 
 
 def assert_equals(local: LocalGraphModule, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Steps against the oracle, the fused loss against the steps, both bit for bit; gradients where the plan says."""
+    """Compare steps with the oracle and the fused loss with the steps, bit for bit; check where gradients arrive."""
     twin = copy.deepcopy(local)
     steps = of_each_step(local, x, y)
     for k, (found, expected) in enumerate(zip(steps, oracle(twin, x, y), strict=True)):

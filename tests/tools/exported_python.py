@@ -17,12 +17,12 @@ ALLOWED = {"torch", *sys.stdlib_module_names}
 
 
 def source_of(local: LocalGraphModule) -> str:
-    """The text of the generated file."""
+    """Return the text of the generated file."""
     return write_python(Request(local, View())).decode("ascii")
 
 
 def run(text: str) -> dict[str, Any]:
-    """The names that the file defines."""
+    """Return the names that the file defines."""
 
     def guarded(name: str, *args: Any, **kwargs: Any) -> Any:
         assert name.partition(".")[0] in ALLOWED, f"the file imports {name}"
@@ -34,7 +34,7 @@ def run(text: str) -> dict[str, Any]:
 
 
 def rebuilt(local: LocalGraphModule, **given: Any) -> nn.Module:
-    """The network that the file makes, with the weights of the localized one."""
+    """Build the network of the file, with the weights of the localized one."""
     network: nn.Module = run(source_of(local))["Localized"](**given)
     network.load_state_dict(local.state_dict(), strict=True)
     return network

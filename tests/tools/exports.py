@@ -23,7 +23,7 @@ from localize.export.programs.programs import export_program
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
-    """The model, with running statistics that are not those of a fresh model."""
+    """Give the model running statistics that are not those of a fresh model."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             assert module.running_var is not None
@@ -38,7 +38,7 @@ def images(local: LocalGraphModule, batch: int) -> torch.Tensor:
 
 
 def expected(local: LocalGraphModule, view: Any, x: torch.Tensor) -> list[torch.Tensor]:
-    """What the model gives in eval mode."""
+    """Return the output of the model in eval mode."""
     if view == "local":
         return tensors(local.predictions(x))
     training = local.primary.training
@@ -49,7 +49,7 @@ def expected(local: LocalGraphModule, view: Any, x: torch.Tensor) -> list[torch.
 
 
 def require_alike(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], *, exact: bool = False) -> None:
-    """The same tensors, to 1e-4 of their scale or bit for bit."""
+    """Assert that tensors agree to 1e-4 of their scale, or bit for bit."""
     assert len(found) == len(wanted)
     for a, b in zip(found, wanted, strict=True):
         assert a.shape == b.shape
@@ -63,7 +63,7 @@ def require_alike(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor],
 def require_onnx(
     local: LocalGraphModule, view: Any, content: bytes, batches: Sequence[int] = (1, 2, 5)
 ) -> onnx.ModelProto:
-    """Holds what onnxruntime makes of an ONNX file against the model."""
+    """Compare the results of onnxruntime on an ONNX file with the model."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     for x in (images(local, batch) for batch in batches):
         given = session.run(None, {session.get_inputs()[0].name: x.numpy()})
@@ -72,7 +72,7 @@ def require_onnx(
 
 
 def require_program(local: LocalGraphModule, view: Any, content: bytes, batches: Sequence[int] = (1, 2, 5)) -> None:
-    """Loads a program of ``torch.export``, and holds what it gives against the model, bit for bit."""
+    """Load a program of ``torch.export``, and compare its results with the model, bit for bit."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch 2.11 reads weights from a buffer that cannot be written to
         loaded = torch.export.load(io.BytesIO(content)).module()
@@ -82,7 +82,7 @@ def require_program(local: LocalGraphModule, view: Any, content: bytes, batches:
 
 
 def require_right(local: LocalGraphModule, view: Any, batches: Sequence[int] = (1, 2, 5)) -> onnx.ModelProto:
-    """Writes both, and holds them against the model, and nodes against its plan."""
+    """Write both, and compare them with the model, and their nodes with its plan."""
     made = export_program(local, view)  # both are made from it: a second time would take as long
     require_program(local, view, save(made, local), batches)
     proto = require_onnx(local, view, convert(made, Request(local, View(kind=view))), batches)
@@ -108,12 +108,12 @@ def require_members(local: LocalGraphModule, view: Any, proto: onnx.ModelProto) 
 
 
 def properties(part: Any) -> dict[str, str]:
-    """What the metadata of a node or a model says."""
+    """Return the metadata of a node or a model."""
     return {prop.key: prop.value for prop in part.metadata_props}
 
 
 def convolutions(proto: onnx.ModelProto) -> Counter[tuple[int, str]]:
-    """Number of convolutions by local module and network."""
+    """Count the convolutions by local module and network."""
     told = (properties(node) for node in proto.graph.node if node.op_type == "Conv")
     return Counter((int(each["localize.module"].split()[0]), each["localize.network"]) for each in told)
 

@@ -53,7 +53,7 @@ class Oracle(fx.Interpreter):
 
 
 def _reads_first(outputs: tuple[str, ...], live: tuple[str, ...]) -> tuple[str, ...]:
-    """The tensors that cross, in the order in which the module gives those it computes."""
+    """Return the tensors that cross, in the order in which the module returns those it computes."""
     return (*(name for name in outputs if name in live), *(name for name in live if name not in outputs))
 
 

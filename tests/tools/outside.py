@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 
 
 def laid_out(graph: bytes) -> dict[str, Any]:
-    """What Graphviz makes of a graph, with the place of every line of text."""
+    """Lay out a graph with Graphviz, and return the place of every line of text."""
     done = subprocess.run(["dot", "-Tjson"], input=graph, capture_output=True, check=True)
     assert done.stderr == b""
     found: dict[str, Any] = json.loads(done.stdout)
@@ -78,7 +78,7 @@ def inside(inner: Box, outer: Box, slack: float = 0.5) -> bool:
 
 
 def unfit(layout: dict[str, Any]) -> list[Any]:
-    """What is wrong to the eye: text cut off, outside of its box, or upon other text; boxes upon each other."""
+    """Return what looks wrong: text cut off, outside its box or over other text; boxes over each other."""
     left, bottom, right, top = map(float, layout["bb"].split(","))
     lines, places = lines_of(layout), boxes(layout)
     found: list[Any] = [line for line in lines if not inside(line.box, (left, bottom, right, top))]

@@ -38,7 +38,7 @@ def small(method: str, **options: Any) -> LocalGraphModule:
 
 
 def networks(auxiliary: nn.Module) -> list[nn.Module]:
-    """What an auxiliary network is made of: the classifier, and those of further terms."""
+    """Return the parts of an auxiliary network: the classifier, and those of further terms."""
     if not isinstance(auxiliary, WithTerms):
         return [auxiliary]
     return [auxiliary.classifier, *(term.network for term in auxiliary.terms.values() if isinstance(term, Term))]

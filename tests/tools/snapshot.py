@@ -18,7 +18,7 @@ def _tensor(value: torch.Tensor | None) -> tuple[Any, ...] | None:
 
 
 def _plain(value: Any) -> Any:
-    """What an attribute holds: containers by content, anything else by identity and, where simple, by value."""
+    """Return the value of an attribute: containers by content, the rest by identity and, if simple, by value."""
     if isinstance(value, torch.Tensor):
         return _tensor(value)
     if isinstance(value, dict):
@@ -52,7 +52,7 @@ class Snapshot:
         return found
 
     def differences(self) -> list[str]:
-        """What is no longer as it was; empty when all is."""
+        """Return the names of attributes that have changed."""
         now = self._read()
         found = [f"{path} appeared" for path in now if path not in self.state]
         for path, before in self.state.items():

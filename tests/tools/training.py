@@ -21,7 +21,7 @@ STEPS = 4  # 60 images in batches of 15
 
 
 def with_dropout() -> nn.Sequential:
-    """A chain of convolutions that draws random numbers in training."""
+    """Return a chain of convolutions that draws random numbers in training."""
     widths = (3, 4, 6, 8)
     layers = [
         nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(), nn.Dropout(0.3))
@@ -36,7 +36,7 @@ def localized(method: str = "auglocal", model: Callable[[], nn.Module] = with_dr
 
 
 def interrupt_after(steps: int, number: int = signal.SIGINT) -> Callable[[Event], None]:
-    """A listener that sends this process a signal after so many steps, as Ctrl-C would."""
+    """Return a listener that sends this process a signal after some steps, as Ctrl-C would."""
     left = [steps]
 
     def listen(event: Event) -> None:

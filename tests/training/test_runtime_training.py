@@ -48,7 +48,7 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path: Path, data: Data) ->
 
 def test_resumed_in_another_layout(tmp_path: Path, data: Data) -> None:
     def smooth() -> nn.Sequential:
-        """A chain in which rounding stays rounding: a ReLU may flip where another layout adds in another order."""
+        """Return a chain without ReLU, which may flip where another layout adds in another order."""
         layers = [
             nn.Sequential(nn.Conv2d(i, o, 3, stride=s, padding=1), nn.BatchNorm2d(o), nn.GELU())
             for i, o, s in ((3, 16, 1), (16, 24, 2), (24, 24, 1))

@@ -110,7 +110,7 @@ def count(browser: Chromium, selector: str) -> int:
 
 
 def facts(browser: Chromium) -> dict[str, str]:
-    """What the panel says, by name."""
+    """Return the entries of the panel by name."""
     found = browser.evaluate("""[...document.querySelectorAll("#panel .facts dt")].map(
         (name) => [name.textContent, name.nextSibling.textContent])""")
     return {name: value for name, value in reversed(found)}

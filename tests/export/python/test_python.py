@@ -222,7 +222,7 @@ class Branching(nn.Module):
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, x: torch.Tensor) -> Any:
-        """A dict in training."""
+        """Return a dict in training."""
         x = self.first(x.mul_(2.0))
         kept = x
         x = self.second(x)

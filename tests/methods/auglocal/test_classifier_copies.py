@@ -66,7 +66,7 @@ def convolutional() -> nn.Module:
 
 
 def copy(model: nn.Module, spec: TensorSpec, width: int | None = None) -> tuple[CopyRecipe, nn.Module]:
-    """The classifier behind ``spec``, held to its recipe."""
+    """Build the classifier after ``spec``, and check it against its recipe."""
     adapter = Adapter(analyse(model, (2, 3, 8, 8), max_cut=1))
     recipe = adapter.adapt_classifier(spec, width)
     module = rebuild(adapter, recipe, Initializer(torch.Generator().manual_seed(0)))

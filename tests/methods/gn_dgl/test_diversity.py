@@ -53,7 +53,7 @@ def test_its_gradient_reaches_each_group_through_its_own_terms() -> None:
         others = [v for i, v in enumerate(values) if i != group]
 
         def own(x: torch.Tensor, others: list[torch.Tensor] = others) -> torch.Tensor:
-            """The sum of its similarities to the others."""
+            """Return the sum of its similarities to the others."""
             return torch.stack([diversity([x, other], target) for other in others]).sum()
 
         leaves = [v.detach().clone().requires_grad_() for v in values]

@@ -118,7 +118,7 @@ def conv(size: int = 3, groups: int = 1) -> nn.Module:
 
 @st.composite
 def pieces(draw: st.DrawFn, depth: int = 2) -> nn.Module:
-    """A block of :data:`WIDTH` channels in and out that keeps the resolution."""
+    """Draw a block of :data:`WIDTH` channels in and out that keeps the resolution."""
     kinds: dict[str, Any] = {
         "conv": lambda: conv(draw(st.sampled_from([1, 3, 5])), draw(st.sampled_from([1, 2, 4, WIDTH]))),
         "batch norm": lambda: nn.BatchNorm2d(WIDTH),
@@ -157,7 +157,7 @@ class Net(nn.Module):
 def place(
     block: nn.Module, before: int, after: int, spec: TensorSpec, stride: int
 ) -> tuple[CopyRecipe, fx.GraphModule]:
-    """The block behind ``spec``, as layer 1 of a network; run forward and backward."""
+    """Build the block after ``spec``, as layer 1 of a network, and run it forward and backward."""
     network = analyse(Net(block, before, after), (2, 3, 16, 16), max_cut=1, granularity=["stem", "block"], verify=False)
     assert [network.layers[1].input.channels, network.layers[1].output.channels] == [before, after]
     adapter = Adapter(network)

@@ -24,7 +24,7 @@ WIDE = torch.empty(2, 8, 8, 8)
 
 
 def site(hand: HandGraph, node: fx.Node, *args: Any, values: dict[str, Any] | None = None, **kwargs: Any) -> RepairSite:
-    """The layer of all nodes but the input, about to run ``node``; ``values`` are those of earlier nodes."""
+    """Return a site in the layer of all nodes but the input, about to run ``node``, after nodes of these ``values``."""
     captured, shapes = hand.finish(node)
     nodes = captured.nodes[1:-1]
     position = {each.name: i for i, each in enumerate(nodes)}

@@ -45,7 +45,7 @@ class Net(nn.Module):
 def place(
     block: nn.Module, width: int, spec: TensorSpec, stride: int = 1, tokens: bool = False
 ) -> tuple[CopyRecipe, fx.GraphModule]:
-    """The block, of input and output ``width``, behind ``spec``: built, run both ways, and held to its recipe."""
+    """Build the block of input and output ``width`` after ``spec``, run it, and check it against its recipe."""
     network = analyse(Net(block, width, width, tokens), (2, 3, 8, 8), max_cut=1, granularity=["stem", "block"])
     adapter = Adapter(network)
     recipe = adapter.adapt(1, spec, stride, "stride")

@@ -26,7 +26,7 @@ def image(channels: int = 8, size: int = 8) -> TensorSpec:
 
 
 def net(layer: Callable[[HandGraph, fx.Node], fx.Node]) -> Network:
-    """A stem, one layer, and a classifier; the layer has index 1."""
+    """Build a stem, one layer with index 1, and a classifier."""
     hand = HandGraph()
     value = layer(hand, hand.conv("stem", hand.x))
     return network(hand.finish(hand.linear("fc", hand.op("pool", value, shape=(2, 4)))))
@@ -38,7 +38,7 @@ def fit(network: Network, spec: TensorSpec, attempt: Attempt = AS_IT_IS, edits: 
 
 
 def spatial(hand: HandGraph, value: fx.Node, stride: int = 1) -> fx.Node:
-    """A 3x3 convolution and a norm."""
+    """Build a 3x3 convolution and a norm."""
     shape = HALF if stride == 2 else (2, 4, 8, 8)
     conv = hand.layer("c", nn.Conv2d(4, 4, 3, stride, 1), value, shape=shape, cost=MIXING)
     return hand.layer("n", nn.BatchNorm2d(4), conv, shape=shape)

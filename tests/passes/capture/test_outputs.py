@@ -86,7 +86,7 @@ def values_of(result: Any) -> list[torch.Tensor]:
 
 
 def assert_rebuilds(captured: Captured, x: torch.Tensor = X) -> None:
-    """Running the graph gives the model's own train-mode result, containers included."""
+    """Check that running the graph gives the model's own train-mode result, containers included."""
     model = captured.model.train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(1)

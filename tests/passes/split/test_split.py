@@ -115,7 +115,7 @@ def values_at(values: dict[str, Any]) -> Callable[[torch.fx.Node], Any]:
 
 
 def _outputs(network: Network, x: torch.Tensor, ends: list[str]) -> list[torch.Tensor]:
-    """The values of some nodes, each computed with what earlier ones of them give detached."""
+    """Return the values of some nodes, each computed from detached values of the earlier ones."""
     captured = network.captured
     values: dict[str, Any] = {captured.input: x}
     found = []

@@ -35,7 +35,7 @@ from localize.training.data.sources import balanced_subset, open_source
 def write_folder(
     root: Path, *, classes: tuple[str, ...] = ("ant", "bee"), count: int = 5, size: tuple[int, int] = (12, 10)
 ) -> Path:
-    """An image folder; image i of class c is of one colour: red 20 * i, green 100 * c."""
+    """Write an image folder; image i of class c has one colour: red 20 * i, green 100 * c."""
     for part, images in (("train", count), ("test", 2)):
         for label, name in enumerate(classes):
             (root / part / name).mkdir(parents=True)
@@ -46,7 +46,7 @@ def write_folder(
 
 
 def write_idx(folder: Path, *, gzipped: bool = True, labels: list[int] | None = None) -> Path:
-    """The four files of Fashion-MNIST, with 12 training and 4 test images of 4 x 3 pixels."""
+    """Write the four files of Fashion-MNIST, with 12 training and 4 test images of 4 x 3 pixels."""
     folder.mkdir(exist_ok=True)
     for prefix, count in (("train", 12), ("t10k", 4)):
         pixels = bytes(value % 256 for value in range(count * 12))
