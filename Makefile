@@ -1,5 +1,5 @@
 # Each command works from a fresh clone: it sets up what it needs, once.
-#   make demo    trains a small network by local learning and by backpropagation, and compares them (3 minutes on 2 cores)
+#   make demo    compares local learning, backpropagation and checkpointing on a small network (minutes on 2 cores)
 #   make test    the whole check, as CI runs it
 #   make docs    builds the documentation site: open build/site/index.html
 # VENV=dir is the environment of `make demo`; PYTHON=python3.12 chooses the interpreter.
