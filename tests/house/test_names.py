@@ -25,7 +25,7 @@ REPEATED_FILES = {"__init__", "__main__", "options", "rule"}
 REPEATED_CLASSES = {"Options"}
 LARGE_ROOMS = {"localize/cli", "localize/export/python"}
 """Rooms with a file for each command, and with one for each kind of code that is written."""
-LARGEST_ROOM = 13
+LARGEST_ROOM = 14
 
 
 def twins(places: Iterator[tuple[str, str]]) -> dict[str, list[str]]:
@@ -65,3 +65,42 @@ def test_a_room_says_what_it_is_for_and_what_it_may_import(room: str) -> None:
     """Its docstring has at least two sentences."""
     docstring = ast.get_docstring(TREES[f"{room}/__init__.py"]) or ""
     assert len(re.findall(r"[.!](?=\s|$)", docstring)) >= 2
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_docstrings_of_functions_open_with_a_verb() -> None:
+    """Ruff's D401 sees most; these openings of noun clauses it lets pass, and does not look for in properties."""
+    opened = {
+        f"{name}:{f.lineno}": (ast.get_docstring(f) or "").split() for name in FILES for f in functions(TREES[name])
+    }
+    clauses = ("What", "Whether", "Of", "How")
+    assert {place: words[0] for place, words in opened.items() if words and words[0] in clauses} == {}
+
+
+def texts(tree: ast.Module) -> Iterator[str]:
+    """Every text of a file but docstrings: of formatted ones, the parts that stand in the source."""
+    docstrings = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+def test_errors_say_what_is_wanted() -> None:
+    """Errors read "NAME must be X, got Y", not "Y is no X"; "there is no X" is plain enough."""
+    said = {
+        name: [text for text in texts(tree) if re.search(r"(?<!there )\b(is|are) (no|none)\b", text)]
+        for name, tree in TREES.items()
+    }
+    assert {name: found for name, found in said.items() if found} == {}
+
+
+def test_any_is_rare() -> None:
+    """Fewer than 15 uses of the type in 1,000 lines: it says nothing to a reader, and hides faults from the checker."""
+    sources = [path.read_text(encoding="utf-8") for path in FILES.values()]
+    uses = sum(len(re.findall(r"\bAny\b", source)) for source in sources)
+    assert 1000 * uses < 15 * sum(len(source.splitlines()) for source in sources)
