@@ -27,7 +27,7 @@ MEMORY_BATCH = 1024
 NAMES = {
     "auglocal": f"AugLocal, d={AUXILIARY_DEPTH}",
     "bp": "backpropagation",
-    "checkpoint": "backpropagation with checkpointing",
+    "checkpoint": "checkpointing",
 }
 """Methods in the order in which they are trained, with their names in the table."""
 
@@ -67,7 +67,7 @@ def run_demo(epochs: int, out: Path) -> None:
     console.print(_table(rows))
     console.print(
         f"Peak memory: live tensors of one training step at batch {MEMORY_BATCH}, counted. Accuracy and time: of the "
-        "runs above, on one core. Checkpointing computes activations a second time and changes no result. "
+        "runs above, on one core. Checkpointing is backpropagation that computes activations a second time, with the same results. "
         f"Curves and weights: {out}"
     )
 

@@ -74,7 +74,7 @@ def test_setups_that_make_no_sense(options: dict[str, object], message: str) -> 
 def test_methods_that_there_are_not() -> None:
     with pytest.raises(MethodError, match="nonsense"):
         Setup(methods=("bp", "nonsense"))
-    with pytest.raises(MethodError, match="d="):
+    with pytest.raises(MethodError, match="d must be an integer >= 1, got 0"):
         Setup(methods=("auglocal",), depths=(0,))
 
 

@@ -453,7 +453,7 @@ def test_a_plan_from_json_knows_no_model() -> None:
     plan.memory(8, rivals=False)
     for other in (Plan.from_json(plan.to_json()), pickle.loads(pickle.dumps(plan)), copy.deepcopy(plan)):
         assert other == plan
-        with pytest.raises(PlanError, match=r"knows no model.*localize\(model, \.\.\.\)\.plan\.memory"):
+        with pytest.raises(PlanError, match=r"has no model to forecast.*localize\(model, \.\.\.\)\.plan\.memory"):
             other.memory(8)
 
 

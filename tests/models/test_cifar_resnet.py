@@ -90,11 +90,11 @@ def _forward_out_of_place(model: Any, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("depth", [-4, 2, 7, 18, 34])
 def test_refuses_a_depth_that_is_not_6n_plus_2(depth: int) -> None:
-    with pytest.raises(LocalizeError, match=rf"depth {depth}\. Take 6n \+ 2"):
+    with pytest.raises(LocalizeError, match=rf"depth must be 6n \+ 2, got {depth}\. Take 8, 14"):
         cifar_resnet(depth)
 
 
 @pytest.mark.parametrize("argument", ["num_classes", "in_channels", "width"])
 def test_refuses_an_argument_below_1(argument: str) -> None:
-    with pytest.raises(LocalizeError, match=f"{argument}=0"):
+    with pytest.raises(LocalizeError, match=f"{argument} must be at least 1, got 0"):
         cifar_resnet(8, **{argument: 0})

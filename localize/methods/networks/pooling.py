@@ -38,10 +38,9 @@ class GlobalAveragePool(nn.Module):
 
 
 class _Mean(torch.autograd.Function):
-    """The mean, with a gradient that takes no memory: one value for all positions instead of one for each.
+    """The mean, whose gradient takes no memory: one value for all positions, not one for each."""
 
-    Torch's own gradient is a full map, which at the first local module would be the peak of memory.
-    """
+    # Torch's own gradient is a full map, which at the first local module would be the peak of memory.
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
