@@ -99,6 +99,7 @@ def test_the_model_is_left_alone() -> None:
     F.cross_entropy(model(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1])).backward()
 
 
+@pytest.mark.slow
 def test_same_figure_every_time_and_more_for_more_images() -> None:
     local = resnet()
     assert peak_step_bytes(local, 32) == peak_step_bytes(local, 32)
