@@ -235,7 +235,7 @@ def test_files_that_hold_no_weights() -> None:
     torch.save([1, 2], "list.pt")
     torch.save({}, "empty.pt")
     for name in ("x.safetensors", "junk.pt", "list.pt", "empty.pt"):
-        with pytest.raises(WeightsError, match="is not a |has no "):
+        with pytest.raises(WeightsError, match=r"is not a |has no "):
             read_weights(Path(name))
 
 
