@@ -67,8 +67,8 @@ def run_demo(epochs: int, out: Path) -> None:
     console.print(_table(rows))
     console.print(
         f"Peak memory: live tensors of one training step at batch {MEMORY_BATCH}, counted. Accuracy and time: of the "
-        "runs above, on one core. Checkpointing is backpropagation that computes activations a second time, with the same results. "
-        f"Curves and weights: {out}"
+        "runs above, on one core. Checkpointing is backpropagation that computes activations a second time, with the "
+        f"same results. Curves and weights: {out}"
     )
 
 
