@@ -45,6 +45,9 @@ class Artefacts:
     """Compiled code by the key that it is specialized on; copies of a network share it."""
 
     backend: Backend
+    fault: str | None = None
+    """Reason why the network cannot be trained with channels last on a CPU
+    (:func:`localize.runtime.layout.channels_last_fault`); None if it can."""
     count: int = 0
     """Number of graphs that were compiled."""
     functions: dict[Hashable, Callable[..., object] | str] = field(default_factory=dict)
@@ -114,7 +117,11 @@ class Artefacts:
         backend: Callable[..., object] = lookup_backend(self.backend) if isinstance(self.backend, str) else self.backend
         if self.backend == "inductor":
             # The same random numbers as without compiling, so that dropout draws the same masks.
-            backend = partial(backend, config_patches={"fallback_random": True})
+            patches = {"fallback_random": True}
+            if self.fault is not None and all(tensor.device.type == "cpu" for tensor in inputs):
+                # Inductor lays convolutions out with channels last on its own account.
+                patches["layout_optimization"] = False
+            backend = partial(backend, config_patches=patches)
         # Compile the backward pass now, too, so that its failures are caught where the region can still run
         # uncompiled. Compiled graphs donate buffers, which rules out retain_graph; that switch is global, so it stays.
         with config.patch(force_non_lazy_backward_lowering=True):

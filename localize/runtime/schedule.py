@@ -58,6 +58,8 @@ def choose(asked: Runtime, device: str, fault: str | None = None) -> RuntimeChoi
     for name, why in _unavailable(chosen, device, fault):
         changes[name] = False
         missing.append(f"{name} off: {why}")
+    if fault is not None and chosen.compile and chosen.backend == "inductor":
+        notes.append(f"compiled code keeps the contiguous layout: {fault}")
     return RuntimeChoice(replace(asked, **changes), (*notes, *missing), tuple(missing))
 
 
@@ -98,7 +100,7 @@ class Schedule:
     ) -> None:
         self.asked = read_runtime(asked)
         self._fault = fault
-        self.artefacts = artefacts or Artefacts(self.asked.backend)
+        self.artefacts = artefacts or Artefacts(self.asked.backend, fault)
         self.regions = CompiledRegions(self.artefacts)
         self._choices: dict[str, RuntimeChoice] = {}
         self._laid_out = False

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrizations
 
 from localize import LocalGraphModule, Runtime, localize
@@ -98,6 +98,29 @@ def test_channels_last_asked_for_in_vain_warns_and_trains_contiguous() -> None:
     assert len(told) == 1
     assert FAULT in str(local.runtime)
     torch.testing.assert_close(found, steps(plain), rtol=0, atol=0)
+
+
+def test_compiled_code_of_a_narrow_network_keeps_the_contiguous_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor would lay convolutions out with channels last on its own account."""
+    patches: list[dict[str, bool]] = []
+
+    def inductor(graph: fx.GraphModule, inputs: list[torch.Tensor], config_patches: dict[str, bool]) -> fx.GraphModule:
+        patches.append(config_patches)
+        return graph
+
+    monkeypatch.setattr(
+        "torch._dynamo.backends.registry.lookup_backend", lambda name: inductor if name == "inductor" else name
+    )
+    monkeypatch.setattr("localize.runtime.schedule._no_compiler", lambda device: None)
+    narrow = small("bp", runtime="compile")
+    steps(narrow)
+    assert f"compiled code keeps the contiguous layout: {FAULT}" in str(narrow.runtime)
+    assert patches
+    assert all(patch["layout_optimization"] is False for patch in patches)
+    patches.clear()
+    steps(small("bp", width=LEAST_CHANNELS, runtime="compile"))
+    assert patches
+    assert not any("layout_optimization" in patch for patch in patches)
 
 
 def test_an_auxiliary_network_counts_as_well() -> None:
