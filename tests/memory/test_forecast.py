@@ -136,7 +136,7 @@ def test_residents_by_hand() -> None:
 # The batch size -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["auglocal", "checkpoint", "mlaan", "predsim"])
+@pytest.mark.parametrize("method", ["auglocal", "checkpoint", pytest.param("mlaan", marks=pytest.mark.slow), "predsim"])
 def test_a_curve_through_small_batches_is_a_run_at_any_batch(method: str) -> None:
     """Every operation's live bytes, bit for bit; a line, but for similarities of all pairs of samples."""
     run = dry_run(resnet(method, depth=8))
@@ -335,7 +335,7 @@ def test_updates_module_by_module_free_gradients(method: str) -> None:
     assert apart.peak <= together.peak
 
 
-@pytest.mark.parametrize("method", ["auglocal", "mlaan"])
+@pytest.mark.parametrize("method", ["auglocal", pytest.param("mlaan", marks=pytest.mark.slow)])
 def test_updates_module_by_module_counted(method: str) -> None:
     """A loop that updates so, counted."""
     local = resnet(method, depth=8, modules=3)
