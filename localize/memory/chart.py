@@ -68,17 +68,17 @@ def step_memory(local: LocalGraphModule, batch: int) -> StepMemory:
     """
     settings = StepSettings()
     run = dry_run_of(local, settings)
-    found, own = forecast(run, batch), course(run.record(batch))
+    own_forecast, own = forecast(run, batch), course(run.record(batch))
     if local.plan.method == "bp":
-        return StepMemory(forecast=found, own=own, rival=own)
+        return StepMemory(forecast=own_forecast, own=own, rival=own)
     forecaster = local.plan.forecaster
     if not isinstance(forecaster, Forecaster):
-        return StepMemory(forecast=found, own=own, rival=None, why_not="the plan knows no model")
+        return StepMemory(forecast=own_forecast, own=own, rival=None, why_not="the plan knows no model")
     try:
         rival = forecaster.rival("bp", settings).record(batch)
     except LocalizeError as error:
-        return StepMemory(forecast=found, own=own, rival=None, why_not=str(error))
-    return StepMemory(forecast=found, own=own, rival=course(rival))
+        return StepMemory(forecast=own_forecast, own=own, rival=None, why_not=str(error))
+    return StepMemory(forecast=own_forecast, own=own, rival=course(rival))
 
 
 def dry_run_of(local: LocalGraphModule, settings: StepSettings) -> DryRun:
